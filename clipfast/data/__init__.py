@@ -1,0 +1,18 @@
+"""Image-caption pairs from webdataset shards, decoded by NVIDIA DALI.
+
+Names are loaded when first used: the command-line tools of this package start worker processes that
+need neither torch nor DALI's pipeline.
+"""
+
+import importlib
+from typing import Any
+
+__all__ = ["Batch", "EvalLoader", "ShardReader", "TrainLoader"]
+
+_HOME = {"ShardReader": "clipfast.data.reader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'clipfast.data' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME.get(name, "clipfast.data.loader")), name)

@@ -1,0 +1,184 @@
+"""The DALI pipeline: encoded images in, normalised square crops out, on the CPU or the GPU."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipfast.data.check import check_images
+from clipfast.data.reader import EncodedBatch, ShardReader, broken_image
+
+# Mean and standard deviation of the paper's training images, per channel, for pixels in [0, 1].
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+_QUEUE_DEPTH = 2
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """A decoded batch and where it came from.
+
+    Attributes:
+        images: ``[B, 3, S, S]`` in channels_last, normalised, on the loader's device.
+        encoded: its source: tokens, lengths, request.
+    """
+
+    images: Tensor
+    encoded: EncodedBatch
+
+
+class Decoder:
+    """Decodes, crops, resizes and normalises a stream of encoded batches.
+
+    The crop is the paper's: a random square of the resized image, here cut from the full-size image
+    and resized once with bicubic interpolation and antialiasing, which reads fewer pixels and
+    interpolates once. Greyscale, CMYK, palette and 16-bit images become RGB; orientation tags apply.
+    On a GPU decoding runs on its JPEG hardware where there is any, and pixels never return to the
+    host.
+
+    Args:
+        source: batches in order.
+        reader: names a broken sample.
+        batch_size: the largest batch that comes.
+        image_size: S, pixels.
+        device: where images are wanted.
+        dtype: of the images: float32, float16 or bfloat16.
+        threads: CPU threads that decode.
+
+    Raises:
+        ImportError: DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        source: Iterator[EncodedBatch],
+        reader: ShardReader,
+        batch_size: int,
+        image_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        threads: int,
+    ) -> None:
+        self._source = source
+        self._reader = reader
+        self._device = device
+        self._dtype = dtype
+        self._in_flight: deque[EncodedBatch] = deque()
+        # The executor may still read the bytes of a batch whose result has just been handed out.
+        self._finished: deque[EncodedBatch] = deque(maxlen=_QUEUE_DEPTH)
+        self._failure: Exception | None = None
+        self._pipeline = _build_pipeline(
+            self._feed, batch_size, image_size, device, dtype, max(1, threads)
+        )
+
+    def __iter__(self) -> "Decoder":
+        return self
+
+    def __next__(self) -> DecodedBatch:
+        if self._failure is not None:
+            raise self._failure
+        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        try:
+            self._pipeline.schedule_run()
+            outputs = self._pipeline.share_outputs(cuda_stream=stream)
+        except StopIteration:
+            raise
+        except Exception as error:
+            raise (self._failure or self._explain(error)) from error
+        encoded = self._in_flight.popleft()
+        images = self._to_torch(outputs[0], stream)
+        self._pipeline.release_outputs()
+        self._finished.append(encoded)
+        return DecodedBatch(images, encoded)
+
+    def _feed(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Called by DALI, ahead of the results; StopIteration ends its stream."""
+        try:
+            encoded = next(self._source)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self._failure = error
+            raise
+        self._in_flight.append(encoded)
+        return encoded.images, list(encoded.request.crops)
+
+    def _to_torch(self, output, stream) -> Tensor:
+        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray, to_torch_type
+
+        images = torch.empty(
+            output.as_tensor().shape(), dtype=to_torch_type[output.dtype], device=self._device
+        )
+        feed_ndarray(output.as_tensor(), images, cuda_stream=stream)
+        return images.to(self._dtype).permute(0, 3, 1, 2)
+
+    def _explain(self, error: Exception) -> Exception:
+        """Find the sample that broke the pipeline, whose error names no file."""
+        for encoded in self._in_flight:
+            samples = encoded.request.samples
+            reasons = check_images([image.tobytes() for image in encoded.images])
+            for i, reason in enumerate(reasons):
+                if reason:
+                    shard, row = int(samples.shard[i]), int(samples.row[i])
+                    return broken_image(self._reader, shard, row, reason)
+        return RuntimeError(f"DALI failed, though every image of the batch decodes alone: {error}")
+
+
+def _build_pipeline(feed, batch_size, image_size, device, dtype, threads):
+    try:
+        from nvidia.dali import fn, pipeline_def, types
+    except ImportError as error:
+        raise ImportError(
+            "decoding needs NVIDIA DALI: pip install 'clipfast[train]' "
+            "(CUDA 12: 'clipfast[train-cuda12]')"
+        ) from error
+
+    on_gpu = device.type == "cuda"
+    # DALI writes float32 and float16; bfloat16 is rounded from float32 on a CPU, where it is cheap,
+    # and from float16 on a GPU: its ten bits of mantissa hold more than bfloat16's seven.
+    half = dtype == torch.float16 or (on_gpu and dtype == torch.bfloat16)
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device.index or 0 if on_gpu else None,
+        prefetch_queue_depth=_QUEUE_DEPTH,
+        exec_dynamic=True,
+    )
+    def pipeline():
+        encoded, crop = fn.external_source(
+            source=feed,
+            num_outputs=2,
+            batch=True,
+            no_copy=True,
+            dtype=[types.UINT8, types.FLOAT],
+            ndim=[1, 1],
+        )
+        images = fn.decoders.image(
+            encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB
+        )
+        size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2]
+        side = fn.reductions.min(size, axes=[0]) * crop[0]
+        start = (size - side) * crop[1:3]
+        images = fn.resize(
+            images,
+            size=[image_size, image_size],
+            roi_start=start,
+            roi_end=start + side,
+            interp_type=types.INTERP_CUBIC,
+            antialias=True,
+        )
+        return fn.crop_mirror_normalize(
+            images,
+            dtype=types.FLOAT16 if half else types.FLOAT,
+            output_layout="HWC",
+            mean=[255.0 * channel for channel in MEAN],
+            std=[255.0 * channel for channel in STD],
+        )
+
+    built = pipeline()
+    built.build()
+    return built

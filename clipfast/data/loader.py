@@ -1,0 +1,233 @@
+"""Batches of images and tokens: an endless shuffled stream for training, one pass for evaluation."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipfast.data.decode import Decoder
+from clipfast.data.order import EpochOrder
+from clipfast.data.reader import Prefetcher, Request, ShardReader
+from clipfast.data.shards import counts, expand
+
+_READ_AHEAD = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch.
+
+    Attributes:
+        images: ``[B, 3, S, S]`` in channels_last, normalised, on the loader's device.
+        tokens: ``[B, L]`` int64 on the loader's device; L is the longest caption of this share.
+        lengths: ``[B]`` int64 on the CPU, tokens up to and including end-of-text.
+        epoch: from 0.
+        index: number of the global batch in its epoch.
+        shard: ``[B]`` int64, where each sample came from.
+        row: ``[B]`` int64, its row in that shard.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    epoch: int
+    index: int
+    shard: np.ndarray
+    row: np.ndarray
+
+
+class _Loader:
+    """What both loaders share: shards, reader threads, decoder."""
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        image_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        threads: int = 4,
+        context_length: int = 77,
+    ) -> None:
+        self.shards = expand(patterns)
+        self.image_size = image_size
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.threads = max(1, threads)
+        self.reader = ShardReader(self.shards, context_length)
+
+    def _batches(self, requests: Iterator[Request], batch_size: int) -> Iterator[Batch]:
+        prefetcher = Prefetcher(
+            self.reader.read, requests, threads=min(self.threads, _READ_AHEAD), depth=_READ_AHEAD
+        )
+        decoder = Decoder(
+            prefetcher,
+            self.reader,
+            batch_size,
+            self.image_size,
+            self.device,
+            self.dtype,
+            self.threads,
+        )
+        try:
+            for decoded in decoder:
+                encoded = decoded.encoded
+                yield Batch(
+                    images=decoded.images,
+                    tokens=encoded.tokens.to(self.device, non_blocking=True),
+                    lengths=encoded.lengths,
+                    epoch=encoded.request.epoch,
+                    index=encoded.request.index,
+                    shard=encoded.request.samples.shard,
+                    row=encoded.request.samples.row,
+                )
+        finally:
+            prefetcher.close()
+
+
+class TrainLoader(_Loader):
+    """An endless stream of shuffled batches, each sample once an epoch over all ranks.
+
+    The order depends on the seed and the epoch alone (``clipfast.data.order``): global batch k is
+    the same set of samples and crops on any number of ranks, so that a run resumes in mid-epoch, on
+    more or fewer ranks, and repeats itself exactly. Samples that do not fill a last global batch are
+    left out of that epoch; being shuffled anew, others are left out of the next.
+
+    Args:
+        patterns: shards; see ``clipfast.data.shards.expand``.
+        image_size: side of the square crop, pixels.
+        batch_size: the global batch, over all ranks.
+        rank: this rank.
+        world_size: number of ranks; divides ``batch_size``.
+        seed: of order and crops.
+        scale: smallest and largest side of the crop, as fractions of the image's short side.
+        window: samples shuffled together, see ``EpochOrder``.
+        shuffle: False reads in the order of the shards.
+        device: where batches are wanted.
+        dtype: of the images.
+        threads: CPU threads that decode.
+        context_length: tokens a caption is cut to.
+
+    Raises:
+        ValueError: the shards hold less than one global batch, or an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        image_size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        scale: tuple[float, float] = (0.9, 1.0),
+        window: int = 1 << 18,
+        shuffle: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(patterns, image_size, **options)
+        if batch_size % world_size:
+            raise ValueError(f"batch size {batch_size} does not divide by {world_size} ranks")
+        if not 0.0 < scale[0] <= scale[1] <= 1.0:
+            raise ValueError(f"scale must satisfy 0 < smallest <= largest <= 1; got {scale}")
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.scale = scale
+        self.order = EpochOrder(counts(self.shards), seed, window, shuffle)
+        self.batches_per_epoch = len(self.order) // batch_size
+        if self.batches_per_epoch == 0:
+            raise ValueError(
+                f"{len(self.shards)} shard(s) hold {len(self.order)} samples, less than one global "
+                f"batch of {batch_size}: pass more data or a smaller --batch-size"
+            )
+        self._consumed = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from where the loader stands, without end."""
+        for batch in self._batches(self._requests(self._consumed), self._local_batch):
+            self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the stream stands: samples of whole global batches handed out in this epoch."""
+        epoch, index = divmod(self._consumed, self.batches_per_epoch)
+        return {"epoch": epoch, "samples": index * self.batch_size, "total": len(self.order)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the samples a saved state had handed out.
+
+        Raises:
+            ValueError: the data set or the batch size changed, so the position has no meaning.
+        """
+        if state["total"] != len(self.order) or state["samples"] % self.batch_size:
+            raise ValueError(
+                f"the saved run stood at sample {state['samples']} of {state['total']}; these "
+                f"shards hold {len(self.order)} and the batch is {self.batch_size}. Resume with the "
+                "same data and a batch size that divides the position, or start a new run"
+            )
+        self._consumed = (
+            state["epoch"] * self.batches_per_epoch + state["samples"] // self.batch_size
+        )
+
+    @property
+    def _local_batch(self) -> int:
+        return self.batch_size // self.world_size
+
+    def _requests(self, first: int) -> Iterator[Request]:
+        for number in itertools.count(first):
+            epoch, index = divmod(number, self.batches_per_epoch)
+            start = index * self.batch_size + self.rank * self._local_batch
+            stop = start + self._local_batch
+            crops = self.order.crops(epoch, start, stop)
+            low, high = self.scale
+            crops[:, 0] = low + (high - low) * crops[:, 0]
+            yield Request(self.order.locate(epoch, start, stop), crops, epoch, index)
+
+
+class EvalLoader(_Loader):
+    """One pass over all samples in the order of the shards, centre crops, no sample dropped.
+
+    Args:
+        patterns: shards; see ``clipfast.data.shards.expand``.
+        image_size: side of the square crop, pixels.
+        batch_size: of this rank; the last batch may be smaller.
+        rank: this rank reads one contiguous part.
+        world_size: number of parts; sizes differ by one sample at most.
+        limit: read only the first samples, over all ranks.
+    """
+
+    def __init__(
+        self,
+        patterns: str | Sequence[str],
+        image_size: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        limit: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(patterns, image_size, **options)
+        self.order = EpochOrder(counts(self.shards), shuffle=False)
+        total = min(len(self.order), limit or len(self.order))
+        self.batch_size = batch_size
+        self.start, self.stop = (total * part // world_size for part in (rank, rank + 1))
+
+    def __len__(self) -> int:
+        """Samples of this rank."""
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(self._requests(), self.batch_size)
+
+    def _requests(self) -> Iterator[Request]:
+        for start in range(self.start, self.stop, self.batch_size):
+            stop = min(start + self.batch_size, self.stop)
+            crops = np.tile(np.float32([1.0, 0.5, 0.5]), (stop - start, 1))
+            yield Request(self.order.locate(0, start, stop), crops)

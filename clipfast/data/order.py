@@ -1,0 +1,115 @@
+"""The order in which samples are read: a pure function of (seed, epoch), never of the ranks.
+
+Shards are permuted each epoch and laid end to end; the line of samples is cut into windows, and each
+window is permuted in turn. A position in the epoch therefore names one sample, whatever the number
+of ranks: a run resumes anywhere, on more or fewer GPUs, and no sample is seen twice.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+_SHARDS, _SAMPLES, _CROPS = 0, 1, 2  # keep the random streams of one epoch apart
+_KEPT_WINDOWS = 3
+
+
+@dataclass(frozen=True)
+class SampleRefs:
+    """Where N samples lie.
+
+    Attributes:
+        shard: ``[N]`` int64, index into the list of shards.
+        row: ``[N]`` int64, index into that shard's table.
+    """
+
+    shard: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+class EpochOrder:
+    """Random access into shuffled epochs over shards of known sizes.
+
+    Args:
+        counts: ``[S]``, number of samples of each shard.
+        seed: of all permutations.
+        window: samples permuted together. A window that holds the whole data set is a full shuffle;
+            a smaller one keeps reads within a few shards at a time.
+        shuffle: False reads shards and samples as they lie.
+    """
+
+    def __init__(
+        self, counts: np.ndarray, seed: int = 0, window: int = 1 << 18, shuffle: bool = True
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"the shuffle window holds at least one sample; got {window}")
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.seed = seed
+        self.window = window
+        self.shuffle = shuffle
+        self._epoch = -1
+        self._shards = np.empty(0, np.int64)
+        self._starts = np.empty(0, np.int64)
+        self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return int(self.counts.sum())
+
+    def locate(self, epoch: int, start: int, stop: int) -> SampleRefs:
+        """The samples at positions ``start`` to ``stop`` (not included) of an epoch.
+
+        Args:
+            epoch: from 0.
+            start: first position, at least 0.
+            stop: end, at most ``len(self)``.
+
+        Returns:
+            References in reading order.
+        """
+        assert 0 <= start <= stop <= len(self), (start, stop, len(self))
+        self._begin(epoch)
+        places = np.arange(start, stop, dtype=np.int64)
+        if self.shuffle:
+            window = places // self.window
+            for index in np.unique(window):
+                chosen = window == index
+                base = index * self.window
+                places[chosen] = base + self._permutation(epoch, int(index))[places[chosen] - base]
+        slot = np.searchsorted(self._starts, places, side="right") - 1
+        return SampleRefs(shard=self._shards[slot], row=places - self._starts[slot])
+
+    def crops(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        """Three uniform numbers in [0, 1) for each position: ``[stop - start, 3]`` float32."""
+        generator = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, _CROPS])
+        # One Philox block yields four 64-bit words: position p owns block p.
+        words = generator.advance(start).random_raw(4 * (stop - start)).reshape(-1, 4)[:, :3]
+        return (words >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+
+    def _begin(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        shards = np.arange(len(self.counts))
+        if self.shuffle:
+            shards = self._generator(_SHARDS, epoch, 0).permutation(shards)
+        lengths = self.counts[shards]
+        occupied = lengths > 0
+        self._shards = shards[occupied]
+        self._starts = np.concatenate([[0], np.cumsum(lengths[occupied])[:-1]]).astype(np.int64)
+        self._epoch = epoch
+
+    def _permutation(self, epoch: int, window: int) -> np.ndarray:
+        key = (epoch, window)
+        if key not in self._windows:
+            size = min(self.window, len(self) - window * self.window)
+            self._windows[key] = self._generator(_SAMPLES, epoch, window).permutation(size)
+            while len(self._windows) > _KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        self._windows.move_to_end(key)
+        return self._windows[key]
+
+    def _generator(self, *stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self.seed, *stream]))

@@ -1,0 +1,178 @@
+"""Encoded batches, read from shards by background threads ahead of the decoder."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from torch import Tensor
+
+from clipfast.data.alpha import flatten_alpha, has_alpha
+from clipfast.data.order import SampleRefs
+from clipfast.data.shards import ShardFiles, Table, read_table
+from clipfast.tokenizer import tokenize_with_lengths
+
+_KEPT_TABLES = 256
+INDEX_REMEDY = "python -m clipfast.data.index"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one batch is made of.
+
+    Attributes:
+        samples: B references.
+        crops: ``[B, 3]`` float32: side of the square as a fraction of the short side, then the
+            vertical and horizontal place of the square in what is left over, each in [0, 1].
+        epoch: the epoch the batch belongs to.
+        index: the batch's number in its epoch.
+    """
+
+    samples: SampleRefs
+    crops: np.ndarray
+    epoch: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Bytes of images and tokens of captions of one request.
+
+    Attributes:
+        request: what was asked for.
+        images: B arrays uint8, each a whole image file.
+        tokens: ``[B, L]`` int64 on the CPU, cut to the longest caption.
+        lengths: ``[B]`` int64, tokens up to and including end-of-text.
+    """
+
+    request: Request
+    images: list[np.ndarray]
+    tokens: Tensor
+    lengths: Tensor
+
+
+class ShardReader:
+    """Random access to the samples of a list of shards; safe to share between threads."""
+
+    def __init__(self, shards: Sequence[str], context_length: int = 77) -> None:
+        self.shards = list(shards)
+        self.context_length = context_length
+        self._files = ShardFiles(self.shards)
+        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._lock = Lock()
+
+    def table(self, shard: int) -> Table:
+        """The table of a shard, from memory or from its index."""
+        with self._lock:
+            if shard in self._tables:
+                self._tables.move_to_end(shard)
+                return self._tables[shard]
+        table = read_table(self.shards[shard])
+        with self._lock:
+            self._tables[shard] = table
+            while len(self._tables) > _KEPT_TABLES:
+                self._tables.popitem(last=False)
+        return table
+
+    def image(self, shard: int, row: int) -> bytes:
+        """The bytes of one image file."""
+        table = self.table(shard)
+        return self._files.pread(shard, int(table.image_offset[row]), int(table.image_size[row]))
+
+    def caption(self, shard: int, row: int) -> str:
+        """One caption.
+
+        Raises:
+            ValueError: it is no UTF-8; names shard and sample.
+        """
+        table = self.table(shard)
+        data = self._files.pread(
+            shard, int(table.caption_offset[row]), int(table.caption_size[row])
+        )
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"caption of {self.name(shard, row)} is no UTF-8 ({error}). Make an index that "
+                f"leaves such samples out: {INDEX_REMEDY} {self.shards[shard]}"
+            ) from error
+
+    def name(self, shard: int, row: int) -> str:
+        """Shard and key of a sample, for messages."""
+        return f"sample '{self.table(shard).keys()[row]}' of shard {self.shards[shard]}"
+
+    def read(self, request: Request) -> EncodedBatch:
+        """Fetch the images and captions of a request and tokenize the captions."""
+        pairs = list(zip(request.samples.shard.tolist(), request.samples.row.tolist(), strict=True))
+        images = []
+        for shard, row in pairs:
+            data = self.image(shard, row)
+            images.append(
+                self._flatten(shard, row, data)
+                if has_alpha(data)
+                else np.frombuffer(data, dtype=np.uint8)
+            )
+        captions = [self.caption(shard, row) for shard, row in pairs]
+        tokens, lengths = tokenize_with_lengths(captions, self.context_length)
+        # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
+        return EncodedBatch(request, images, tokens[:, : int(lengths.max())], lengths)
+
+    def _flatten(self, shard: int, row: int, data: bytes) -> np.ndarray:
+        try:
+            return flatten_alpha(data)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise broken_image(self, shard, row, error) from error
+
+
+def broken_image(reader: ShardReader, shard: int, row: int, why: object) -> ValueError:
+    """The error for an image that cannot be decoded: which one, and what to do."""
+    return ValueError(
+        f"cannot decode the image of {reader.name(shard, row)}: {why}. Make an index that leaves "
+        f"broken samples out, then resume: {INDEX_REMEDY} {reader.shards[shard]}"
+    )
+
+
+class Prefetcher:
+    """Runs ``read`` over requests in background threads and yields results in order.
+
+    Args:
+        read: called in the threads; its exceptions surface at the result's turn.
+        requests: consumed lazily, ``depth`` ahead.
+        threads: how many reads run at a time.
+        depth: results held ready or under way.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Request], EncodedBatch],
+        requests: Iterable[Request],
+        threads: int,
+        depth: int,
+    ) -> None:
+        self._read = read
+        self._requests: Iterator[Request] = iter(requests)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-read")
+        self._pending: deque[Future[EncodedBatch]] = deque()
+        for _ in range(depth):
+            self._submit()
+
+    def __iter__(self) -> "Prefetcher":
+        return self
+
+    def __next__(self) -> EncodedBatch:
+        if not self._pending:
+            raise StopIteration
+        result = self._pending.popleft().result()
+        self._submit()
+        return result
+
+    def close(self) -> None:
+        """Stop reading; what is under way is abandoned."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self) -> None:
+        request = next(self._requests, None)
+        if request is not None:
+            self._pending.append(self._pool.submit(self._read, request))

@@ -1,0 +1,259 @@
+"""The whole configuration of a run, as frozen dataclasses that refuse what cannot work.
+
+A recipe builds a ``Config``; the command line overrides any field of it (``--optimizer.lr 1e-4``).
+The docstring under a field is its help text.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the option and the remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which towers are trained."""
+
+    name: str = "RN50"
+    """One of clipfast.models.list_models(): RN50, RN101, RN50x4, RN50x16, RN50x64, ViT-B/32,
+    ViT-B/16, ViT-L/14, ViT-L/14@336px, RN-tiny, ViT-tiny."""
+
+    weights: str | None = None
+    """Start from these weights: an OpenAI archive, an OpenCLIP .pt, or .safetensors. Position
+    embeddings of another grid are interpolated."""
+
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of residual blocks and recompute the rest in the backward pass: about a
+    third more time, a fraction of the activation memory. The gradients stay the same."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Shards and how they are read."""
+
+    train: tuple[str, ...] = ()
+    """Training shards: paths, brace ranges ('shards/{00000..41407}.tar') or globs, several
+    allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings."""
+
+    eval: tuple[str, ...] = ()
+    """Shards to measure retrieval on, each pattern by itself. Empty: no evaluation."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Smallest and largest side of the random square crop, as fractions of the short side."""
+
+    shuffle_window: int = 262_144
+    """Samples shuffled together, over all ranks; shards are shuffled in any case."""
+
+    threads: int = 0
+    """CPU threads a rank uses to read and decode. 0: four with a GPU, else as many as torch."""
+
+    eval_batch_size: int = 256
+    """Images a rank encodes at a time in evaluation."""
+
+    eval_limit: int = 50_000
+    """Evaluate on at most this many pairs of each pattern."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        _require(
+            0.0 < low <= high <= 1.0,
+            f"--data.scale must satisfy 0 < smallest <= largest <= 1; got {low} {high}",
+        )
+        _require(self.shuffle_window > 0, "--data.shuffle-window must be at least 1")
+        _require(self.eval_batch_size > 0, "--data.eval-batch-size must be at least 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with decay on everything but gains and biases."""
+
+    lr: float = 5e-4
+    """Peak learning rate."""
+
+    beta1: float = 0.9
+    """Decay of the first moment."""
+
+    beta2: float = 0.999
+    """Decay of the second moment; the paper takes 0.999 for ResNets and 0.98 for ViTs."""
+
+    eps: float = 1e-8
+    """Added to the root of the second moment; 1e-8 for ResNets and 1e-6 for ViTs."""
+
+    weight_decay: float = 0.2
+    """Decoupled decay of weights and embeddings."""
+
+    clip_norm: float = 0.0
+    """Clip the norm of the whole gradient to this; 0 leaves it alone, as the paper does."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"--optimizer.lr must be positive; got {self.lr}")
+        _require(self.clip_norm >= 0, "--optimizer.clip-norm is a norm; 0 turns clipping off")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"--optimizer.{name} must lie in [0, 1); got {value}")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How long to train and how the learning rate moves: linear warm-up, then cosine to zero."""
+
+    epochs: float = 32.0
+    """Passes over the data; ignored where --max-steps is given."""
+
+    warmup_steps: int = 2000
+    """Steps of linear warm-up; at most half the run is used where it is shorter than that."""
+
+    max_steps: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    """Length of the run in optimizer steps, for the cosine too."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, f"--schedule.epochs must be positive; got {self.epochs}")
+        _require(self.warmup_steps >= 0, "--schedule.warmup-steps cannot be negative")
+        _require(
+            self.max_steps is None or self.max_steps > 0,
+            f"--max-steps must be at least 1; got {self.max_steps}",
+        )
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    """DeepSpeed's ZeRO: what the ranks share among them instead of each holding all of it."""
+
+    stage: Annotated[Literal[0, 1, 2, 3], tyro.conf.arg(aliases=["--zero-stage"])] = 1
+    """0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run writes and shows."""
+
+    dir: str = "runs"
+    """Everything a run leaves goes to DIR/NAME: metrics.jsonl, TensorBoard events, checkpoints,
+    final weights."""
+
+    name: str = ""
+    """Name of the run; empty takes the model's."""
+
+    every_steps: int = 10
+    """Write metrics every so many steps; reading the loss waits for the device."""
+
+    eval_every_steps: int = 0
+    """Measure retrieval every so many steps; 0: only at the end."""
+
+    tensorboard: bool = True
+    """Write TensorBoard scalars."""
+
+    figures: str = ""
+    """Folder for pictures drawn at the end: curves.png, and retrieval.png of the last evaluation.
+    Empty: none."""
+
+    progress: bool = True
+    """Show a progress bar on rank 0."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps > 0, "--logging.every-steps must be at least 1")
+        _require(self.eval_every_steps >= 0, "--logging.eval-every-steps: 0 turns it off")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of the whole state, from which a run goes on exactly."""
+
+    every_steps: int = 1000
+    """Save every so many steps; 0: not by steps."""
+
+    every_minutes: float = 0.0
+    """Save every so many minutes as well; 0: not by time."""
+
+    keep: int = 2
+    """Number of checkpoints kept; older ones are deleted once a newer one is complete."""
+
+    resume: Annotated[str | None, tyro.conf.arg(aliases=["--resume"])] = None
+    """'latest' goes on from the newest complete checkpoint of this run (from the beginning where
+    there is none); a path names one."""
+
+    def __post_init__(self) -> None:
+        _require(self.keep > 0, "--checkpoint.keep must be at least 1")
+        _require(self.every_steps >= 0, "--checkpoint.every-steps: 0 turns it off")
+        _require(self.every_minutes >= 0, "--checkpoint.every-minutes: 0 turns it off")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    batch_size: int = 32_768
+    """Pairs in the global batch, over all ranks: every image meets every text of it."""
+
+    micro_batch: int | None = None
+    """Pairs a rank encodes at a time. Smaller than its share of the batch, the share is encoded
+    twice and the gradients stay exactly those of the whole batch. None: the whole share."""
+
+    precision: Precision = "auto"
+    """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on CPUs."""
+
+    seed: int = 0
+    """Of initialisation, order and crops."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 1, "--batch-size must be at least 2: one pair has no contrast")
+        _require(
+            self.micro_batch is None or self.micro_batch > 0, "--micro-batch must be at least 1"
+        )
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder."""
+        return self.logging.name or self.model.name.lower().replace("/", "-").replace("@", "-")
+
+    def local_batch(self, world_size: int) -> int:
+        """This rank's share of the batch.
+
+        Raises:
+            ConfigError: it does not divide.
+        """
+        _require(
+            self.batch_size % world_size == 0,
+            f"--batch-size {self.batch_size} does not divide by {world_size} ranks: pass "
+            f"--batch-size {-(-self.batch_size // world_size) * world_size}, or other ranks",
+        )
+        return self.batch_size // world_size
+
+    def micro_batches(self, world_size: int) -> int:
+        """Number of micro-batches a rank's share is cut into.
+
+        Raises:
+            ConfigError: it does not divide.
+        """
+        local_batch = self.local_batch(world_size)
+        micro_batch = min(self.micro_batch or local_batch, local_batch)
+        _require(
+            local_batch % micro_batch == 0,
+            f"--micro-batch {micro_batch} does not divide a rank's share of {local_batch} "
+            f"(--batch-size {self.batch_size} over {world_size} ranks): pass "
+            f"--micro-batch {_largest_divisor(local_batch, micro_batch)}",
+        )
+        return local_batch // micro_batch
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)

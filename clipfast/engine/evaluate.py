@@ -1,0 +1,142 @@
+"""Retrieval of a model in training, encoded by all ranks together."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clipfast.data import EvalLoader
+from clipfast.engine.config import Config
+from clipfast.engine.launch import Process
+from clipfast.eval import RECALL_AT, pair_ranks, recalls
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Retrieval over one set of pairs.
+
+    Attributes:
+        source: the pattern that named it.
+        pairs: N, number of pairs.
+        image_to_text: R@1, R@5, R@10.
+        text_to_image: R@1, R@5, R@10.
+        image_features: ``[N, D]`` float32 on the CPU.
+        text_features: ``[N, D]`` float32 on the CPU.
+    """
+
+    source: str
+    pairs: int
+    image_to_text: dict[str, float]
+    text_to_image: dict[str, float]
+    image_features: Tensor
+    text_features: Tensor
+
+    def line(self) -> str:
+        """One line for a person, against chance."""
+        sides = "; ".join(
+            f"{name} " + " ".join(f"{key} {value:.3f}" for key, value in table.items())
+            for name, table in (
+                ("image-to-text", self.image_to_text),
+                ("text-to-image", self.text_to_image),
+            )
+        )
+        chance = ", ".join(f"R@{k} {min(1.0, k / self.pairs):.4f}" for k in RECALL_AT)
+        return f"{self.source} ({self.pairs} pairs): {sides} (chance: {chance})"
+
+    def scalars(self) -> dict[str, float]:
+        """Flat names for metrics files."""
+        return {
+            f"eval/{self.source}/{direction}/{name}": value
+            for direction, table in (
+                ("image_to_text", self.image_to_text),
+                ("text_to_image", self.text_to_image),
+            )
+            for name, value in table.items()
+        }
+
+
+def evaluate(engine, config: Config, process: Process, dtype: torch.dtype) -> list[Retrieval]:
+    """Measure retrieval on every pattern of ``config.data.eval``; the same on every rank."""
+    was_training = engine.module.training
+    engine.eval()
+    results = [
+        _evaluate_one(engine, pattern, config, process, dtype) for pattern in config.data.eval
+    ]
+    engine.train(was_training)
+    return results
+
+
+@torch.no_grad()
+def _evaluate_one(
+    engine, pattern: str, config: Config, process: Process, dtype: torch.dtype
+) -> Retrieval:
+    loader = EvalLoader(
+        pattern,
+        engine.module.config.vision.image_size,
+        config.data.eval_batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        limit=config.data.eval_limit,
+        device=process.device,
+        dtype=dtype,
+        threads=config.data.threads or torch.get_num_threads(),
+    )
+    sizes = _gather_sizes(len(loader), process)
+    if min(sizes) == 0:
+        raise ValueError(
+            f"{pattern} holds {sum(sizes)} pairs, less than the {process.world_size} ranks that "
+            "would evaluate it: add pairs or evaluate on fewer ranks"
+        )
+    images, texts = _encode(engine, loader, math.ceil(max(sizes) / config.data.eval_batch_size))
+    all_images, all_texts = (_gather_rows(x, sizes, process) for x in (images, texts))
+    first = sum(sizes[: process.rank])
+    ranks = [
+        _gather_rows(pair_ranks(images, all_texts, first)[:, None], sizes, process)[:, 0],
+        _gather_rows(pair_ranks(texts, all_images, first)[:, None], sizes, process)[:, 0],
+    ]
+    return Retrieval(
+        source=pattern,
+        pairs=sum(sizes),
+        image_to_text=recalls(ranks[0]),
+        text_to_image=recalls(ranks[1]),
+        image_features=all_images.cpu(),
+        text_features=all_texts.cpu(),
+    )
+
+
+def _encode(engine, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor]:
+    """Encode this rank's pairs. Every rank runs the same number of forwards, since under ZeRO-3
+    each one gathers parameters from all ranks; one with a batch less repeats its last."""
+    images, texts = [], []
+    batches = iter(loader)
+    batch = None
+    for _ in range(forwards):
+        fresh = next(batches, None)
+        batch = fresh or batch
+        image_features, text_features, _ = engine(batch.images, batch.tokens)
+        if fresh is not None:
+            images.append(image_features.float())
+            texts.append(text_features.float())
+    return torch.cat(images), torch.cat(texts)
+
+
+def _gather_sizes(size: int, process: Process) -> list[int]:
+    sizes = torch.zeros(process.world_size, dtype=torch.int64, device=process.device)
+    sizes[process.rank] = size
+    dist.all_reduce(sizes)
+    return sizes.tolist()
+
+
+def _gather_rows(rows: Tensor, sizes: list[int], process: Process) -> Tensor:
+    """All ranks' rows in rank order; blocks may differ in length."""
+    if process.world_size == 1:
+        return rows
+    longest = max(sizes)
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = rows.new_empty(longest * len(sizes), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, padded)
+    blocks = gathered.split(longest)
+    return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])

@@ -1,0 +1,117 @@
+"""Where this process runs: rank, device, precision. One place reads the environment."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import torch
+
+from clipfast.engine.config import ConfigError, Precision
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the run's processes.
+
+    Attributes:
+        rank: over all nodes.
+        local_rank: on this node; picks the GPU.
+        world_size: number of processes.
+        local_world_size: number of processes on this node.
+        device: where it computes.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+
+def current_process() -> Process:
+    """Read the launcher's variables (deepspeed, torchrun), or stand alone without them.
+
+    Raises:
+        ConfigError: more local ranks than GPUs.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    local_world_size = int(
+        os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size))
+    )
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU of its own: this node has "
+                f"{torch.cuda.device_count()}. Start at most that many processes on it"
+            )
+        device = torch.device("cuda", local_rank)
+    return Process(rank, local_rank, world_size, local_world_size, device)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations.
+
+    Raises:
+        ConfigError: the device cannot train in it.
+    """
+    if precision == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
+            "Pass --precision fp32 or bf16"
+        )
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(
+            f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16 units. "
+            "Pass --precision fp16"
+        )
+    return _DTYPES[precision]
+
+
+def start(process: Process) -> None:
+    """Initialise the process group and set the backends once."""
+    import deepspeed
+
+    for name, value in {
+        "RANK": process.rank,
+        "LOCAL_RANK": process.local_rank,
+        "WORLD_SIZE": process.world_size,
+        "LOCAL_SIZE": process.local_world_size,
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
+        os.environ.setdefault(name, str(value))
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+    elif "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // process.local_world_size))
+    deepspeed.init_distributed(
+        dist_backend="nccl" if process.device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

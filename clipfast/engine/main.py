@@ -1,0 +1,105 @@
+"""From a recipe's configuration and the command line to a finished run."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import torch.distributed as dist
+import tyro
+
+from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.launch import Process, current_process, resolve_precision, start
+
+_NO_DATA = """no training data: pass your shards,
+    --data.train 'shards/{00000..41407}.tar'
+or try the recipe on the embedded sample of emoji drawings (1,911 concepts by two artists),
+    --data.train sample --batch-size 4 --max-steps 2
+To make shards from images and captions: python -m clipfast.data.pack --help"""
+
+
+def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
+    """Override a recipe's configuration from the command line.
+
+    Args:
+        default: the recipe's.
+        arguments: without the program's name; None takes ``sys.argv``. The ``--local_rank`` that
+            DeepSpeed's launcher appends is dropped: the environment says the same.
+
+    Returns:
+        The run's configuration.
+
+    Raises:
+        SystemExit: an option does not exist or does not parse; the message says which and why.
+        ConfigError: a combination cannot work.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        elif not argument.startswith(("--local_rank=", "--local-rank=")):
+            kept.append(argument)
+    return tyro.cli(Config, default=default, args=kept, description=Config.__doc__)
+
+
+def main(default: Config, arguments: Sequence[str] | None = None):
+    """Run a recipe: the last line of each.
+
+    Configuration errors end every rank with status 2 before any device is touched; rank 0 prints
+    the reason.
+
+    Args:
+        default: the recipe's configuration.
+        arguments: see ``parse``.
+
+    Returns:
+        ``clipfast.engine.trainer.Result``.
+    """
+    # Ranks other than 0 stay silent, in tyro's complaints too.
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    if not is_main:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    try:
+        config = parse(default, arguments)
+        process = current_process()
+        dtype = resolve_precision(config.precision, process.device)
+        _check(config, process)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        if is_main:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+    from clipfast.engine.trainer import Trainer
+
+    start(process)
+    try:
+        return Trainer(config, process, dtype).run()
+    except ConfigError as error:
+        if is_main:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check(config: Config, process: Process) -> None:
+    """What can be known to fail before a model is built."""
+    from clipfast.data.shards import expand
+    from clipfast.models import list_models
+
+    if not config.data.train:
+        raise ConfigError(_NO_DATA)
+    if config.model.name not in list_models():
+        raise ConfigError(
+            f"--model.name {config.model.name}: no such model; there are {', '.join(list_models())}"
+        )
+    if config.model.weights and not os.path.isfile(config.model.weights):
+        raise ConfigError(f"--model.weights {config.model.weights}: no such file")
+    config.micro_batches(process.world_size)
+    for pattern in (*config.data.train, *config.data.eval):
+        expand(pattern)

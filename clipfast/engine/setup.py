@@ -1,0 +1,69 @@
+"""The parts of a run: model, data, DeepSpeed engine."""
+
+import logging
+
+import torch
+
+from clipfast.data import TrainLoader
+from clipfast.engine.config import Config
+from clipfast.engine.ds_config import deepspeed_config
+from clipfast.engine.launch import Process
+from clipfast.models import CLIP, create_model, load_weights
+from clipfast.optim import AdamW, parameter_groups
+
+_THREADS_BESIDE_A_GPU = 4
+
+
+def build_model(config: Config) -> CLIP:
+    """The model in float32 on the CPU, with its starting weights."""
+    model = create_model(
+        config.model.name, gradient_checkpointing=config.model.gradient_checkpointing
+    )
+    if config.model.weights:
+        load_weights(model, config.model.weights, resize_positions=True)
+    return model
+
+
+def build_loader(
+    config: Config, process: Process, dtype: torch.dtype, image_size: int
+) -> TrainLoader:
+    """This rank's view of the training data."""
+    on_gpu = process.device.type == "cuda"
+    return TrainLoader(
+        config.data.train,
+        image_size,
+        config.batch_size,
+        rank=process.rank,
+        world_size=process.world_size,
+        seed=config.seed,
+        scale=config.data.scale,
+        window=config.data.shuffle_window,
+        device=process.device,
+        dtype=dtype,
+        threads=config.data.threads
+        or (_THREADS_BESIDE_A_GPU if on_gpu else torch.get_num_threads()),
+    )
+
+
+def initialise_engine(config: Config, process: Process, dtype: torch.dtype, model: CLIP):
+    """Wrap the model and its optimizer in a DeepSpeed engine."""
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that order.
+    # The images' channels_last is what convolutions follow.
+    model = model.to(process.device)
+    options = config.optimizer
+    optimizer = AdamW(
+        parameter_groups(model, options.weight_decay),
+        lr=options.lr,
+        betas=(options.beta1, options.beta2),
+        eps=options.eps,
+        fused=True,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_config(config, dtype, process.world_size),
+    )
+    return engine

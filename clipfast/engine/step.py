@@ -1,0 +1,97 @@
+"""One optimizer step, whole or in micro-batches, with the gradients of the global batch.
+
+Shapes: B local batch, M micro-batch, k = B / M, D embedding width.
+"""
+
+import torch
+from torch import Tensor
+
+from clipfast.data import Batch
+from clipfast.loss import clip_loss
+from clipfast.models import frozen_statistics
+
+
+def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor]:
+    """Forward, loss, backward, update.
+
+    With k > 1 micro-batches the features are first computed without a graph, the loss of the whole
+    batch gives their gradients dU and dV, and each micro-batch is encoded again with a graph to
+    carry its slice of them:
+
+        sum over m of  J_m^T (dU_m, dV_m)  =  J^T (dU, dV)
+
+    which is the gradient of the whole batch, not an average of smaller batches' losses. Batch
+    statistics are those of a micro-batch in both passes; the running ones move once, in the first.
+
+    Args:
+        engine: a DeepSpeed engine around a CLIP model, its accumulation set to ``micro_batches``.
+        batch: this rank's share.
+        micro_batches: k, divides B.
+
+    Returns:
+        The global batch's loss and the logit scale it was computed with, detached scalars.
+    """
+    if micro_batches == 1:
+        image_features, text_features, logit_scale = engine(batch.images, batch.tokens)
+        loss = clip_loss(image_features, text_features, logit_scale)
+        engine.backward(loss)
+        engine.step()
+        return loss.detach(), logit_scale.detach()
+
+    images = batch.images.chunk(micro_batches)
+    tokens = batch.tokens.chunk(micro_batches)
+    generators = _RandomStates(batch.images.device, micro_batches)
+    features = []
+    with torch.no_grad():
+        for m in range(micro_batches):
+            generators.save(m)
+            features.append(engine(images[m], tokens[m]))
+    loss, grad_images, grad_texts, grad_scale = _feature_gradients(features)
+    for m in range(micro_batches):
+        generators.restore(m)
+        with frozen_statistics():
+            image_features, text_features, logit_scale = engine(images[m], tokens[m])
+            # Its gradient with respect to the features is the slice of dU and dV itself.
+            carrier = (
+                (image_features.float() * grad_images[m]).sum()
+                + (text_features.float() * grad_texts[m]).sum()
+                + (logit_scale.float() * grad_scale).sum() / micro_batches
+            )
+            engine.backward(carrier, scale_wrt_gas=False)
+            engine.step()
+    return loss, features[0][2].detach()
+
+
+def _feature_gradients(
+    features: list[tuple[Tensor, Tensor, Tensor]],
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+    """The loss of all micro-batches together, and dU and dV cut into their slices again."""
+    k = len(features)
+    images = torch.cat([f[0] for f in features]).float().requires_grad_()
+    texts = torch.cat([f[1] for f in features]).float().requires_grad_()
+    scale = features[0][2].float().detach().requires_grad_()
+    with torch.enable_grad():
+        loss = clip_loss(images, texts, scale)
+        grad_images, grad_texts, grad_scale = torch.autograd.grad(loss, (images, texts, scale))
+    return loss.detach(), grad_images.chunk(k), grad_texts.chunk(k), grad_scale
+
+
+class _RandomStates:
+    """The generators' states before each micro-batch, so that its second pass repeats the first."""
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self._device = device
+        self._states: list[tuple[Tensor, Tensor | None] | None] = [None] * count
+
+    def save(self, m: int) -> None:
+        on_gpu = self._device.type == "cuda"
+        self._states[m] = (
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(self._device) if on_gpu else None,
+        )
+
+    def restore(self, m: int) -> None:
+        host, device = self._states[m]
+        torch.set_rng_state(host)
+        if device is not None:
+            torch.cuda.set_rng_state(device, self._device)

@@ -1,0 +1,164 @@
+"""Pictures of a run: what the model retrieves, and how it got there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_TOP = 5
+_RIGHT, _WRONG = "#1a9641", "#bbbbbb"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pairs to show, with their features.
+
+    Attributes:
+        title: heads the gallery's column.
+        image_features: ``[N, D]``.
+        text_features: ``[N, D]``.
+        image: the i-th picture.
+        caption: the i-th caption.
+    """
+
+    title: str
+    image_features: Tensor
+    text_features: Tensor
+    image: Callable[[int], "Image"]
+    caption: Callable[[int], str]
+
+
+def retrieval_figure(
+    galleries: Sequence[Gallery],
+    path: str | Path,
+    caption_queries: int = 7,
+    image_queries: int = 5,
+    seed: int = 0,
+) -> None:
+    """Random queries with their five best answers, the right one framed in green.
+
+    Each gallery is a column: above, captions and the pictures they find; below, pictures and the
+    captions they find. The queries are drawn with ``seed``, the same for every gallery.
+
+    Args:
+        galleries: one or more, drawn side by side.
+        path: of the PNG.
+        caption_queries: rows of captions.
+        image_queries: rows of pictures.
+        seed: of the queries.
+    """
+    from matplotlib.figure import Figure
+
+    generator = torch.Generator().manual_seed(seed)
+    smallest = min(len(g.image_features) for g in galleries)
+    count = min(smallest, caption_queries + image_queries)
+    queries = torch.randperm(smallest, generator=generator)[:count].tolist()
+    by_caption, by_image = queries[:caption_queries], queries[caption_queries:]
+
+    width = 2 + _TOP
+    figure = Figure(figsize=(1.15 * width * len(galleries), 1.3 * count + 1.2), dpi=110)
+    columns = figure.subfigures(1, len(galleries), squeeze=False)[0]
+    for column, gallery in zip(columns, galleries, strict=True):
+        column.suptitle(gallery.title, fontsize=12, fontweight="bold")
+        axes = column.subplots(
+            count, _TOP + 1, squeeze=False, gridspec_kw={"width_ratios": [1.9] + [1] * _TOP}
+        )
+        for axis in axes.flat:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        for row, query in zip(axes, by_caption, strict=False):
+            best = _best(gallery.text_features[query], gallery.image_features)
+            _draw_caption(row[0], f"“{gallery.caption(query)}”", "black")
+            for axis, answer in zip(row[1:], best, strict=False):
+                _draw_image(axis, gallery.image(answer), answer == query)
+        for row, query in zip(axes[len(by_caption) :], by_image, strict=True):
+            best = _best(gallery.image_features[query], gallery.text_features)
+            _draw_image(row[0], gallery.image(query), None)
+            for axis, answer in zip(row[1:], best, strict=False):
+                color = _RIGHT if answer == query else "#555555"
+                _draw_caption(axis, gallery.caption(answer), color)
+    figure.savefig(path)
+
+
+def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Loss, retrieval, temperature, learning rate and throughput against the step.
+
+    Args:
+        rows: of ``metrics.jsonl``.
+        path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 3).flat
+    panels = {
+        "loss": "contrastive loss",
+        "logit_scale": "logit scale",
+        "lr": "learning rate",
+        "images_per_second": "images per second",
+        "grad_norm": "gradient norm",
+    }
+    training = [row for row in rows if "loss" in row]
+    for (key, title), axis in zip(panels.items(), axes, strict=False):
+        points = [(row["step"], row[key]) for row in training if key in row]
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+        if points:
+            axis.plot(*zip(*points, strict=True), linewidth=1.2)
+        else:
+            axis.text(0.5, 0.5, "not recorded at ZeRO 0", transform=axis.transAxes, ha="center")
+    _plot_retrieval(axes[5], rows)
+    figure.savefig(path)
+
+
+def _plot_retrieval(axis, rows: Sequence[dict[str, Any]]) -> None:
+    keys = sorted(
+        {k for row in rows for k in row if k.startswith("eval/") and k.endswith(("R@1", "R@5"))}
+    )
+    for key in keys:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        _, *source, direction, name = key.split("/")
+        if direction == "image_to_text":
+            label = f"{'/'.join(source)} {name}"
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    axis.set(title="image-to-text retrieval", xlabel="step", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    if keys:
+        axis.legend(fontsize=8)
+
+
+def _best(query: Tensor, candidates: Tensor) -> list[int]:
+    similarity = F.normalize(candidates.float(), dim=1) @ F.normalize(query.float(), dim=0)
+    return similarity.topk(min(_TOP, len(candidates))).indices.tolist()
+
+
+def _draw_image(axis, image: "Image", is_right: bool | None) -> None:
+    axis.imshow(image)
+    if is_right is None:
+        return
+    axis.spines[:].set_visible(True)
+    axis.spines[:].set_color(_RIGHT if is_right else _WRONG)
+    axis.spines[:].set_linewidth(3.5 if is_right else 0.8)
+
+
+def _draw_caption(axis, text: str, color: str) -> None:
+    import textwrap
+
+    axis.text(
+        0.5,
+        0.5,
+        textwrap.fill(text, 15, max_lines=5),
+        ha="center",
+        va="center",
+        fontsize=8,
+        color=color,
+        fontweight="bold" if color == _RIGHT else "normal",
+        transform=axis.transAxes,
+    )

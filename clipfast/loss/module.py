@@ -1,0 +1,98 @@
+"""``ClipLoss``: the loss with the constructor and call of ``open_clip.loss.ClipLoss``."""
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clipfast.loss.contrastive import clip_loss
+
+
+class ClipLoss(nn.Module):
+    """Drop-in for ``open_clip.loss.ClipLoss``: change the import, keep the training script.
+
+    Equal to ``clip_loss(image_features, text_features, logit_scale, normalize=False)``, since an
+    OpenCLIP model returns normalised features.
+
+    Where it differs from OpenCLIP: whatever ``local_loss`` and ``gather_with_grad`` say, the
+    gradients after the mean over ranks that DistributedDataParallel applies are those of the global
+    batch's loss. OpenCLIP's default (both False) gives encoder gradients 1/world_size of these, and
+    ``local_loss=True`` without ``gather_with_grad`` drops the gradient through the gathered
+    features. A learning rate tuned under either flag may want tuning again; one tuned under
+    ``local_loss=True, gather_with_grad=True`` does not.
+
+    Args:
+        local_loss: accepted for compatibility; the result does not depend on it.
+        gather_with_grad: accepted for compatibility; the result does not depend on it.
+        cache_labels: accepted for compatibility; targets cost nothing here.
+        rank: this process's rank; used only to check ``world_size`` against the process group.
+        world_size: number of processes that share the batch. 1 keeps the loss on this process.
+        use_horovod: refused, see Raises.
+        group: the ranks that share the batch; None is the default group.
+
+    Raises:
+        NotImplementedError: ``use_horovod=True``: the gathers are ``torch.distributed`` collectives.
+        RuntimeError: at the first call, when ``world_size`` and the process group disagree.
+
+    Source: Radford et al. 2021, figure 3; the interface is that of open_clip_torch 3.3.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise NotImplementedError(
+                "ClipLoss gathers features with torch.distributed, which Horovod does not set up; "
+                "launch with torchrun or deepspeed and pass use_horovod=False"
+            )
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.group = group
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The global batch's loss of normalised features.
+
+        Args:
+            image_features: ``[B, D]``, normalised.
+            text_features: ``[B, D]``, normalised.
+            logit_scale: one element, exp of the parameter.
+            logit_bias: a constant added to every logit; both softmaxes drop it, so it changes
+                nothing and receives a zero gradient.
+            output_dict: return ``{"contrastive_loss": loss}``.
+
+        Returns:
+            The loss, or the dictionary.
+        """
+        self._check_world_size()
+        loss = clip_loss(
+            image_features, text_features, logit_scale, group=self.group, normalize=False
+        )
+        if logit_bias is not None:
+            loss = loss + 0.0 * logit_bias.sum()
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _check_world_size(self) -> None:
+        initialised = dist.is_available() and dist.is_initialized()
+        actual = dist.get_world_size(self.group) if initialised else 1
+        if actual != self.world_size:
+            raise RuntimeError(
+                f"ClipLoss was built with world_size={self.world_size}, but the process group has "
+                f"{actual} rank(s); pass the group's own size, after init_process_group"
+            )

@@ -1,0 +1,185 @@
+"""The CLIP model: two towers and the temperature between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipfast.models.config import ModelConfig, ResNetConfig, get_config
+from clipfast.models.layers import TokenEmbedding
+from clipfast.models.resnet import ModifiedResNet
+from clipfast.models.transformer import BlockInit, Transformer
+from clipfast.models.vit import VisionTransformer
+
+
+class CLIP(nn.Module):
+    """Image and text encoders into one embedding space, with a learned temperature.
+
+        u = visual(image)
+        v = ln_final(transformer(token_embedding[tokens] + positional_embedding)[end]) projection
+        s = exp(logit_scale)
+
+    Features come straight from the projections: normalising them is the loss's work. Parameter
+    names are those of the paper's released code. `logit_scale` has shape [1], because DeepSpeed
+    cannot broadcast a 0-dimensional parameter.
+
+    Under ZeRO-3 call the module itself rather than `encode_image` or `encode_text`: parameters
+    of the root are gathered for `forward` only.
+
+    Args:
+        config: the architecture; kept as `config`.
+
+    Source: Radford et al. 2021, sections 2.3 to 2.5.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        text = config.text
+        tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
+        self.visual = tower(config.vision, config.embed_dim, config.gradient_checkpointing)
+        self.transformer = Transformer(
+            text.width,
+            text.layers,
+            text.heads,
+            is_causal=True,
+            init=BlockInit.scaled(text.width, text.layers),
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        self.token_embedding = TokenEmbedding(text.vocab_size, text.width)
+        self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
+        self.ln_final = nn.LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
+        self.logit_scale = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters that the root itself holds anew; see `initialize` for all."""
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
+        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Draw every parameter and reset every statistic, in the order of `modules()`.
+
+        For a model built under `torch.device("meta")` and then given memory by `to_empty`.
+        """
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """u = visual(images), not normalised.
+
+        Args:
+            images: [B, 3, S, S] with S the configuration's `image_size`, normalised pixels of
+                any floating-point dtype; cast to the parameters' dtype.
+
+        Returns:
+            [B, D], the parameters' dtype (autocast's under autocast).
+
+        Raises:
+            TypeError: for integer pixels.
+            ValueError: for another shape.
+        """
+        size = self.config.vision.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"{self.config.name} reads images [B, 3, {size}, {size}], got "
+                f"{list(images.shape)}: resize them, or create the model with image_size="
+            )
+        if not images.is_floating_point():
+            raise TypeError(f"expected normalised floating-point images, got {images.dtype}")
+        return self.visual(images.to(self.visual.conv1.weight.dtype))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """v = the projection of the end-of-text position, not normalised.
+
+        Attention is causal and only that position is read, so tokens behind it change nothing
+        and L may be cut to the longest caption of the batch.
+
+        Args:
+            tokens: [B, L] int64, L at most the context length; the end-of-text token is the
+                largest id of its row.
+
+        Returns:
+            [B, D], the parameters' dtype (autocast's under autocast).
+
+        Raises:
+            ValueError: if `tokens` is not 2-dimensional, or longer than the context.
+        """
+        context = self.config.text.context_length
+        if tokens.ndim != 2 or tokens.shape[1] > context:
+            raise ValueError(
+                f"expected tokens [B, L] with L <= {context}, got {list(tokens.shape)}: "
+                "truncate them in the tokenizer, or create the model with context_length="
+            )
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self.transformer(x)
+        # Rows are normalised independently: picking one first saves the other L - 1.
+        x = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
+        return self.ln_final(x) @ self.text_projection
+
+    def forward(
+        self, images: Tensor | None = None, tokens: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Encode either side or both, the text first.
+
+        The order is fixed so that a gather of the text features can hide behind the image tower.
+
+        Args:
+            images: [B, 3, S, S], see `encode_image`; None skips the image tower.
+            tokens: [B, L] int64, see `encode_text`; None skips the text tower.
+
+        Returns:
+            Image features [B, D] or None, text features [B, D] or None, and exp(logit_scale) [1] in
+            float32 at least.
+
+        Raises:
+            TypeError: for integer pixels.
+            ValueError: for shapes that the model cannot read.
+        """
+        text_features = None if tokens is None else self.encode_text(tokens)
+        image_features = None if images is None else self.encode_image(images)
+        # In float32 whatever the parameter's dtype: bfloat16 would round 14.3 to 14.25.
+        scale_dtype = torch.promote_types(self.logit_scale.dtype, torch.float32)
+        return image_features, text_features, self.logit_scale.to(scale_dtype).exp()
+
+
+def create_model(name: str, **overrides: Any) -> CLIP:
+    """A randomly initialised CLIP model.
+
+    Build under `torch.device("meta")` to allocate nothing; `to_empty` and `CLIP.initialize` (or
+    `load_weights`) then fill it.
+
+    Args:
+        name: one of `list_models()`.
+        overrides: fields to replace, by the flat names that `ModelConfig.override` lists, such as
+            `image_size=112`, `text_layers=6`, `gradient_checkpointing=True`.
+
+    Returns:
+        The model in training mode, fp32, on the default device.
+
+    Raises:
+        ValueError: for an unknown model or field, with what exists and the nearest name, or for
+            a value with which the model cannot exist.
+
+    Source: Radford et al. 2021, tables 18 to 20; the two tiny models are ours.
+    """
+    return CLIP(get_config(name, **overrides))
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many parameters a model has, batch norm's statistics not counted.
+
+    Args:
+        model: any module; one partitioned by ZeRO-3 counts whole.
+
+    Returns:
+        The number of scalars.
+    """
+    return sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())

@@ -1,0 +1,212 @@
+"""Loaders on real shards: pixels against Pillow, one visit a sample, resume, broken images."""
+
+import io
+import itertools
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from clipfast.data import EvalLoader, TrainLoader
+from clipfast.data.alpha import has_alpha
+from clipfast.data.decode import MEAN, STD
+
+SIZE = 32
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """A smooth picture whose transparent part hides another colour."""
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    wave = 100 * np.sin(x / 9) * np.cos(y / 7) + 128
+    rgb = Image.fromarray(np.stack([x * 4, y * 6, wave], -1).astype(np.uint8))
+    if "A" not in mode:
+        return rgb.convert(mode)
+    alpha = np.where(y < size[1] // 2, 0, 128 + x).astype(np.uint8)
+    rgb.putalpha(Image.fromarray(alpha))
+    return rgb.convert(mode)
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def rotated_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return exif
+
+
+def write_shard(path: Path, samples: list[tuple[str, bytes, str]]) -> str:
+    with tarfile.open(path, "w") as tar:
+        for number, (extension, image, caption) in enumerate(samples):
+            for suffix, data in ((extension, image), ("txt", caption.encode())):
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def expected_pixels(data: bytes) -> np.ndarray:
+    """What Pillow makes of an image: oriented, on white, centre square, bicubic."""
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    if has_alpha(data):
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
+
+
+KINDS = {
+    "jpeg": ("jpg", lambda: encoded(picture(), "JPEG", quality=95)),
+    "progressive": ("jpg", lambda: encoded(picture(), "JPEG", quality=95, progressive=True)),
+    "grey jpeg": ("jpg", lambda: encoded(picture("L"), "JPEG", quality=95)),
+    "cmyk": ("jpg", lambda: encoded(picture("CMYK"), "JPEG", quality=95)),
+    "exif jpeg": ("jpg", lambda: encoded(picture(), "JPEG", quality=95, exif=rotated_exif())),
+    "png": ("png", lambda: encoded(picture(), "PNG")),
+    "grey png": ("png", lambda: encoded(picture("L"), "PNG")),
+    "palette": ("png", lambda: encoded(picture().quantize(16), "PNG")),
+    "palette with alpha": ("png", lambda: encoded(picture().quantize(16), "PNG", transparency=3)),
+    "rgba": ("png", lambda: encoded(picture("RGBA"), "PNG")),
+    "la": ("png", lambda: encoded(picture("LA"), "PNG")),
+    "exif png": ("png", lambda: encoded(picture(), "PNG", exif=rotated_exif())),
+    "webp": ("webp", lambda: encoded(picture(), "WEBP", quality=95)),
+    "lossless webp": ("webp", lambda: encoded(picture(), "WEBP", lossless=True)),
+    "webp with alpha": ("webp", lambda: encoded(picture("RGBA"), "WEBP", lossless=True)),
+    "lossy webp with alpha": ("webp", lambda: encoded(picture("RGBA"), "WEBP", quality=90)),
+}
+
+
+def test_eval_loader_decodes_every_kind_of_image_as_pillow_does(tmp_path):
+    data = {name: (extension, make()) for name, (extension, make) in KINDS.items()}
+    shard = write_shard(
+        tmp_path / "kinds.tar", [(ext, image, name) for name, (ext, image) in data.items()]
+    )
+    batch = next(iter(EvalLoader(shard, SIZE, 64)))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.shape == (len(KINDS), 3, SIZE, SIZE)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    pixels = ((batch.images.permute(0, 2, 3, 1) * std + mean) * 255).numpy()
+    for row, (name, (_, image)) in enumerate(data.items()):
+        difference = np.abs(pixels[row] - expected_pixels(image))
+        assert difference.mean() < 0.6, (name, difference.mean())
+        assert difference.max() < 10, (name, difference.max())
+
+
+def numbered_shards(folder: Path, sizes: list[int]) -> list[str]:
+    image = encoded(picture(size=(8, 8)), "PNG")
+    return [
+        write_shard(folder / f"{i}.tar", [("png", image, f"shard {i} row {r}") for r in range(n)])
+        for i, n in enumerate(sizes)
+    ]
+
+
+def places(batch) -> list[tuple[int, int]]:
+    return list(zip(batch.shard.tolist(), batch.row.tolist(), strict=True))
+
+
+def take(loader, steps: int) -> list:
+    return list(itertools.islice(loader, steps))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_train_loader_visits_each_sample_once_over_all_ranks(tmp_path, world_size):
+    shards = numbered_shards(tmp_path, [5, 17, 1, 9])
+    batch_size = 6
+    loaders = [
+        TrainLoader(shards, 8, batch_size, rank=rank, world_size=world_size, seed=1)
+        for rank in range(world_size)
+    ]
+    steps = loaders[0].batches_per_epoch
+    assert steps == 32 // batch_size
+    streams = [take(loader, 2 * steps) for loader in loaders]
+    epochs = []
+    for epoch in range(2):
+        batches = [b for s in streams for b in s[epoch * steps : (epoch + 1) * steps]]
+        assert {b.epoch for b in batches} == {epoch}
+        visits = Counter(p for b in batches for p in places(b))
+        assert max(visits.values()) == 1
+        assert len(visits) == steps * batch_size
+        epochs.append([places(b) for b in batches])
+    assert epochs[0] != epochs[1]
+
+
+def test_train_loader_global_batch_does_not_depend_on_the_ranks(tmp_path):
+    shards = numbered_shards(tmp_path, [5, 17, 1, 9])
+    whole = take(TrainLoader(shards, 8, 6, seed=1), 4)
+    halves = [take(TrainLoader(shards, 8, 6, seed=1, rank=r, world_size=2), 4) for r in (0, 1)]
+    for one, left, right in zip(whole, *halves, strict=True):
+        assert places(one) == places(left) + places(right)
+        assert torch.equal(one.images, torch.cat([left.images, right.images]))
+
+
+def test_train_loader_resumes_in_mid_epoch_on_other_ranks(tmp_path):
+    shards = numbered_shards(tmp_path, [5, 17, 1, 9])
+    uninterrupted = take(TrainLoader(shards, 8, 4, seed=2), 12)
+    first = TrainLoader(shards, 8, 4, seed=2)
+    take(first, 10)
+    state = first.state_dict()
+    resumed = []
+    for rank in range(2):
+        loader = TrainLoader(shards, 8, 4, seed=2, rank=rank, world_size=2)
+        loader.load_state_dict(state)
+        resumed.append(take(loader, 2))
+    for one, left, right in zip(uninterrupted[10:], *resumed, strict=True):
+        assert places(one) == places(left) + places(right)
+        assert (one.epoch, one.index) == (left.epoch, left.index)
+
+
+def test_train_loader_refuses_a_position_of_other_data(tmp_path):
+    loader = TrainLoader(numbered_shards(tmp_path, [9]), 8, 4)
+    with pytest.raises(ValueError, match="same data"):
+        loader.load_state_dict({"epoch": 0, "samples": 4, "total": 10})
+    with pytest.raises(ValueError, match="divides the position"):
+        loader.load_state_dict({"epoch": 0, "samples": 6, "total": 9})
+
+
+def test_train_loader_says_what_to_do_when_the_data_is_too_small(tmp_path):
+    with pytest.raises(ValueError, match=r"hold 9 samples, less than one global batch of 10"):
+        TrainLoader(numbered_shards(tmp_path, [9]), 8, 10)
+
+
+def test_train_loader_cuts_tokens_to_the_longest_caption(tmp_path):
+    image = encoded(picture(size=(8, 8)), "PNG")
+    shard = write_shard(tmp_path / "a.tar", [("png", image, "a"), ("png", image, "a b c")])
+    batch = next(iter(TrainLoader(shard, 8, 2)))
+    assert batch.tokens.shape == (2, 5)
+    assert sorted(batch.lengths.tolist()) == [3, 5]
+    assert torch.equal(batch.tokens.argmax(1) + 1, batch.lengths)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_train_loader_names_the_broken_image_and_the_remedy(tmp_path, extension):
+    form = {"jpg": "JPEG", "png": "PNG"}[extension]
+    good = encoded(picture(), form)
+    broken = encoded(picture("RGBA" if extension == "png" else "RGB", (200, 200)), form)[:-900]
+    samples = [(extension, good, "fine")] * 6 + [(extension, broken, "broken")]
+    shard = write_shard(tmp_path / "bad.tar", samples)
+    with pytest.raises(ValueError, match="clipfast.data.index") as error:
+        take(TrainLoader(shard, SIZE, 7), 1)
+    assert "'000006'" in str(error.value)
+    assert "bad.tar" in str(error.value)
+
+
+def test_eval_loader_parts_cover_all_samples_once(tmp_path):
+    shards = numbered_shards(tmp_path, [5, 6])
+    seen = []
+    for rank in range(3):
+        loader = EvalLoader(shards, 8, 2, rank=rank, world_size=3)
+        batches = list(loader)
+        assert sum(len(b.tokens) for b in batches) == len(loader)
+        seen += [p for b in batches for p in places(b)]
+    assert seen == [(0, r) for r in range(5)] + [(1, r) for r in range(6)]
+    assert len(EvalLoader(shards, 8, 2, limit=4)) == 4

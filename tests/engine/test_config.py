@@ -1,0 +1,77 @@
+"""What the command line takes, and what it refuses before anything is built."""
+
+import pytest
+import torch
+
+from clipfast.engine import Config, ConfigError
+from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
+from clipfast.engine.launch import resolve_precision
+from clipfast.engine.main import parse
+from tests.engine.launching import fail
+
+
+def test_parse_overrides_any_field_and_drops_the_launchers_rank():
+    arguments = (
+        "--local_rank=3 --data.train a.tar b.tar --batch-size 64 --zero-stage 3 --micro-batch 8 "
+        "--max-steps 5 --resume latest --optimizer.lr 1e-4 --local_rank 2 --data.scale 0.5 1.0"
+    )
+    config = parse(Config(), arguments.split())
+    assert config.data.train == ("a.tar", "b.tar")
+    assert (config.batch_size, config.micro_batch, config.zero.stage) == (64, 8, 3)
+    assert (config.schedule.max_steps, config.checkpoint.resume) == (5, "latest")
+    assert (config.optimizer.lr, config.data.scale) == (1e-4, (0.5, 1.0))
+
+
+def test_parse_keeps_what_the_recipe_set():
+    recipe = Config(batch_size=77, optimizer=OptimizerConfig(lr=3e-3))
+    assert parse(recipe, []) == recipe
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(Config(), ["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for words in ("--zero-stage", "--micro-batch", "--resume", "--optimizer.beta2", "loss scaling"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Config(batch_size=1), "at least 2"),
+        (lambda: Config(micro_batch=0), "--micro-batch"),
+        (lambda: Config(batch_size=10).local_batch(4), "--batch-size 12"),
+        (lambda: Config(batch_size=30, micro_batch=8).micro_batches(1), "--micro-batch 6"),
+        (lambda: OptimizerConfig(lr=0.0), "--optimizer.lr"),
+        (lambda: OptimizerConfig(beta2=1.0), "--optimizer.beta2"),
+        (lambda: ScheduleConfig(max_steps=0), "--max-steps"),
+        (lambda: DataConfig(scale=(0.9, 0.5)), "--data.scale"),
+        (lambda: resolve_precision("fp16", torch.device("cpu")), "--precision fp32 or bf16"),
+    ],
+)
+def test_impossible_combinations_name_the_option(build, words):
+    with pytest.raises(ConfigError, match=words):
+        build()
+
+
+def test_micro_batches_counts_the_parts_of_a_ranks_share():
+    assert Config(batch_size=64).micro_batches(2) == 1
+    assert Config(batch_size=64, micro_batch=8).micro_batches(2) == 4
+    assert Config(batch_size=64, micro_batch=500).micro_batches(2) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "--data.train sample"),
+        (["--data.train", "nowhere/{0..3}.tar"], "nowhere"),
+        (["--bach-size", "8"], "--batch-size"),
+        (["--data.train", "sample", "--precision", "fp16"], "needs a GPU"),
+        (["--data.train", "sample", "--model.name", "RN5"], "RN50"),
+        (["--data.train", "sample", "--batch-size", "9", "--micro-batch", "4"], "--micro-batch 3"),
+    ],
+)
+def test_recipes_refuse_bad_options_with_a_remedy(options, words):
+    assert words in fail("rn50x64.py", *options)

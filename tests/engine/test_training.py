@@ -1,0 +1,116 @@
+"""Whole runs as a user starts them: ZeRO stages, micro-batches, resume, precision, outputs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipfast.models import create_model, load_weights
+from tests.engine.launching import QUICK, losses, rows, run, run_until_killed
+
+STEPS = 4
+pytestmark = pytest.mark.slow
+
+
+def train(folder: Path, *options: str, ranks: int = 0, recipe: str = "emoji.py") -> Path:
+    run(recipe, *QUICK, "--logging.dir", str(folder), *options, ranks=ranks)
+    return folder / "emoji"
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Path:
+    """RN-tiny in one process, its batch norm in groups of a rank's size."""
+    folder = tmp_path_factory.mktemp("one")
+    return train(folder, "--max-steps", str(STEPS), "--micro-batch", "16", "--zero-stage", "0")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_ranks_equal_one_process_at_every_zero_stage(tmp_path, one_process, stage):
+    run_folder = train(tmp_path, "--max-steps", str(STEPS), "--zero-stage", str(stage), ranks=2)
+    assert losses(run_folder) == pytest.approx(losses(one_process), abs=1e-3)
+    ours, theirs = create_model("RN-tiny"), create_model("RN-tiny")
+    load_weights(ours, run_folder / "final.safetensors")
+    load_weights(theirs, one_process / "final.safetensors")
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        # Adam divides by the root of tiny second moments, which magnifies rounding differences.
+        assert (a - b).abs().mean() < 1e-4, name
+
+
+def test_micro_batches_equal_the_whole_batch_with_a_vit(tmp_path):
+    vit = ["--model.name", "ViT-tiny", "--max-steps", str(STEPS)]
+    whole = train(tmp_path / "whole", *vit)
+    quarter = train(tmp_path / "quarter", *vit, "--micro-batch", "8")
+    assert losses(quarter) == pytest.approx(losses(whole), abs=1e-4)
+    scales = [[row["logit_scale"] for row in rows(folder)] for folder in (whole, quarter)]
+    assert scales[1] == pytest.approx(scales[0], abs=1e-4)
+
+
+def test_a_killed_run_resumes_and_repeats_the_uninterrupted_one(tmp_path):
+    options = ["--model.name", "ViT-tiny", "--max-steps", "8", "--checkpoint.every-steps", "3"]
+    whole = train(tmp_path / "whole", *options)
+    folder = tmp_path / "killed"
+    arguments = [*QUICK, "--logging.dir", str(folder), *options]
+    complete = folder / "emoji" / "checkpoints" / "step00000003" / "complete.json"
+    run_until_killed("emoji.py", *arguments, marker=complete)
+    assert not (folder / "emoji" / "final.safetensors").exists()
+    output = run("emoji.py", *arguments, "--resume", "latest")
+    assert "resumed after step" in output
+    assert losses(folder / "emoji") == pytest.approx(losses(whole), abs=1e-6)
+    kept = sorted(p.name for p in (folder / "emoji" / "checkpoints").iterdir())
+    assert kept == ["step00000006", "step00000008"]
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "3"])
+def test_bf16_trains_and_resumes(tmp_path, stage):
+    options = ["--precision", "bf16", "--zero-stage", stage, "--checkpoint.every-steps", "2"]
+    train(tmp_path, "--max-steps", "2", *options)
+    folder = train(tmp_path, "--max-steps", "3", *options, "--resume", "latest")
+    assert [row["step"] for row in rows(folder)] == [1, 2, 3]
+    assert all(0 < loss < 20 for loss in losses(folder))
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_logit_scale_stays_at_100_on_the_master_under_every_stage(tmp_path, stage, precision):
+    start = create_model("ViT-tiny")
+    torch.nn.init.constant_(start.logit_scale, 5.0)  # exp(5) = 148
+    from clipfast.models import export
+
+    export(start, tmp_path / "start.safetensors")
+    options = ["--model.name", "ViT-tiny", "--model.weights", str(tmp_path / "start.safetensors")]
+    folder = train(
+        tmp_path, *options, "--max-steps", "2", "--zero-stage", stage, "--precision", precision
+    )
+    after = rows(folder)[1]["logit_scale"]
+    # bfloat16 rounds the parameter itself to steps of 1/64.
+    assert after == pytest.approx(100.0, rel=1e-4 if precision == "fp32" else 0.016)
+    model = create_model("ViT-tiny")
+    load_weights(model, folder / "final.safetensors")
+    assert model.logit_scale.exp().item() <= 100.0
+
+
+def test_gradient_checkpointing_and_clipping_leave_or_bound_the_run(tmp_path):
+    plain = train(tmp_path / "plain", "--max-steps", "3")
+    recomputed = train(
+        tmp_path / "recomputed", "--max-steps", "3", "--model.gradient-checkpointing"
+    )
+    assert losses(recomputed) == pytest.approx(losses(plain), abs=1e-5)
+    clipped = train(tmp_path / "clipped", "--max-steps", "3", "--optimizer.clip-norm", "0.01")
+    assert losses(clipped) != pytest.approx(losses(plain), abs=1e-5)
+
+
+def test_a_run_leaves_metrics_events_evaluation_and_weights(tmp_path):
+    options = "--max-steps 3 --batch-size 32 --data.eval-limit 48 --logging.eval-every-steps 2"
+    output = run("emoji.py", *options.split(), "--logging.dir", str(tmp_path))
+    folder = tmp_path / "emoji"
+    table = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    key = "eval/sample/twemoji/image_to_text/R@5"
+    assert [row["step"] for row in table if key in row] == [2, 3]
+    assert {"loss", "lr", "logit_scale", "images_per_second", "epoch"} <= set(table[0])
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert "chance" in output
+    assert "images/s" in output
+    model = create_model("RN-tiny")
+    load_weights(model, folder / "final.safetensors")
+    assert model.logit_scale.item() != create_model("RN-tiny").logit_scale.item()

@@ -1,0 +1,60 @@
+"""Parameter groups, the bound of the logit scale, the schedule."""
+
+import math
+
+import pytest
+import torch
+
+from clipfast.models import create_model
+from clipfast.optim import AdamW, parameter_groups, warmup_cosine
+from clipfast.optim.groups import LOGIT_SCALE_MAXIMUM
+
+
+@pytest.mark.parametrize("name", ["RN-tiny", "ViT-tiny"])
+def test_parameter_groups_decay_all_but_gains_and_biases(name):
+    model = create_model(name)
+    names = {id(p): n for n, p in model.named_parameters()}
+    decayed, exempt, scale = (
+        {names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.2)
+    )
+    assert scale == {"logit_scale"}
+    assert "token_embedding.weight" in decayed
+    assert "positional_embedding" in decayed
+    assert {n for n in names.values() if n.endswith("bias")} <= exempt
+    assert all(n.endswith("bias") or ".bn" in n or "ln_" in n or "downsample" in n for n in exempt)
+    assert not any(".bn" in n or "ln_" in n for n in decayed)
+    assert len(decayed) + len(exempt) + 1 == len(names)
+    assert [g["weight_decay"] for g in parameter_groups(model, 0.2)] == [0.2, 0.0, 0.0]
+
+
+def test_parameter_groups_leave_out_frozen_parameters():
+    model = create_model("ViT-tiny")
+    model.requires_grad_(False)
+    assert parameter_groups(model, 0.2) == []
+
+
+def test_adamw_keeps_the_maximum_and_otherwise_equals_torch():
+    bounded = torch.nn.Parameter(torch.tensor([math.log(99.9)]))
+    free, twin = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
+    ours = AdamW(
+        [{"params": [free]}, {"params": [bounded], "maximum": LOGIT_SCALE_MAXIMUM}], lr=0.1
+    )
+    theirs = torch.optim.AdamW([twin], lr=0.1)
+    for step in range(5):
+        bounded.grad = torch.tensor([-1.0])
+        free.grad = twin.grad = torch.arange(5.0) - step
+        ours.step()
+        theirs.step()
+        assert bounded.exp().item() <= 100.0
+    assert bounded.exp().item() == pytest.approx(100.0, rel=1e-6)
+    torch.testing.assert_close(free, twin, rtol=1e-6, atol=1e-7)
+
+
+def test_warmup_cosine_rises_peaks_and_ends_at_zero():
+    rates = [warmup_cosine(t, 2.0, 10, 110) for t in range(111)]
+    assert rates[:10] == pytest.approx([0.2 * (t + 1) for t in range(10)])
+    assert max(rates) == rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.0)
+    assert rates[110] == pytest.approx(0.0, abs=1e-12)
+    assert warmup_cosine(0, 2.0, 0, 10) == 2.0
+    assert warmup_cosine(500, 2.0, 10, 110) == pytest.approx(0.0, abs=1e-12)

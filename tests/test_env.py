@@ -1,0 +1,77 @@
+"""python -m clipfast.env: what it prints, what the stamp holds, and what it leaves unimported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from clipfast import env
+
+
+def test_env_stamp_is_json_and_names_what_a_figure_depends_on():
+    stamp = json.loads(json.dumps(env.stamp()))
+    assert stamp["versions"]["torch"] == torch.__version__
+    assert stamp["python"] == sys.version.split()[0]
+    assert stamp["device"]["cpu"]
+    assert stamp["device"]["threads"] == torch.get_num_threads()
+    assert len(stamp["device"]["gpus"]) == torch.cuda.device_count()
+    assert stamp["date"].endswith("+00:00")
+
+
+def test_env_report_says_why_parts_are_absent(monkeypatch):
+    monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(env, "version", lambda *names: None)
+    text = env.report(env.stamp())
+    assert "not built: not compiled here: pip install -e ." in text
+    assert "Triton is not installed" in text
+    for part in env.OPTIONAL:
+        assert part in text
+    assert text.count("absent") == len(env.CORE) + len(env.OPTIONAL) + text.count("DALI is absent")
+
+
+def test_env_report_says_what_is_built():
+    info = env.stamp()
+    info["extension"] = {
+        "built": True,
+        "cpu_capability": "avx2",
+        "cpu_capabilities": ["default", "avx2"],
+        "cuda": False,
+        "cuda_archs": "",
+        "cuda_reason": "CLIPFAST_BUILD_CUDA=0",
+    }
+    assert "CUDA        not built: CLIPFAST_BUILD_CUDA=0" in env.report(info)
+    info["extension"] |= {"cuda": True, "cuda_archs": "8.0;9.0", "cuda_reason": "nvcc is 12.9"}
+    assert "CUDA        built for 8.0;9.0 (nvcc is 12.9)" in env.report(info)
+
+
+def test_env_extension_built_for_another_torch_is_explained(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol: _ZN2at5emptyE")
+
+    monkeypatch.setattr(env.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(env.importlib, "import_module", broken)
+    info = env.extension()
+    assert not info["built"]
+    assert "undefined symbol" in info["reason"]
+    assert "pip install -e ." in info["reason"]
+
+
+def test_env_commit_is_none_outside_a_repository(monkeypatch, tmp_path):
+    (tmp_path / "clipfast").mkdir()
+    monkeypatch.setattr(env.clipfast, "__file__", str(tmp_path / "clipfast" / "__init__.py"))
+    assert env.commit() is None
+
+
+def test_env_module_prints_without_heavy_imports():
+    script = (
+        "import sys\nfrom clipfast import env\nenv.main([])\n"
+        "heavy = {'deepspeed', 'nvidia.dali', 'triton', 'matplotlib', 'tensorboard'}\n"
+        "print('heavy', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("clipfast ")
+    assert done.stdout.rstrip().endswith("heavy []")
