@@ -1,0 +1,268 @@
+"""The timing harness that every benchmark here uses.
+
+A figure exists only beside a passed check: :func:`measure` runs ``check`` first and raises
+:class:`CheckFailed` instead of timing a wrong result. Competitors are timed in alternation, so that
+a machine that slows down slows all of them. Each row carries the median, the 20th and 80th
+percentile, the peak of extra memory and a stamp of the environment.
+
+    rows = measure_together({"clipfast": ours, "OpenCLIP 3.3.0": theirs}, check=same_result)
+    write_rows("tokenizer", rows)
+    plot_rows(rows, RESULTS / "tokenizer.png", title="...")
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+Row = dict[str, Any]
+
+
+class CheckFailed(AssertionError):
+    """The result to be timed is wrong, so there is no figure to report."""
+
+
+def measure(name: str, fn: Callable[[], Any], *, check: Callable[[], Any], **options: Any) -> Row:
+    """Check, then time one function; see :func:`measure_together` for the options."""
+    return measure_together({name: fn}, check=check, **options)[0]
+
+
+def measure_together(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    check: Callable[[], Any],
+    device: str | torch.device = "cpu",
+    warmup: int = 3,
+    runs: int = 20,
+    items: int | None = None,
+    memory: bool = True,
+    **fields: Any,
+) -> list[Row]:
+    """Check once, then time functions in alternation: one run of each, ``runs`` times over.
+
+    Args:
+        functions: Name to function. The first is the one that ratios are about.
+        check: Raises or returns False where a result is wrong; returning None counts as passed.
+        device: Where the work runs. On CUDA, events time it, after a flush of the L2 cache.
+        warmup: Untimed runs of each function.
+        runs: Timed runs of each function.
+        items: Units of work in a run (captions, tokens, pairs); adds ``items_per_s``.
+        memory: Whether one more, untimed run measures ``peak_extra_bytes``.
+        **fields: Copied into each row: sizes, dtype, versions of peers.
+
+    Returns:
+        One row a function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``, ``p20_ms``,
+        ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured), ``items_per_s`` with
+        ``items``, and ``ratio_to_<first name>`` on all rows but the first: the median over rounds
+        of its time by the first's.
+
+    Raises:
+        CheckFailed: The check returned False or raised an AssertionError.
+    """
+    device = torch.device(device)
+    _run_check(check, list(functions))
+    time_once = _cuda_timer(device) if device.type == "cuda" else _cpu_time_once
+    for fn in functions.values():
+        for _ in range(warmup):
+            fn()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(runs):
+        for name, fn in functions.items():
+            seconds[name].append(time_once(fn))
+
+    rows = []
+    first = next(iter(functions))
+    for name, fn in functions.items():
+        row: Row = {"name": name, "checked": True, "device": str(device), "runs": runs, **fields}
+        row.update(_summary_ms(seconds[name]))
+        if items is not None:
+            row["items_per_s"] = items / statistics.median(seconds[name])
+        if name != first:
+            rounds = zip(seconds[name], seconds[first], strict=True)
+            row[f"ratio_to_{first}"] = statistics.median(other / own for other, own in rounds)
+        row["peak_extra_bytes"] = peak_extra_bytes(fn, device) if memory else None
+        rows.append(row)
+    return rows
+
+
+def peak_extra_bytes(fn: Callable[[], Any], device: str | torch.device = "cpu") -> int | None:
+    """Return how far memory in use rises above its level before, while ``fn`` runs once.
+
+    On CUDA that is the caching allocator's count. On a CPU it is the resident set, from Linux's
+    resettable high-water mark: good for tensors of megabytes, which the allocator maps and unmaps,
+    not for small ones.
+
+    Args:
+        fn: The function; its result is dropped.
+        device: Where its memory is.
+
+    Returns:
+        Bytes, or None on a CPU whose system has no such mark (anything but Linux).
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        fn()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        # Freed memory that malloc keeps would hide the same amount allocated again.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident_high_water()
+        fn()
+        return _resident_high_water() - before
+    except (OSError, AttributeError):
+        return None
+
+
+def write_rows(
+    subject: str, rows: Sequence[Row], *, directory: Path = RESULTS, append: bool = False
+) -> Path:
+    """Write rows as JSON lines, each with the stamp of the environment.
+
+    Args:
+        subject: File name without its ending.
+        rows: Rows of :func:`measure`; a row without a passed check is refused.
+        directory: Folder, made where it is missing.
+        append: Keep the rows that are there, for runs on several machines.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckFailed: A row did not come from a checked measurement.
+    """
+    from clipfast.env import stamp
+
+    for row in rows:
+        if row.get("checked") is not True:
+            raise CheckFailed(f"row {row.get('name')!r} has no passed check: it is not written")
+    environment = stamp()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{subject}.jsonl"
+    with path.open("a" if append else "w") as file:
+        for row in rows:
+            file.write(json.dumps({"subject": subject, **row, "environment": environment}) + "\n")
+    return path
+
+
+def read_rows(subject: str, *, directory: Path = RESULTS) -> list[Row]:
+    """Return the rows of an earlier :func:`write_rows`."""
+    return [json.loads(line) for line in (directory / f"{subject}.jsonl").read_text().splitlines()]
+
+
+def plot_rows(
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    title: str,
+    group: str | None = None,
+    value: str = "items_per_s",
+    unit: str = "items per second",
+) -> Path:
+    """Draw one horizontal bar a row, with whiskers from the 20th to the 80th percentile.
+
+    Args:
+        rows: Rows of :func:`measure`.
+        path: PNG to write.
+        title: What was measured, with the machine.
+        group: Field that tells rows of one name apart, shown behind it.
+        value: ``items_per_s`` or ``median_ms``.
+        unit: Label of the axis.
+
+    Returns:
+        The file written.
+    """
+    # The object interface: pyplot would pick a display and keep the figure alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    names = sorted({row["name"] for row in rows}, key=[row["name"] for row in rows].index)
+    for position, row in enumerate(rows):
+        height = row[value]
+        # Throughput falls as time rises: the slow percentile is the low end of the whisker.
+        scale = [row["median_ms"] / row[key] for key in ("p80_ms", "p20_ms")]
+        low, high = scale if value == "items_per_s" else [1 / s for s in reversed(scale)]
+        error = [[height - height * low], [height * high - height]]
+        color = f"C{names.index(row['name'])}"
+        axes.barh(position, height, xerr=error, color=color, ecolor="black", capsize=3)
+        figures = f"  {height:,.0f}" if height >= 1000 else f"  {height:.3g}"
+        axes.text(height * high, position, figures, va="center", fontsize=9)
+    labels = [row["name"] + (f", {row[group]}" if group else "") for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel(unit)
+    axes.set_title(title, fontsize=10)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _run_check(check: Callable[[], Any], names: list[str]) -> None:
+    try:
+        passed = check()
+    except AssertionError as error:
+        raise CheckFailed(f"{', '.join(names)}: {error}") from error
+    if passed is not None and not bool(passed):
+        raise CheckFailed(f"{', '.join(names)}: the check returned {passed!r}")
+
+
+def _summary_ms(seconds: list[float]) -> Row:
+    p20, median, p80 = torch.tensor(seconds, dtype=torch.float64).quantile(
+        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)
+    )
+    return {
+        "median_ms": 1e3 * median.item(),
+        "p20_ms": 1e3 * p20.item(),
+        "p80_ms": 1e3 * p80.item(),
+    }
+
+
+def _cpu_time_once(fn: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    fn()
+    return time.perf_counter() - start
+
+
+def _cuda_timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
+    """Return a function that times one run with events, the L2 cache cold."""
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device=device)
+
+    def time_once(fn: Callable[[], Any]) -> float:
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        with torch.cuda.device(device):
+            # The flush also keeps the device busy while the host enqueues the work to be timed.
+            flush.zero_()
+            start.record()
+            fn()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return time_once
+
+
+def _resident_high_water() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM")
