@@ -20,7 +20,7 @@ def config() -> Config:
         ),
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(epochs=30, warmup_steps=20),
-        logging=LoggingConfig(name="emoji", every_steps=1),
+        logging=LoggingConfig(name="emoji", every_steps=1, figures="demo"),
         checkpoint=CheckpointConfig(every_steps=50),
         batch_size=256,
     )

@@ -34,10 +34,9 @@ class Decoder:
     """Decodes, crops, resizes and normalises a stream of encoded batches.
 
     The crop is the paper's: a random square of the resized image, here cut from the full-size image
-    and resized once with bicubic interpolation and antialiasing, which reads fewer pixels and
-    interpolates once. Greyscale, CMYK, palette and 16-bit images become RGB; orientation tags apply.
-    On a GPU decoding runs on its JPEG hardware where there is any, and pixels never return to the
-    host.
+    and resized once with bicubic interpolation and antialiasing. Greyscale, CMYK, palette and
+    16-bit images become RGB; orientation tags apply. On a GPU decoding runs on its JPEG hardware
+    where there is any, and pixels never return to the host.
 
     Args:
         source: batches in order.

@@ -1,4 +1,4 @@
-"""Batches of images and tokens: an endless shuffled stream for training, one pass for evaluation."""
+"""Batches of images and tokens: an endless shuffled stream to train on, one pass to evaluate."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -94,8 +94,8 @@ class TrainLoader(_Loader):
 
     The order depends on the seed and the epoch alone (``clipfast.data.order``): global batch k is
     the same set of samples and crops on any number of ranks, so that a run resumes in mid-epoch, on
-    more or fewer ranks, and repeats itself exactly. Samples that do not fill a last global batch are
-    left out of that epoch; being shuffled anew, others are left out of the next.
+    more or fewer ranks, and repeats itself exactly. Samples that do not fill a last global batch
+    are left out of that epoch; being shuffled anew, others are left out of the next.
 
     Args:
         patterns: shards; see ``clipfast.data.shards.expand``.
@@ -168,8 +168,8 @@ class TrainLoader(_Loader):
         if state["total"] != len(self.order) or state["samples"] % self.batch_size:
             raise ValueError(
                 f"the saved run stood at sample {state['samples']} of {state['total']}; these "
-                f"shards hold {len(self.order)} and the batch is {self.batch_size}. Resume with the "
-                "same data and a batch size that divides the position, or start a new run"
+                f"shards hold {len(self.order)} and the batch is {self.batch_size}. Resume with "
+                "the same data and a batch size that divides the position, or start a new run"
             )
         self._consumed = (
             state["epoch"] * self.batches_per_epoch + state["samples"] // self.batch_size

@@ -209,7 +209,8 @@ class Config:
     twice and the gradients stay exactly those of the whole batch. None: the whole share."""
 
     precision: Precision = "auto"
-    """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on CPUs."""
+    """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a
+    CPU."""
 
     seed: int = 0
     """Of initialisation, order and crops."""

@@ -117,7 +117,8 @@ def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -
         raise ValueError("the batch is empty: the loss is a mean over at least one pair")
     if logit_scale.numel() != 1:
         raise ValueError(
-            f"logit_scale must hold one element, exp of the parameter; got {tuple(logit_scale.shape)}"
+            "logit_scale must hold one element, exp of the parameter; got "
+            f"{tuple(logit_scale.shape)}"
         )
     if not image_features.is_floating_point() or image_features.dtype != text_features.dtype:
         raise TypeError(

@@ -8,7 +8,7 @@ _checked_batches: set[tuple[object, int]] = set()
 
 
 class _GatherFeatures(torch.autograd.Function):
-    """All-gather of equal ``[B, D]`` blocks; the backward sums every rank's gradient of our block."""
+    """All-gather of equal ``[B, D]`` blocks; the backward sums what all ranks send."""
 
     @staticmethod
     def forward(ctx, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:

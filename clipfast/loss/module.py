@@ -29,7 +29,7 @@ class ClipLoss(nn.Module):
         group: the ranks that share the batch; None is the default group.
 
     Raises:
-        NotImplementedError: ``use_horovod=True``: the gathers are ``torch.distributed`` collectives.
+        NotImplementedError: ``use_horovod=True``; the gathers are ``torch.distributed``'s.
         RuntimeError: at the first call, when ``world_size`` and the process group disagree.
 
     Source: Radford et al. 2021, figure 3; the interface is that of open_clip_torch 3.3.

@@ -145,7 +145,7 @@ class CLIP(nn.Module):
         """
         text_features = None if tokens is None else self.encode_text(tokens)
         image_features = None if images is None else self.encode_image(images)
-        # In float32 whatever the parameter's dtype: bfloat16 would round 14.3 to 14.25.
+        # In float32 whatever the parameter's dtype: the exponential would be rounded once more.
         scale_dtype = torch.promote_types(self.logit_scale.dtype, torch.float32)
         return image_features, text_features, self.logit_scale.to(scale_dtype).exp()
 

@@ -194,7 +194,7 @@ def test_train_loader_names_the_broken_image_and_the_remedy(tmp_path, extension)
     broken = encoded(picture("RGBA" if extension == "png" else "RGB", (200, 200)), form)[:-900]
     samples = [(extension, good, "fine")] * 6 + [(extension, broken, "broken")]
     shard = write_shard(tmp_path / "bad.tar", samples)
-    with pytest.raises(ValueError, match="clipfast.data.index") as error:
+    with pytest.raises(ValueError, match=r"clipfast\.data\.index") as error:
         take(TrainLoader(shard, SIZE, 7), 1)
     assert "'000006'" in str(error.value)
     assert "bad.tar" in str(error.value)

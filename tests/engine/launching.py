@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-QUICK = (
-    "--data.eval --logging.every-steps 1 --checkpoint.every-steps 0 --no-logging.tensorboard "
-    "--batch-size 32 --logging.figures="
-).split()
+QUICK = [
+    *("--data.eval", "--logging.every-steps", "1", "--checkpoint.every-steps", "0"),
+    *("--logging.no-tensorboard", "--logging.figures=", "--batch-size", "32"),
+]
 
 
 def free_port() -> int:

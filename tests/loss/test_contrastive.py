@@ -1,4 +1,4 @@
-"""``clip_loss`` and ``ClipLoss`` against the paper's formula in float64, on one rank and on many."""
+"""``clip_loss`` and ``ClipLoss`` against the paper's formula in float64, on one or many ranks."""
 
 import math
 
