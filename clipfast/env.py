@@ -102,7 +102,7 @@ def driver_version() -> str | None:
 
 
 def devices() -> dict[str, object]:
-    """The CPU, and the GPUs that torch sees."""
+    """The CPU, the GPUs that torch sees, and torch's own version."""
     import torch
 
     gpus = []
@@ -123,6 +123,7 @@ def devices() -> dict[str, object]:
         "gpus": gpus,
         "driver": driver_version() if gpus else None,
         "cuda": torch.version.cuda,
+        "torch": torch.__version__,
     }
 
 
@@ -169,6 +170,8 @@ def stamp() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {
             **{name: version(name) for name in CORE},
+            # Unlike the metadata of some wheels, this says which CUDA it was built for.
+            "torch": device.pop("torch"),
             **{part: version(*names) for part, (names, _) in OPTIONAL.items()},
         },
         "device": device,

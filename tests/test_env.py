@@ -29,7 +29,8 @@ def test_env_report_says_why_parts_are_absent(monkeypatch):
     assert "Triton is not installed" in text
     for part in env.OPTIONAL:
         assert part in text
-    assert text.count("absent") == len(env.CORE) + len(env.OPTIONAL) + text.count("DALI is absent")
+    # torch is there, and one part's use is worded with the same word.
+    assert text.count("absent") == len(env.CORE) - 1 + len(env.OPTIONAL) + 1
 
 
 def test_env_report_says_what_is_built():

@@ -1,0 +1,112 @@
+# Everything is installed into .venv, on top of the active Python's torch where it has one.
+#
+#   make demo                    train, evaluate and plot on this machine
+#   make test                    all tests
+#   PYTHON=python3.12 make test  another Python (3.10 or newer; only while .venv does not exist)
+
+PYTHON ?= python3
+# Installed only where PYTHON has no torch of its own.
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+# ninja, deepspeed and the compilers they start are looked for on PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+# One file a subject; the harness and whatever else they share cannot be run.
+BENCHMARKS = $(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py)))
+# Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
+LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
+
+.PHONY: help setup test lint format demo bench env clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup    install into $(VENV) (again only after setup.py, pyproject.toml or csrc change)"
+	@echo "make demo     setup, then train the small recipe, evaluate it, and write demo/*.png"
+	@echo "make test     setup, then all tests (PYTEST_ARGS='-k loss -x' to choose)"
+	@echo "make lint     ruff and clang-format, changing nothing"
+	@echo "make format   ruff and clang-format, in place"
+	@echo "make bench    setup, then the benchmarks; results go to benchmarks/results"
+	@echo "make env      setup, then what this machine has and what was built for it"
+	@echo "make clean    remove what was built (CLEAN_VENV=1: $(VENV) too)"
+
+setup: $(STAMPS)/packages $(STAMPS)/extension
+
+# The active Python's packages are reached through a .pth file and not --system-site-packages: that
+# option sees only the base Python, so a torch in an active virtual environment would be missed.
+$(STAMPS)/torch:
+	@echo "[setup] $(VENV): creating it with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@if ! $(BIN)/python -c 'import torch' 2>/dev/null; then \
+	  if site=$$($(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); then \
+	    echo "[setup] using the torch that $(PYTHON) has"; \
+	    echo "$$site" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer-torch.pth; \
+	  else \
+	    echo "[setup] installing $(TORCH)"; \
+	    $(PIP) install "$(TORCH)"; \
+	  fi; \
+	fi
+	@echo "[setup] installing build tools"
+	@$(PIP) install numpy "setuptools>=64" wheel pybind11
+# Programs, not modules: one in the outer Python's bin would not be found.
+	@$(PIP) install --ignore-installed --no-deps ninja $(LINTERS)
+# The package's version, not torch.__version__: that one adds "+cu130", which the index lacks.
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
+	@touch $@
+
+# The constraints file keeps the torch that is here: a dependency could otherwise pull another one,
+# of several GB. Peers for tests and benchmarks come without their own requirements for that reason.
+$(STAMPS)/packages: $(STAMPS)/torch setup.py pyproject.toml
+	@train=$$($(BIN)/python -c 'import torch; print("train-cuda12" if (torch.version.cuda or "").startswith("12") else "train")'); \
+	echo "[setup] compiling csrc, installing clipfast[$$train,dev]"; \
+	$(PIP) install -c $(VENV)/constraints.txt -e ".[$$train,dev]" --no-build-isolation
+	@echo "[setup] installing peers: open_clip_torch, timm, torchvision"
+	@vision=$$($(BIN)/python -c 'import torch; a, b = torch.__version__.split(".")[:2]; print("0.%d" % (int(b) + 15))'); \
+	$(PIP) install -c $(VENV)/constraints.txt --no-deps open_clip_torch timm "torchvision==$$vision.*"
+	@touch $@
+
+# Apart from the packages, so that a change of csrc only compiles.
+$(STAMPS)/extension: $(STAMPS)/packages $(SOURCES)
+	@if [ -n "$$(find $(SOURCES) -newer $(STAMPS)/packages)" ]; then \
+	  echo "[setup] compiling csrc"; \
+	  $(PIP) install -e . --no-build-isolation --no-deps; \
+	fi
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/torch
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+
+format: $(STAMPS)/torch
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+	$(BIN)/clang-format -i $(SOURCES)
+
+# As a module: where deepspeed belongs to the outer Python, .venv has no deepspeed program.
+demo: setup
+	@port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
+	set -x; $(BIN)/python -m deepspeed.launcher.runner --master_port $$port recipes/emoji.py
+
+bench: setup
+	@set -e; for name in $(BENCHMARKS); do \
+	  echo "[bench] $$name"; $(BIN)/python -m benchmarks.$$name; \
+	done
+
+env: setup
+	@$(BIN)/python -m clipfast.env
+
+clean:
+	rm -rf build dist *.egg-info clipfast/_C*.so demo .pytest_cache .ruff_cache $(if $(CLEAN_VENV),$(VENV))
+	find clipfast kernels recipes benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f $(STAMPS)/packages $(STAMPS)/extension

@@ -1,0 +1,223 @@
+"""Builds clipfast: the Python package, `kernels/` as clipfast.kernels, and `csrc/` as clipfast._C.
+
+`pip install -e . --no-build-isolation` builds against the torch of the active environment. The
+extension always has its CPU operators, compiled once a vector capability and chosen at run time.
+CUDA operators are added where torch has CUDA and its nvcc is found.
+
+CLIPFAST_BUILD_CUDA=0/1      leave CUDA out / fail when it cannot be built
+TORCH_CUDA_ARCH_LIST="8.0"   the GPU architectures to compile for
+MAX_JOBS=N                   compiler processes at a time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    raise SystemExit(
+        "clipfast is compiled against the torch that it will run with: install torch first, then "
+        f"`pip install -e . --no-build-isolation` ({error})"
+    ) from error
+
+ROOT = Path(__file__).resolve().parent
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+# The order is the link order, and it matters: csrc/cpu_dispatch.h says why.
+CPU_CAPABILITIES = {"DEFAULT": []}
+if IS_X86:
+    CPU_CAPABILITIES["AVX2"] = ["-mavx2", "-mfma", "-mf16c"]
+    CPU_CAPABILITIES["AVX512"] = [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+        *("-mavx2", "-mfma", "-mf16c"),
+    ]
+
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
+# What GCC says of ATen's vector headers and of its own is not ours to mend.
+CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
+if sys.platform.startswith("linux"):
+    CXX_FLAGS.append("-fopenmp")
+
+TRAIN = [
+    "deepspeed>=0.19",
+    "tokenizers",
+    "ftfy",
+    "tyro",
+    "tqdm",
+    "tensorboard",
+    "matplotlib",
+    "safetensors",
+    "pillow",
+    "webdataset",
+]
+ON_LINUX = '; platform_system == "Linux"'
+EXTRAS = {
+    "train": [*TRAIN, "nvidia-dali-cuda130" + ON_LINUX],
+    "train-cuda12": [*TRAIN, "nvidia-dali-cuda120" + ON_LINUX],
+    # From huggingface-hub on: what open_clip_torch and timm import. Those two are installed with
+    # --no-deps, since their own requirements may replace the torch that is here.
+    "dev": [
+        *("pytest", "ruff>=0.17,<0.18", "clang-format==23.*", "scikit-learn", "regex"),
+        *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
+    ],
+}
+
+
+def nvcc_version(cuda_home: str) -> tuple[int, int] | None:
+    """The (major, minor) version of cuda_home's nvcc, or None where there is none that runs."""
+    try:
+        words = subprocess.run(
+            [os.path.join(cuda_home, "bin", "nvcc"), "--version"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    match = re.search(r"release (\d+)\.(\d+)", words)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def decide_cuda() -> tuple[bool, str]:
+    """Whether to build the CUDA operators, and the reason in words."""
+    wish = os.environ.get("CLIPFAST_BUILD_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"CLIPFAST_BUILD_CUDA: expected 0 or 1, got {wish!r}")
+    if wish == "0":
+        return False, "CLIPFAST_BUILD_CUDA=0"
+    home = cpp_extension.CUDA_HOME
+    version = nvcc_version(home) if home else None
+    if torch.version.cuda is None:
+        obstacle = f"torch {torch.__version__} has no CUDA"
+    elif version is None:
+        obstacle = "no nvcc was found (set CUDA_HOME)"
+    elif not Path(home, "include", "cuda_runtime.h").exists():
+        # An nvcc on PATH that is a wrapper script leads to a folder that is no toolkit.
+        obstacle = f"{home} has no include/cuda_runtime.h (set CUDA_HOME to the toolkit's folder)"
+    elif version[0] != int(torch.version.cuda.split(".")[0]):
+        obstacle = f"nvcc is {version[0]}.{version[1]}, torch is built for {torch.version.cuda}"
+    else:
+        return True, f"torch has CUDA {torch.version.cuda}, nvcc is {version[0]}.{version[1]}"
+    if wish == "1":
+        raise SystemExit(f"CLIPFAST_BUILD_CUDA=1 was asked for, but {obstacle}")
+    return False, obstacle
+
+
+def set_cuda_archs() -> str:
+    """Fills TORCH_CUDA_ARCH_LIST where the user has not: V100 (while nvcc knows it), A100, H100."""
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        version = nvcc_version(cpp_extension.CUDA_HOME)
+        oldest = "7.5" if version >= (13, 0) else "7.0"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = f"{oldest};8.0;9.0+PTX"
+    return os.environ["TORCH_CUDA_ARCH_LIST"]
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob(pattern))
+
+
+def make_extension(with_cuda: bool):
+    """clipfast._C without its CPU kernels, which BuildClipfast adds as objects."""
+    import pybind11
+
+    kernels = set(sources("*_cpu_kernel.cpp"))
+    cpp = [path for path in sources("*.cpp") if path not in kernels]
+    kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    return kind(
+        "clipfast._C",
+        cpp + (sources("*_kernel.cu") if with_cuda else []),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        define_macros=[("CLIPFAST_CUDA", "1")] if with_cuda else [],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        extra_link_args=["-fopenmp"] if "-fopenmp" in CXX_FLAGS else [],
+        # A header that changes must also make setuptools look at the extension again.
+        depends=[*sources("*.h"), *kernels, "setup.py"],
+    )
+
+
+class BuildClipfast(cpp_extension.BuildExtension):
+    """BuildExtension that compiles each `*_cpu_kernel.cpp` once a capability, and says what it did.
+
+    Flags belong to a whole extension in torch's build, so the capability builds are made one after
+    another with the same (ninja) compiler and linked in as objects.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # An editable install would build in a throw-away folder and compile everything each time.
+        python = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        self.build_temp = str(Path("build", f"temp-{python}-torch{torch.__version__}"))
+
+    def build_extension(self, ext) -> None:
+        build_temp = (ROOT / self.build_temp).resolve()
+        info = self.write_build_info(build_temp)
+        ext.include_dirs.insert(0, str(build_temp / "include"))
+        for capability, flags in CPU_CAPABILITIES.items():
+            defines = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+            ext.extra_objects += self.compiler.compile(
+                sources("*_cpu_kernel.cpp"),
+                output_dir=str(build_temp / f"cpu-{capability.lower()}"),
+                include_dirs=ext.include_dirs,
+                extra_postargs={"cxx": [*CXX_FLAGS, *flags, *defines]},
+            )
+        super().build_extension(ext)
+        print(f"clipfast._C: built {json.dumps(info)}", flush=True)
+
+    def write_build_info(self, build_temp: Path) -> dict[str, object]:
+        info = {
+            "torch": torch.__version__,
+            "cpu_capabilities": [name.lower() for name in CPU_CAPABILITIES],
+            "cuda": WITH_CUDA,
+            "cuda_reason": CUDA_REASON,
+            "cuda_archs": CUDA_ARCHS,
+        }
+        text = f'#pragma once\n#define CLIPFAST_BUILD_INFO R"json({json.dumps(info)})json"\n'
+        header = build_temp / "include" / "clipfast_build_info.h"
+        header.parent.mkdir(parents=True, exist_ok=True)
+        # Written only when it differs: ninja goes by the time of the last change.
+        if not header.exists() or header.read_text() != text:
+            header.write_text(text)
+        return info
+
+
+def read_version() -> str:
+    text = (ROOT / "clipfast" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+os.chdir(ROOT)
+WITH_CUDA, CUDA_REASON = decide_cuda()
+CUDA_ARCHS = set_cuda_archs() if WITH_CUDA else ""
+
+if __name__ == "__main__":
+    setup(
+        name="clipfast",
+        version=read_version(),
+        description="A low-level, performance-first training engine for CLIP",
+        license="MIT",
+        python_requires=">=3.10",
+        packages=[*find_packages(include=["clipfast", "clipfast.*"]), "clipfast.kernels"],
+        package_dir={"clipfast.kernels": "kernels"},
+        package_data={"clipfast": ["assets/**/*", "data/sample/**/*"]},
+        install_requires=[
+            "torch>=2.6",
+            "numpy",
+            "triton" + ON_LINUX,
+            "ninja",
+            "pybind11",
+        ],
+        extras_require=EXTRAS,
+        ext_modules=[make_extension(WITH_CUDA)],
+        cmdclass={"build_ext": BuildClipfast},
+        zip_safe=False,
+    )
