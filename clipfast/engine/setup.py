@@ -5,7 +5,7 @@ import logging
 import torch
 
 from clipfast.data import TrainLoader
-from clipfast.engine.config import Config
+from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.ds_config import deepspeed_config
 from clipfast.engine.launch import Process
 from clipfast.models import CLIP, create_model, load_weights
@@ -27,22 +27,29 @@ def build_model(config: Config) -> CLIP:
 def build_loader(
     config: Config, process: Process, dtype: torch.dtype, image_size: int
 ) -> TrainLoader:
-    """This rank's view of the training data."""
+    """This rank's view of the training data.
+
+    Raises:
+        ConfigError: the shards do not fit the run, or an index does not fit its shard.
+    """
     on_gpu = process.device.type == "cuda"
-    return TrainLoader(
-        config.data.train,
-        image_size,
-        config.batch_size,
-        rank=process.rank,
-        world_size=process.world_size,
-        seed=config.seed,
-        scale=config.data.scale,
-        window=config.data.shuffle_window,
-        device=process.device,
-        dtype=dtype,
-        threads=config.data.threads
-        or (_THREADS_BESIDE_A_GPU if on_gpu else torch.get_num_threads()),
-    )
+    try:
+        return TrainLoader(
+            config.data.train,
+            image_size,
+            config.batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            seed=config.seed,
+            scale=config.data.scale,
+            window=config.data.shuffle_window,
+            device=process.device,
+            dtype=dtype,
+            threads=config.data.threads
+            or (_THREADS_BESIDE_A_GPU if on_gpu else torch.get_num_threads()),
+        )
+    except ValueError as error:
+        raise ConfigError(f"--data.train: {error}") from error
 
 
 def initialise_engine(config: Config, process: Process, dtype: torch.dtype, model: CLIP):

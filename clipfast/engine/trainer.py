@@ -162,7 +162,7 @@ class Trainer:
         if norm is not None:
             values["grad_norm"] = float(norm)
         if self.dtype == torch.float16:
-            values["loss_scale"] = float(self.engine.optimizer.cur_scale)
+            values["loss_scale"] = float(self.engine.optimizer.loss_scale)
             values["skipped_steps"] = self.engine.skipped_steps
         return values
 

@@ -63,8 +63,10 @@ def retrieval_figure(
     by_caption, by_image = queries[:caption_queries], queries[caption_queries:]
 
     width = 2 + _TOP
-    figure = Figure(figsize=(1.15 * width * len(galleries), 1.3 * count + 1.2), dpi=110)
-    columns = figure.subfigures(1, len(galleries), squeeze=False)[0]
+    figure = Figure(
+        figsize=(1.15 * width * len(galleries), 1.05 * count + 0.5), dpi=100, layout="constrained"
+    )
+    columns = figure.subfigures(1, len(galleries), squeeze=False, wspace=0.04)[0]
     for column, gallery in zip(columns, galleries, strict=True):
         column.suptitle(gallery.title, fontsize=12, fontweight="bold")
         axes = column.subplots(

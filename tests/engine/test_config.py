@@ -71,6 +71,10 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
         (["--data.train", "sample", "--precision", "fp16"], "needs a GPU"),
         (["--data.train", "sample", "--model.name", "RN5"], "RN50"),
         (["--data.train", "sample", "--batch-size", "9", "--micro-batch", "4"], "--micro-batch 3"),
+        (
+            ["--data.train", "sample", "--batch-size", "4000", "--model.name", "RN-tiny"],
+            "hold 3822 samples, less than one global batch of 4000",
+        ),
     ],
 )
 def test_recipes_refuse_bad_options_with_a_remedy(options, words):

@@ -10,6 +10,7 @@ from clipfast.models import create_model, load_weights
 from tests.engine.launching import QUICK, losses, rows, run, run_until_killed
 
 STEPS = 4
+EVAL = ("--data.eval", "sample/noto")
 pytestmark = pytest.mark.slow
 
 
@@ -98,6 +99,20 @@ def test_gradient_checkpointing_and_clipping_leave_or_bound_the_run(tmp_path):
     assert losses(recomputed) == pytest.approx(losses(plain), abs=1e-5)
     clipped = train(tmp_path / "clipped", "--max-steps", "3", "--optimizer.clip-norm", "0.01")
     assert losses(clipped) != pytest.approx(losses(plain), abs=1e-5)
+
+
+def test_ranks_with_uneven_parts_evaluate_as_one_process_under_zero_3(tmp_path):
+    tables = []
+    for ranks in (0, 2):
+        # 33 pairs in batches of 16: one rank has two batches, the other one.
+        options = "--zero-stage 3 --max-steps 1 --data.eval-limit 33 --data.eval-batch-size 16"
+        folder = train(tmp_path / str(ranks), *options.split(), *EVAL, ranks=ranks)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        tables.append(next(row for row in lines if "loss" not in row))
+    keys = [key for key in tables[0] if key.startswith("eval/")]
+    assert len(keys) == 6
+    # Batch norm's running statistics are rank 0's, so features differ by a rank's share of them.
+    assert [tables[1][k] for k in keys] == pytest.approx([tables[0][k] for k in keys], abs=0.1)
 
 
 def test_a_run_leaves_metrics_events_evaluation_and_weights(tmp_path):
