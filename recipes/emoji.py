@@ -1,4 +1,10 @@
-"""A tiny CLIP on the embedded emoji drawings."""
+"""The demo: a CLIP of 17M parameters on 1,911 emoji drawings, in minutes on two CPU cores.
+
+It trains on one artist's drawings (Noto) and is measured on them and on the other artist's drawings
+of the same concepts (Twemoji), which it has never seen.
+
+deepspeed recipes/emoji.py
+"""
 
 from clipfast.engine import (
     CheckpointConfig,
@@ -13,15 +19,17 @@ from clipfast.engine import (
 
 
 def config() -> Config:
+    """A run of four minutes at most on two cores."""
     return Config(
         model=ModelConfig("RN-tiny"),
         data=DataConfig(
-            train=("sample/noto",), eval=("sample/noto", "sample/twemoji"), scale=(0.8, 1.0)
+            train=("sample/noto",), eval=("sample/noto", "sample/twemoji"), scale=(0.9, 1.0)
         ),
-        optimizer=OptimizerConfig(lr=1e-3),
-        schedule=ScheduleConfig(epochs=30, warmup_steps=20),
-        logging=LoggingConfig(name="emoji", every_steps=1, figures="demo"),
-        checkpoint=CheckpointConfig(every_steps=50),
+        optimizer=OptimizerConfig(lr=7e-4, beta2=0.98),
+        # 1,911 drawings / 256 = 7 steps an epoch; 25 epochs = 175 steps.
+        schedule=ScheduleConfig(epochs=25, warmup_steps=10),
+        logging=LoggingConfig(name="emoji", every_steps=1, eval_every_steps=50, figures="demo"),
+        checkpoint=CheckpointConfig(every_steps=100),
         batch_size=256,
     )
 

@@ -1,6 +1,7 @@
 """Retrieval of a model in training, encoded by all ranks together."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,7 @@ class Retrieval:
     text_features: Tensor
 
     def line(self) -> str:
-        """One line for a person, against chance."""
+        """One line for a person."""
         sides = "; ".join(
             f"{name} " + " ".join(f"{key} {value:.3f}" for key, value in table.items())
             for name, table in (
@@ -42,8 +43,7 @@ class Retrieval:
                 ("text-to-image", self.text_to_image),
             )
         )
-        chance = ", ".join(f"R@{k} {min(1.0, k / self.pairs):.4f}" for k in RECALL_AT)
-        return f"{self.source} ({self.pairs} pairs): {sides} (chance: {chance})"
+        return f"{self.source} ({self.pairs} pairs): {sides}"
 
     def scalars(self) -> dict[str, float]:
         """Flat names for metrics files."""
@@ -120,6 +120,30 @@ def _encode(engine, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor]:
             images.append(image_features.float())
             texts.append(text_features.float())
     return torch.cat(images), torch.cat(texts)
+
+
+def retrieval_table(results: list[Retrieval], trained_on: Sequence[str]) -> list[str]:
+    """Lines of a table for the end of a run, chance beneath each set.
+
+    Args:
+        results: one entry a set.
+        trained_on: the patterns of the training data, marked as such.
+    """
+    names = [f"R@{k}" for k in RECALL_AT]
+    labels = [f"{r.source}{' (trained on)' if r.source in trained_on else ''}" for r in results]
+    width = max(map(len, labels), default=0) + 2
+    header = "".join(f"{name:>8}" for name in names)
+    lines = [
+        f"{'':{width}}{'image to text':>24}  {'text to image':>24}",
+        f"{'':{width}}{header}  {header}",
+    ]
+    for label, result in zip(labels, results, strict=True):
+        sides = (result.image_to_text, result.text_to_image)
+        cells = ["".join(f"{side[name]:8.3f}" for name in names) for side in sides]
+        lines.append(f"{label:{width}}{'  '.join(cells)}")
+        chance = "".join(f"{min(1.0, k / result.pairs):8.4f}" for k in RECALL_AT)
+        lines.append(f"{f'  chance ({result.pairs} pairs)':{width}}{chance}  {chance}")
+    return lines
 
 
 def _gather_sizes(size: int, process: Process) -> list[int]:

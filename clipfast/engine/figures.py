@@ -48,6 +48,7 @@ def _gallery(result: Retrieval) -> Gallery:
 
     title = (
         f"{result.source}: image-to-text R@1 {result.image_to_text['R@1']:.2f}, "
-        f"text-to-image R@1 {result.text_to_image['R@1']:.2f}"
+        f"text-to-image R@1 {result.text_to_image['R@1']:.2f}\n"
+        "random queries and their five best; green: the right one"
     )
     return Gallery(title, result.image_features, result.text_features, image, caption)

@@ -77,7 +77,7 @@ class Metrics:
                 print(line, flush=True)
 
     def close(self) -> None:
-        """Flush and close everything."""
+        """Flush and close everything; what is said after it is printed as it is."""
         if not self._active:
             return
         if self._bar is not None:
@@ -85,6 +85,7 @@ class Metrics:
             self._bar = None
         if self._board is not None:
             self._board.close()
+            self._board = None
         self._file.close()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from clipfast.engine.checkpoint import Checkpoints, export_final
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import Config
-from clipfast.engine.evaluate import Retrieval, evaluate
+from clipfast.engine.evaluate import Retrieval, evaluate, retrieval_table
 from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process
 from clipfast.engine.metrics import Metrics
@@ -103,7 +103,8 @@ class Trainer:
                 retrieval=retrieval,
                 is_main=self.process.is_main,
             )
-            metrics.say(*_summary(result), *self._draw(retrieval if finished else None))
+            metrics.close()
+            metrics.say(*self._summary(result))
             return result
         finally:
             metrics.close()
@@ -198,11 +199,11 @@ class Trainer:
             metrics.say(f"step {self.step}: {result.line()}")
         return results
 
-    def _draw(self, retrieval: list[Retrieval] | None) -> list[str]:
+    def _draw(self, retrieval: list[Retrieval]) -> list[Path]:
         folder = self.config.logging.figures
-        if not folder or retrieval is None or not self.process.is_main:
+        if not folder or not self.process.is_main:
             return []
-        return [f"picture: {path}" for path in write_figures(self.folder, retrieval, Path(folder))]
+        return write_figures(self.folder, retrieval, Path(folder))
 
     def _save(self) -> None:
         state = {"loader": self.loader.state_dict()}
@@ -233,13 +234,14 @@ class Trainer:
             lines.append(f"resumed after step {self.step}")
         return lines
 
-
-def _summary(result: Result) -> list[str]:
-    lines = [
-        f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
-        f"{result.seconds:.0f} s of training, {result.images_per_second:,.0f} images/s"
-    ]
-    lines += [retrieval.line() for retrieval in result.retrieval]
-    if result.finished:
-        lines.append(f"weights: {result.folder / 'final.safetensors'}")
-    return lines
+    def _summary(self, result: Result) -> list[str]:
+        lines = [
+            f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
+            f"{result.seconds:.0f} s of training, {result.images_per_second:,.0f} images/s"
+        ]
+        if result.retrieval:
+            lines += retrieval_table(result.retrieval, self.config.data.train)
+        if result.finished:
+            lines.append(f"weights: {result.folder / 'final.safetensors'}")
+            lines += [f"picture: {path}" for path in self._draw(result.retrieval)]
+        return lines

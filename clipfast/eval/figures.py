@@ -68,7 +68,7 @@ def retrieval_figure(
     )
     columns = figure.subfigures(1, len(galleries), squeeze=False, wspace=0.04)[0]
     for column, gallery in zip(columns, galleries, strict=True):
-        column.suptitle(gallery.title, fontsize=12, fontweight="bold")
+        column.suptitle(gallery.title, fontsize=11, fontweight="bold")
         axes = column.subplots(
             count, _TOP + 1, squeeze=False, gridspec_kw={"width_ratios": [1.9] + [1] * _TOP}
         )
