@@ -1,5 +1,6 @@
 """The engine: configuration, DeepSpeed, the training loop."""
 
+from clipfast.engine.cli import main
 from clipfast.engine.config import (
     CheckpointConfig,
     Config,
@@ -11,7 +12,6 @@ from clipfast.engine.config import (
     ScheduleConfig,
     ZeroConfig,
 )
-from clipfast.engine.main import main
 
 __all__ = [
     "CheckpointConfig",

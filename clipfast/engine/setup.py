@@ -56,7 +56,8 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
     """Wrap the model and its optimizer in a DeepSpeed engine."""
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    # Its warnings here are about choices made on purpose, such as an optimizer of our own.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
     # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that order.
     # The images' channels_last is what convolutions follow.
     model = model.to(process.device)

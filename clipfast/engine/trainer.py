@@ -80,12 +80,12 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to the end, or to a signal; then evaluate and export."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
         metrics = Metrics(
             self.folder, self.config.logging, self.total_steps, self.step, self.process.is_main
         )
         metrics.say(*self._headline())
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
         first_step, clock = self.step, TrainingClock()
         try:
             finished = self._loop(metrics, clock)

@@ -71,8 +71,8 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows(folder)]
 
 
-def run_until_killed(recipe: str, *options: str, marker: Path, timeout: float = 300) -> None:
-    """Start a run and send SIGKILL to all of it as soon as ``marker`` exists."""
+def signal_when(marker: Path, number: int, recipe: str, *options: str, timeout: float = 300) -> int:
+    """Start a run, send it a signal as soon as ``marker`` exists; returns its exit status."""
     process = subprocess.Popen(
         command(recipe, *options),
         env=environment(),
@@ -83,9 +83,12 @@ def run_until_killed(recipe: str, *options: str, marker: Path, timeout: float = 
     deadline = time.monotonic() + timeout
     try:
         while not marker.exists():
-            assert process.poll() is None, "the run ended before it could be killed"
+            assert process.poll() is None, "the run ended before the signal"
             assert time.monotonic() < deadline, f"no {marker} after {timeout} s"
             time.sleep(0.05)
+        process.send_signal(number)
+        return process.wait(timeout)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

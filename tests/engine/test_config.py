@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from clipfast.engine import Config, ConfigError
+from clipfast.engine.cli import parse
 from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
 from clipfast.engine.launch import resolve_precision
-from clipfast.engine.main import parse
 from tests.engine.launching import fail
 
 

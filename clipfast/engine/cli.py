@@ -75,6 +75,8 @@ def main(default: Config, arguments: Sequence[str] | None = None):
 
     from clipfast.engine.trainer import Trainer
 
+    if is_main and process.device.type == "cpu":
+        print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
     start(process)
     try:
         return Trainer(config, process, dtype).run()
