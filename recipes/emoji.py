@@ -14,6 +14,7 @@ from clipfast.engine import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+    ZeroConfig,
     main,
 )
 
@@ -28,6 +29,7 @@ def config() -> Config:
         optimizer=OptimizerConfig(lr=7e-4, beta2=0.98),
         # 1,911 drawings / 256 = 7 steps an epoch; 25 epochs = 175 steps.
         schedule=ScheduleConfig(epochs=25, warmup_steps=10),
+        zero=ZeroConfig(stage=1),
         logging=LoggingConfig(name="emoji", every_steps=1, eval_every_steps=50, figures="demo"),
         checkpoint=CheckpointConfig(every_steps=100),
         batch_size=256,

@@ -3,7 +3,7 @@
 deepspeed recipes/rn50x64.py --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, main
+from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
@@ -15,8 +15,7 @@ def config() -> Config:
         optimizer=OptimizerConfig(lr=3.6e-4, beta2=0.999, eps=1e-8, weight_decay=0.2),
         # 400,000,000 pairs / 32,768 = 12,207 steps an epoch; 32 epochs = 390,625 steps.
         schedule=ScheduleConfig(epochs=32, warmup_steps=2000),
-        # ZeRO-1: 623M x 12 bytes of fp32 master and Adam = 7.5 GB, shared by all ranks.
-        zero=ZeroConfig(stage=1),
+        # ZeRO-1 (the default): 623M x 12 bytes of fp32 master and Adam = 7.5 GB over all ranks.
         # The paper: 592 V100 for 18 days. 32,768 / 592 = 55.4, padded to 56: 592 x 56 = 33,152
         # (--batch-size 33152); a power of two divides evenly: 512 GPUs x 64 = 32,768.
         batch_size=32_768,

@@ -3,7 +3,7 @@
 deepspeed recipes/vit_l14.py --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, main
+from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
@@ -13,7 +13,6 @@ def config() -> Config:
         optimizer=OptimizerConfig(lr=4e-4, beta2=0.98, eps=1e-6, weight_decay=0.2),
         # 400,000,000 pairs / 32,768 = 12,207 steps an epoch; 32 epochs = 390,625 steps.
         schedule=ScheduleConfig(epochs=32, warmup_steps=2000),
-        zero=ZeroConfig(stage=1),
         # The paper: 256 V100 for 12 days. 256 GPUs x 128 = 32,768.
         batch_size=32_768,
     )

@@ -4,7 +4,7 @@ deepspeed recipes/vit_l14_336.py --model.weights runs/vit-l-14/final.safetensors
     --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, main
+from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
@@ -15,7 +15,6 @@ def config() -> Config:
         optimizer=OptimizerConfig(lr=2e-5, beta2=0.98, eps=1e-6, weight_decay=0.2),
         # 400,000,000 pairs / 32,768 = 12,207 steps, one epoch.
         schedule=ScheduleConfig(epochs=1, warmup_steps=2000),
-        zero=ZeroConfig(stage=1),
         # 256 GPUs x 128 = 32,768.
         batch_size=32_768,
     )

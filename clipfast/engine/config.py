@@ -130,8 +130,15 @@ class ScheduleConfig:
 class ZeroConfig:
     """DeepSpeed's ZeRO: what the ranks share among them instead of each holding all of it."""
 
-    stage: Annotated[Literal[0, 1, 2, 3], tyro.conf.arg(aliases=["--zero-stage"])] = 1
-    """0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too."""
+    stage: Annotated[Literal["auto", 0, 1, 2, 3], tyro.conf.arg(aliases=["--zero-stage"])] = "auto"
+    """0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too. auto: 1, or 0 for one
+    process in float32, where there is nothing to share and no master copy to keep."""
+
+    def resolve(self, world_size: int, is_float32: bool) -> int:
+        """The stage to run."""
+        if self.stage == "auto":
+            return 0 if world_size == 1 and is_float32 else 1
+        return self.stage
 
 
 @dataclass(frozen=True)

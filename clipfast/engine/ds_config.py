@@ -6,6 +6,10 @@ import torch
 
 from clipfast.engine.config import Config
 
+# Elements that travel at a time. DeepSpeed's default of 5e8 sets aside 2 GB in float32, as much as
+# the weights of a model of this size; 100 to 200 MB fill a link as well.
+_BUCKET = 50_000_000
+
 
 def deepspeed_config(config: Config, dtype: torch.dtype, world_size: int) -> dict[str, Any]:
     """The dictionary that ``deepspeed.initialize`` takes.
@@ -22,7 +26,11 @@ def deepspeed_config(config: Config, dtype: torch.dtype, world_size: int) -> dic
         "gradient_clipping": config.optimizer.clip_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": 16},
-        "zero_optimization": {"stage": config.zero.stage},
+        "zero_optimization": {
+            "stage": config.zero.resolve(world_size, dtype == torch.float32),
+            "reduce_bucket_size": _BUCKET,
+            "allgather_bucket_size": _BUCKET,
+        },
         "zero_allow_untested_optimizer": True,
         # Progress is ours to print; DeepSpeed's own line would break the bar.
         "steps_per_print": 2**62,

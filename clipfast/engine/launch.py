@@ -102,11 +102,9 @@ def start(process: Process) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cuda.matmul.allow_tf32 = True
-    else:
-        _keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:
-            cores = len(os.sched_getaffinity(0))
-            torch.set_num_threads(max(1, cores // process.local_world_size))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // process.local_world_size))
     deepspeed.init_distributed(
         dist_backend="nccl" if process.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,
@@ -114,11 +112,18 @@ def start(process: Process) -> None:
     )
 
 
-def _keep_freed_memory() -> None:
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def keep_freed_memory() -> None:
     """Let glibc reuse large blocks instead of returning them to the kernel.
 
     Each activation of some megabytes is otherwise mapped, faulted in page by page and unmapped
-    again at every step: measured at 5% to 15% of a CPU training step.
+    again at every step: measured at 5% to 15% of a CPU training step. Called once the model and the
+    optimizer stand, so that what they freed while they were built goes back.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -127,9 +132,3 @@ def _keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -15,7 +15,7 @@ from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import Config
 from clipfast.engine.evaluate import Retrieval, evaluate, retrieval_table
 from clipfast.engine.figures import write_figures
-from clipfast.engine.launch import Process
+from clipfast.engine.launch import Process, keep_freed_memory
 from clipfast.engine.metrics import Metrics
 from clipfast.engine.setup import build_loader, build_model, initialise_engine
 from clipfast.engine.step import train_step
@@ -77,6 +77,8 @@ class Trainer:
         self._signalled = False
         self._saved_at = time.monotonic()
         self._resume()
+        if process.device.type == "cpu":
+            keep_freed_memory()
 
     def run(self) -> Result:
         """Train to the end, or to a signal; then evaluate and export."""
@@ -219,11 +221,12 @@ class Trainer:
 
     def _headline(self) -> list[str]:
         config, process = self.config, self.process
+        stage = config.zero.resolve(process.world_size, self.dtype == torch.float32)
         local_batch = config.local_batch(process.world_size)
         micro_batches = config.micro_batches(process.world_size)
         lines = [
             f"{config.model.name}: {self.parameters / 1e6:.1f}M parameters, {self.dtype}, "
-            f"ZeRO {config.zero.stage}, {process.world_size} x {process.device.type}",
+            f"ZeRO {stage}, {process.world_size} x {process.device.type}",
             f"batch {config.batch_size} = {process.world_size} ranks x {local_batch}"
             + (f" in {micro_batches} micro-batches" if micro_batches > 1 else ""),
             f"{len(self.loader.order)} pairs in {len(self.loader.shards)} shard(s), "

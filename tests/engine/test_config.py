@@ -55,6 +55,13 @@ def test_impossible_combinations_name_the_option(build, words):
         build()
 
 
+def test_zero_auto_shares_nothing_alone_in_float32():
+    assert Config().zero.resolve(1, is_float32=True) == 0
+    assert Config().zero.resolve(1, is_float32=False) == 1
+    assert Config().zero.resolve(8, is_float32=True) == 1
+    assert parse(Config(), ["--zero-stage", "2"]).zero.resolve(1, is_float32=True) == 2
+
+
 def test_micro_batches_counts_the_parts_of_a_ranks_share():
     assert Config(batch_size=64).micro_batches(2) == 1
     assert Config(batch_size=64, micro_batch=8).micro_batches(2) == 4
