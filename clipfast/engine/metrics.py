@@ -9,6 +9,11 @@ from typing import Any
 from clipfast.engine.config import LoggingConfig
 
 
+def rate(per_second: float) -> str:
+    """A rate with three digits at least."""
+    return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:.3g}"
+
+
 class Metrics:
     """The outputs of a run on rank 0; every method does nothing on the other ranks.
 
@@ -61,7 +66,7 @@ class Metrics:
                 self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
         if self._bar is not None and "loss" in values:
             self._bar.set_postfix_str(
-                f"loss {values['loss']:.3f}, {values['images_per_second']:,.0f} images/s, "
+                f"loss {values['loss']:.3f}, {rate(values['images_per_second'])} images/s, "
                 f"scale {values['logit_scale']:.1f}, lr {values['lr']:.1e}",
                 refresh=False,
             )

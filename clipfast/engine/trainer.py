@@ -16,7 +16,7 @@ from clipfast.engine.config import Config
 from clipfast.engine.evaluate import Retrieval, evaluate, retrieval_table
 from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process, keep_freed_memory
-from clipfast.engine.metrics import Metrics
+from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.setup import build_loader, build_model, initialise_engine
 from clipfast.engine.step import train_step
 from clipfast.models import num_parameters
@@ -240,7 +240,7 @@ class Trainer:
     def _summary(self, result: Result) -> list[str]:
         lines = [
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
-            f"{result.seconds:.0f} s of training, {result.images_per_second:,.0f} images/s"
+            f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
         ]
         if result.retrieval:
             lines += retrieval_table(result.retrieval, self.config.data.train)
