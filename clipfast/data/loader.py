@@ -155,25 +155,37 @@ class TrainLoader(_Loader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the stream stands: samples of whole global batches handed out in this epoch."""
+        """Where the stream stands, and what that depends on."""
         epoch, index = divmod(self._consumed, self.batches_per_epoch)
-        return {"epoch": epoch, "samples": index * self.batch_size, "total": len(self.order)}
+        return {"epoch": epoch, "index": index, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the samples a saved state had handed out.
+        """Continue after the batches a saved state had handed out, on any number of ranks.
 
         Raises:
-            ValueError: the data set or the batch size changed, so the position has no meaning.
+            ValueError: data, batch size, seed or window changed, so the position has no meaning.
         """
-        if state["total"] != len(self.order) or state["samples"] % self.batch_size:
+        ours = self._identity()
+        changed = [
+            f"{name} was {state.get(name)}, is {value}"
+            for name, value in ours.items()
+            if state.get(name) != value
+        ]
+        if changed:
             raise ValueError(
-                f"the saved run stood at sample {state['samples']} of {state['total']}; these "
-                f"shards hold {len(self.order)} and the batch is {self.batch_size}. Resume with "
-                "the same data and a batch size that divides the position, or start a new run"
+                "the saved position in the data does not fit this run: "
+                + "; ".join(changed)
+                + ". Resume with the same settings, or start a new run from its weights"
             )
-        self._consumed = (
-            state["epoch"] * self.batches_per_epoch + state["samples"] // self.batch_size
-        )
+        self._consumed = state["epoch"] * self.batches_per_epoch + state["index"]
+
+    def _identity(self) -> dict[str, int]:
+        return {
+            "samples": len(self.order),
+            "batch_size": self.batch_size,
+            "seed": self.order.seed,
+            "window": self.order.window,
+        }
 
     @property
     def _local_batch(self) -> int:

@@ -2,7 +2,8 @@
 
 Shards are permuted each epoch and laid end to end; the line of samples is cut into windows, and
 each window is permuted in turn. A position in the epoch therefore names one sample, whatever the
-number of ranks: a run resumes anywhere, on more or fewer GPUs, and no sample is seen twice."""
+number of ranks: the stream goes on from anywhere, on more or fewer GPUs, and no sample is seen
+twice."""
 
 from collections import OrderedDict
 from dataclasses import dataclass

@@ -122,7 +122,7 @@ class ShardReader:
     def _flatten(self, shard: int, row: int, data: bytes) -> np.ndarray:
         try:
             return flatten_alpha(data)
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # Pillow raises many kinds, its own bomb error among them
             raise broken_image(self, shard, row, error) from error
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there at all, the last few kept, final weights for everyone."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.engine.config import ConfigError
+from clipfast.engine.half_stage0 import masters
 from clipfast.engine.launch import Process
 from clipfast.models import export
 
@@ -30,19 +32,22 @@ class Checkpoints:
         folder: holds the checkpoints.
         keep: how many complete ones stay.
         process: this rank.
+        layout: what a checkpoint must share with the run that loads it, such as the ZeRO stage.
     """
 
-    def __init__(self, folder: Path, keep: int, process: Process) -> None:
+    def __init__(
+        self, folder: Path, keep: int, process: Process, layout: dict[str, int | str]
+    ) -> None:
         self.folder = folder
         self.keep = keep
         self.process = process
+        self.layout = layout
 
     def complete(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        found = (p for p in self.folder.glob("step*") if _NAME.fullmatch(p.name))
-        return sorted(
-            (p for p in found if (p / _COMPLETE).is_file()), key=lambda p: int(p.name[4:])
-        )
+        """Complete checkpoints, the most recently saved last."""
+        found = [p for p in self._folders() if (p / _COMPLETE).is_file()]
+        # By time and not by step: after a resume from an earlier step the newest has a lower one.
+        return sorted(found, key=lambda p: ((p / _COMPLETE).stat().st_mtime_ns, p.name))
 
     def save(self, engine, step: int, state: dict[str, Any]) -> Path:
         """Save the whole state of a run on all ranks, then delete what is no longer kept.
@@ -56,19 +61,16 @@ class Checkpoints:
             The checkpoint's folder.
         """
         path = self.folder / f"step{step:08d}"
-        if self.process.is_main and (path / _COMPLETE).exists():
-            os.remove(path / _COMPLETE)
+        if self.process.is_main:
+            (path / _COMPLETE).unlink(missing_ok=True)
         dist.barrier()
         engine.save_checkpoint(str(self.folder), tag=path.name, save_latest=False)
         dist.barrier()
         if self.process.is_main:
             temporary = path / (_COMPLETE + ".tmp")
-            temporary.write_text(json.dumps({"step": step, **state}))
+            temporary.write_text(json.dumps({"step": step, "layout": self.layout, **state}))
             os.replace(temporary, path / _COMPLETE)
-            for old in self.complete()[: -self.keep]:
-                # Without its marker a half-deleted folder counts as incomplete.
-                os.remove(old / _COMPLETE)
-                shutil.rmtree(old)
+            self._delete_all_but(path)
         dist.barrier()
         return path
 
@@ -76,34 +78,69 @@ class Checkpoints:
         """Load a checkpoint into the engine.
 
         Args:
-            engine: the DeepSpeed engine, built with the same model and ZeRO stage.
+            engine: the DeepSpeed engine.
             which: ``latest``, or the path of a checkpoint.
 
         Returns:
             The saved state with ``step``; None for ``latest`` where the run has no checkpoint yet.
 
         Raises:
-            ConfigError: the path holds no complete checkpoint, or DeepSpeed could not load it.
+            ConfigError: the path holds no complete checkpoint, or one of another layout.
         """
-        if which == "latest":
-            complete = self.complete()
-            if not complete:
+        # Rank 0 chooses for all: file systems do not show a new file everywhere at once.
+        choice: list[Any] = [self._choose(which) if self.process.is_main else None]
+        dist.broadcast_object_list(choice)
+        path, state = choice[0]
+        if state is None:
+            if which == "latest":
                 return None
-            path = complete[-1]
-        else:
-            path = Path(which)
-            if not (path / _COMPLETE).is_file():
-                raise ConfigError(
-                    f"--resume {which}: no complete checkpoint there (no {_COMPLETE}); complete "
-                    f"ones of this run: {[str(p) for p in self.complete()] or 'none'}"
-                )
-        loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
-        if loaded is None:
             raise ConfigError(
-                f"--resume {which}: DeepSpeed could not load {path}; resume with the number of "
-                "ranks and the ZeRO stage it was saved with"
+                f"--resume {which}: no complete checkpoint there (no {_COMPLETE}); complete ones "
+                f"of this run: {[str(p) for p in self.complete()] or 'none'}"
             )
-        return json.loads((path / _COMPLETE).read_text())
+        differing = [
+            f"{name} {state['layout'].get(name)}, not {value}"
+            for name, value in self.layout.items()
+            if state["layout"].get(name) != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"--resume {which}: {path} was saved with {', '.join(differing)}. Resume with what "
+                "it was saved with, or start a new run from its weights with --model.weights"
+            )
+        engine.load_checkpoint(str(path.parent), tag=path.name)
+        return state
+
+    def _choose(self, which: str) -> tuple[Path | None, dict[str, Any] | None]:
+        complete = self.complete()
+        path = (complete[-1] if complete else None) if which == "latest" else Path(which)
+        if path is None or not (path / _COMPLETE).is_file():
+            return path, None
+        return path, json.loads((path / _COMPLETE).read_text())
+
+    def _folders(self) -> list[Path]:
+        return [p for p in self.folder.glob("step*") if _NAME.fullmatch(p.name)]
+
+    def _delete_all_but(self, newest: Path) -> None:
+        """Delete complete checkpoints beyond those kept, and what killed runs left half-written."""
+        kept = [newest, *(p for p in self.complete()[-self.keep :] if p != newest)][: self.keep]
+        for old in self._folders():
+            if old not in kept:
+                # Without its marker a half-deleted folder counts as incomplete.
+                (old / _COMPLETE).unlink(missing_ok=True)
+                shutil.rmtree(old)
+
+
+def move_aside(folder: Path) -> Path | None:
+    """Rename the folder of an earlier run of the same name to ``NAME.1``, ``NAME.2``, ...
+
+    Returns:
+        Where it went, None where there was none.
+    """
+    if not (folder / "metrics.jsonl").exists():
+        return None
+    number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
+    return folder.rename(f"{folder}.{number}")
 
 
 def full_state_dict(engine, process: Process) -> dict[str, Tensor] | None:
@@ -116,12 +153,15 @@ def full_state_dict(engine, process: Process) -> dict[str, Tensor] | None:
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
+    stage0_masters = masters(engine)
     state = {}
     for name, parameter in engine.module.named_parameters():
         full = safe_get_full_fp32_param(parameter)
+        if full is None:
+            # In float32 at ZeRO 0 there is no master: the parameter itself is all there is.
+            full = stage0_masters.get(id(parameter), parameter)
         if process.is_main:
-            # No master outside ZeRO and bf16: there the parameter itself is all there is.
-            state[name] = (parameter if full is None else full).detach().cpu().clone()
+            state[name] = full.detach().cpu().clone()
     if not process.is_main:
         return None
     state.update({name: buffer.cpu() for name, buffer in engine.module.named_buffers()})

@@ -48,8 +48,8 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
 def main(default: Config, arguments: Sequence[str] | None = None):
     """Run a recipe: the last line of each.
 
-    Configuration errors end every rank with status 2 before any device is touched; rank 0 prints
-    the reason.
+    Configuration errors end every rank with status 2 before anything is built on a device; one rank
+    of each node prints the reason.
 
     Args:
         default: the recipe's configuration.
@@ -69,7 +69,8 @@ def main(default: Config, arguments: Sequence[str] | None = None):
         dtype = resolve_precision(config.precision, process.device)
         _check(config, process)
     except (ConfigError, FileNotFoundError, ValueError) as error:
-        if is_main:
+        # Once a node: what is missing on one of them may be there on the others.
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -79,14 +80,14 @@ def main(default: Config, arguments: Sequence[str] | None = None):
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
     start(process)
     try:
-        return Trainer(config, process, dtype).run()
+        result = Trainer(config, process, dtype).run()
     except ConfigError as error:
-        if is_main:
-            print(f"error: {error}", file=sys.stderr)
+        if process.local_rank == 0:
+            print(f"error on rank {process.rank}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    # Not after a failure: tearing the group down would wait for ranks that wait for this one.
+    dist.destroy_process_group()
+    return result
 
 
 def _check(config: Config, process: Process) -> None:

@@ -72,6 +72,7 @@ class DataConfig:
         )
         _require(self.shuffle_window > 0, "--data.shuffle-window must be at least 1")
         _require(self.eval_batch_size > 0, "--data.eval-batch-size must be at least 1")
+        _require(self.eval_limit > 0, "--data.eval-limit must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -217,13 +218,14 @@ class Config:
 
     precision: Precision = "auto"
     """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a
-    CPU."""
+    CPU. Matrix products of fp32 run as TF32 on a GPU."""
 
     seed: int = 0
     """Of initialisation, order and crops."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size > 1, "--batch-size must be at least 2: one pair has no contrast")
+        _require(self.seed >= 0, "--seed cannot be negative")
         _require(
             self.micro_batch is None or self.micro_batch > 0, "--micro-batch must be at least 1"
         )

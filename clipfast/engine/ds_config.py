@@ -20,14 +20,20 @@ def deepspeed_config(config: Config, dtype: torch.dtype, world_size: int) -> dic
         world_size: number of ranks.
     """
     micro_batches = config.micro_batches(world_size)
+    stage = config.zero.resolve(world_size, dtype == torch.float32)
+    gradients = {}
+    if micro_batches > 1 and dtype != torch.float32 and stage > 0:
+        # Summed in half precision, many micro-batches lose what is below half a unit of the sum.
+        gradients = {"data_types": {"grad_accum_dtype": "fp32"}}
     return {
+        **gradients,
         "train_micro_batch_size_per_gpu": config.local_batch(world_size) // micro_batches,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": config.optimizer.clip_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
         "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": 16},
         "zero_optimization": {
-            "stage": config.zero.resolve(world_size, dtype == torch.float32),
+            "stage": stage,
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
         },

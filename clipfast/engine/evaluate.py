@@ -9,8 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.data import EvalLoader
-from clipfast.engine.config import Config
+from clipfast.data.shards import counts, expand
+from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.launch import Process
+from clipfast.engine.setup import decode_threads
 from clipfast.eval import RECALL_AT, pair_ranks, recalls
 
 
@@ -68,6 +70,24 @@ def evaluate(engine, config: Config, process: Process, dtype: torch.dtype) -> li
     return results
 
 
+def check_evaluation(config: Config, process: Process) -> None:
+    """Open the evaluation data at the start of a run rather than days later.
+
+    Raises:
+        ConfigError: a shard or its index is unfit, or there are fewer pairs than ranks.
+    """
+    for pattern in config.data.eval:
+        try:
+            pairs = int(counts(expand(pattern)).sum())
+        except ValueError as error:
+            raise ConfigError(f"--data.eval {pattern}: {error}") from error
+        if min(pairs, config.data.eval_limit) < process.world_size:
+            raise ConfigError(
+                f"--data.eval {pattern} holds {pairs} pairs, less than the {process.world_size} "
+                "ranks that would encode them: add pairs, or leave it out"
+            )
+
+
 @torch.no_grad()
 def _evaluate_one(
     engine, pattern: str, config: Config, process: Process, dtype: torch.dtype
@@ -81,14 +101,9 @@ def _evaluate_one(
         limit=config.data.eval_limit,
         device=process.device,
         dtype=dtype,
-        threads=config.data.threads or torch.get_num_threads(),
+        threads=decode_threads(config, process),
     )
     sizes = _gather_sizes(len(loader), process)
-    if min(sizes) == 0:
-        raise ValueError(
-            f"{pattern} holds {sum(sizes)} pairs, less than the {process.world_size} ranks that "
-            "would evaluate it: add pairs or evaluate on fewer ranks"
-        )
     images, texts = _encode(engine, loader, math.ceil(max(sizes) / config.data.eval_batch_size))
     all_images, all_texts = (_gather_rows(x, sizes, process) for x in (images, texts))
     first = sum(sizes[: process.rank])

@@ -7,6 +7,7 @@ import torch
 from clipfast.data import TrainLoader
 from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.ds_config import deepspeed_config
+from clipfast.engine.half_stage0 import forget_first_step
 from clipfast.engine.launch import Process
 from clipfast.models import CLIP, create_model, load_weights
 from clipfast.optim import AdamW, parameter_groups
@@ -32,7 +33,6 @@ def build_loader(
     Raises:
         ConfigError: the shards do not fit the run, or an index does not fit its shard.
     """
-    on_gpu = process.device.type == "cuda"
     try:
         return TrainLoader(
             config.data.train,
@@ -45,11 +45,17 @@ def build_loader(
             window=config.data.shuffle_window,
             device=process.device,
             dtype=dtype,
-            threads=config.data.threads
-            or (_THREADS_BESIDE_A_GPU if on_gpu else torch.get_num_threads()),
+            threads=decode_threads(config, process),
         )
     except ValueError as error:
         raise ConfigError(f"--data.train: {error}") from error
+
+
+def decode_threads(config: Config, process: Process) -> int:
+    """CPU threads that read and decode for a rank."""
+    if config.data.threads:
+        return config.data.threads
+    return _THREADS_BESIDE_A_GPU if process.device.type == "cuda" else torch.get_num_threads()
 
 
 def initialise_engine(config: Config, process: Process, dtype: torch.dtype, model: CLIP):
@@ -64,7 +70,7 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
     options = config.optimizer
     optimizer = AdamW(
         parameter_groups(model, options.weight_decay),
-        lr=options.lr,
+        lr=0.0,  # set before every step; none may be taken before the first
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=True,
@@ -74,4 +80,18 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
         optimizer=optimizer,
         config=deepspeed_config(config, dtype, process.world_size),
     )
+    forget_first_step(engine)
     return engine
+
+
+def reapply_options(config: Config, engine) -> None:
+    """Set the optimizer's options again after a checkpoint has brought its own, so that a resumed
+    run obeys its command line."""
+    options = config.optimizer
+    for group in engine.optimizer.param_groups:
+        group["betas"] = (options.beta1, options.beta2)
+        group["eps"] = options.eps
+        if group["weight_decay"]:
+            group["weight_decay"] = options.weight_decay
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = options.clip_norm

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clipfast.data import Batch
+from clipfast.engine.half_stage0 import loss_factor
 from clipfast.loss import clip_loss
 from clipfast.models import frozen_statistics
 
@@ -34,7 +35,7 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
     if micro_batches == 1:
         image_features, text_features, logit_scale = engine(batch.images, batch.tokens)
         loss = clip_loss(image_features, text_features, logit_scale)
-        engine.backward(loss)
+        engine.backward(loss * loss_factor(engine))
         engine.step()
         return loss.detach(), logit_scale.detach()
 
@@ -57,7 +58,7 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
                 + (text_features.float() * grad_texts[m]).sum()
                 + (logit_scale.float() * grad_scale).sum() / micro_batches
             )
-            engine.backward(carrier, scale_wrt_gas=False)
+            engine.backward(carrier * loss_factor(engine), scale_wrt_gas=False)
             engine.step()
     return loss, features[0][2].detach()
 

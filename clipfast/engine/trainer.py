@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipfast.engine.checkpoint import Checkpoints, export_final
+from clipfast.engine.checkpoint import Checkpoints, export_final, move_aside
 from clipfast.engine.clock import TrainingClock
-from clipfast.engine.config import Config
-from clipfast.engine.evaluate import Retrieval, evaluate, retrieval_table
+from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.evaluate import Retrieval, check_evaluation, evaluate, retrieval_table
 from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process, keep_freed_memory
 from clipfast.engine.metrics import Metrics, rate
-from clipfast.engine.setup import build_loader, build_model, initialise_engine
+from clipfast.engine.setup import build_loader, build_model, initialise_engine, reapply_options
 from clipfast.engine.step import train_step
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
@@ -63,7 +63,12 @@ class Trainer:
         self.process = process
         self.dtype = dtype
         self.folder = Path(config.logging.dir) / config.run_name
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", config.checkpoint.keep, process)
+        self.stage = config.zero.resolve(process.world_size, dtype == torch.float32)
+        layout = {"ranks": process.world_size, "ZeRO stage": self.stage, "precision": str(dtype)}
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", config.checkpoint.keep, process, layout
+        )
+        check_evaluation(config, process)
         torch.manual_seed(config.seed)
         model = build_model(config)
         self.parameters = num_parameters(model)
@@ -92,9 +97,9 @@ class Trainer:
         try:
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
-            retrieval = self._evaluate(metrics) if finished else []
             if finished:
                 export_final(self.engine, self.folder / "final.safetensors", self.process)
+            retrieval = self._evaluate(metrics) if finished else []
             images = (self.step - first_step) * self.config.batch_size
             result = Result(
                 folder=self.folder,
@@ -136,7 +141,8 @@ class Trainer:
             with clock.paused():
                 if self._due(config.logging.eval_every_steps) and not last:
                     self._evaluate(metrics)
-                if request or last or self._due(config.checkpoint.every_steps):
+                if request or self._checkpoint_due(last):
+                    self._require_finite(loss.item())
                     self._save()
             if request == _STOP and not last:
                 metrics.say(
@@ -147,6 +153,11 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def _checkpoint_due(self, last: bool) -> bool:
+        options = self.config.checkpoint
+        wanted = options.every_steps > 0 or options.every_minutes > 0
+        return self._due(options.every_steps) or (last and wanted)
 
     def _set_learning_rate(self) -> float:
         lr = warmup_cosine(self.step, self.config.optimizer.lr, self.warmup_steps, self.total_steps)
@@ -175,8 +186,8 @@ class Trainer:
         complete = self.checkpoints.complete()
         raise FloatingPointError(
             f"the loss is {loss} after step {self.step}. Last complete checkpoint: "
-            f"{complete[-1] if complete else 'none'}. Go on from it with a lower --optimizer.lr, "
-            "--optimizer.clip-norm 1, or --precision fp32 to see whether precision is the cause"
+            f"{complete[-1] if complete else 'none'}. Go on from it with a lower --optimizer.lr or "
+            "with --optimizer.clip-norm 1"
         )
 
     def _agree(self) -> int:
@@ -214,19 +225,27 @@ class Trainer:
 
     def _resume(self) -> None:
         which = self.config.checkpoint.resume
-        state = self.checkpoints.resume(self.engine, which) if which else None
+        if not which:
+            if self.process.is_main and (old := move_aside(self.folder)):
+                print(f"An earlier run was here: it is now {old} (to go on: --resume latest)")
+            dist.barrier()
+            return
+        state = self.checkpoints.resume(self.engine, which)
         if state is not None:
+            reapply_options(self.config, self.engine)
             self.step = state["step"]
-            self.loader.load_state_dict(state["loader"])
+            try:
+                self.loader.load_state_dict(state["loader"])
+            except ValueError as error:
+                raise ConfigError(f"--resume {which}: {error}") from error
 
     def _headline(self) -> list[str]:
         config, process = self.config, self.process
-        stage = config.zero.resolve(process.world_size, self.dtype == torch.float32)
         local_batch = config.local_batch(process.world_size)
         micro_batches = config.micro_batches(process.world_size)
         lines = [
             f"{config.model.name}: {self.parameters / 1e6:.1f}M parameters, {self.dtype}, "
-            f"ZeRO {stage}, {process.world_size} x {process.device.type}",
+            f"ZeRO {self.stage}, {process.world_size} x {process.device.type}",
             f"batch {config.batch_size} = {process.world_size} ranks x {local_batch}"
             + (f" in {micro_batches} micro-batches" if micro_batches > 1 else ""),
             f"{len(self.loader.order)} pairs in {len(self.loader.shards)} shard(s), "

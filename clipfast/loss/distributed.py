@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_checked_batches: set[tuple[object, int]] = set()
+_checked_groups: set[object] = set()
 
 
 class _GatherFeatures(torch.autograd.Function):
@@ -50,11 +50,11 @@ def mean_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def require_equal_batches(features: Tensor, group: dist.ProcessGroup | None) -> None:
     """Raise the same ValueError on every rank when batch sizes differ between ranks.
 
-    Asked once for each batch size: an all-gather of unequal blocks would hang or mix up rows, and a
-    check at each step would cost a synchronisation.
+    An all-gather of unequal blocks would hang or mix up rows. On a GPU, where reading the sizes
+    waits for the device, only a group's first call is checked; on a CPU every call.
     """
-    key = (group, features.shape[0])
-    if key in _checked_batches:
+    on_gpu = features.device.type == "cuda"
+    if on_gpu and group in _checked_groups:
         return
     sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=features.device)
     sizes[dist.get_rank(group)] = features.shape[0]
@@ -64,4 +64,4 @@ def require_equal_batches(features: Tensor, group: dist.ProcessGroup | None) -> 
             f"every rank must hold the same number of pairs; ranks hold {sizes.tolist()}. "
             "Drop the last incomplete batch (drop_last=True) or pad it."
         )
-    _checked_batches.add(key)
+    _checked_groups.add(group)

@@ -165,12 +165,22 @@ def test_train_loader_resumes_in_mid_epoch_on_other_ranks(tmp_path):
         assert (one.epoch, one.index) == (left.epoch, left.index)
 
 
-def test_train_loader_refuses_a_position_of_other_data(tmp_path):
-    loader = TrainLoader(numbered_shards(tmp_path, [9]), 8, 4)
-    with pytest.raises(ValueError, match="same data"):
-        loader.load_state_dict({"epoch": 0, "samples": 4, "total": 10})
-    with pytest.raises(ValueError, match="divides the position"):
-        loader.load_state_dict({"epoch": 0, "samples": 6, "total": 9})
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"window": 5}, "window"),
+        ({"batch_size": 2}, "batch_size"),
+    ],
+)
+def test_train_loader_refuses_a_position_of_another_run(tmp_path, options, words):
+    shards = numbered_shards(tmp_path, [9])
+    state = TrainLoader(shards, 8, 4).state_dict()
+    other = TrainLoader(shards, 8, **{"batch_size": 4, **options})
+    with pytest.raises(ValueError, match=words):
+        other.load_state_dict(state)
+    with pytest.raises(ValueError, match="samples was 9, is 6"):
+        TrainLoader(numbered_shards(tmp_path, [6]), 8, 4).load_state_dict(state)
 
 
 def test_train_loader_says_what_to_do_when_the_data_is_too_small(tmp_path):

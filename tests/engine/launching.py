@@ -71,6 +71,11 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in rows(folder)]
 
 
+def norms(folder: Path) -> list[float]:
+    """Gradient norms, which DeepSpeed does not give at ZeRO 0 in float32."""
+    return [row["grad_norm"] for row in rows(folder)]
+
+
 def signal_when(marker: Path, number: int, recipe: str, *options: str, timeout: float = 300) -> int:
     """Start a run, send it a signal as soon as ``marker`` exists; returns its exit status."""
     process = subprocess.Popen(
