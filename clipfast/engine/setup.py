@@ -16,12 +16,19 @@ _THREADS_BESIDE_A_GPU = 4
 
 
 def build_model(config: Config) -> CLIP:
-    """The model in float32 on the CPU, with its starting weights."""
+    """The model in float32 on the CPU, with its starting weights.
+
+    Raises:
+        ConfigError: the weights are not those of this model.
+    """
     model = create_model(
         config.model.name, gradient_checkpointing=config.model.gradient_checkpointing
     )
     if config.model.weights:
-        load_weights(model, config.model.weights, resize_positions=True)
+        try:
+            load_weights(model, config.model.weights, resize_positions=True)
+        except ValueError as error:
+            raise ConfigError(f"--model.weights: {error}") from error
     return model
 
 

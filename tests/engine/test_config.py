@@ -79,6 +79,10 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
         (["--data.train", "sample", "--model.name", "RN5"], "RN50"),
         (["--data.train", "sample", "--batch-size", "9", "--micro-batch", "4"], "--micro-batch 3"),
         (
+            ["--data.train", "sample", "--model.name", "RN-tiny", "--model.weights", __file__],
+            "error on rank 0: --model.weights",
+        ),
+        (
             ["--data.train", "sample", "--batch-size", "4000", "--model.name", "RN-tiny"],
             "hold 3822 samples, less than one global batch of 4000",
         ),
