@@ -4,6 +4,7 @@ import ctypes
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -110,6 +111,17 @@ def start(process: Process) -> None:
         auto_mpi_discovery=False,
         verbose=False,
     )
+    if process.device.type == "cpu":
+        _release_shared_memory(process)
+
+
+def _release_shared_memory(process: Process) -> None:
+    """Unlink DeepSpeed's all-reduce buffer on the CPU, which 0.19 never does: 66 MB a rank and run
+    would stay in memory for good. Every local rank has mapped it by the barrier."""
+    torch.distributed.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{process.rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def _free_port() -> int:

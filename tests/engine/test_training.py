@@ -167,9 +167,11 @@ def test_ranks_with_uneven_parts_evaluate_as_one_process_under_zero_3(tmp_path):
 
 def test_a_run_leaves_metrics_events_evaluation_and_weights(tmp_path):
     options = "--max-steps 3 --batch-size 32 --data.eval-limit 48 --logging.eval-every-steps 2"
+    shared = set(Path("/dev/shm").glob("deepspeed*"))
     output = run("emoji.py", *options.split(), "--logging.dir", str(tmp_path))
     folder = tmp_path / "emoji"
     table = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert set(Path("/dev/shm").glob("deepspeed*")) <= shared
     key = "eval/sample/twemoji/image_to_text/R@5"
     assert [row["step"] for row in table if key in row] == [2, 3]
     assert {"loss", "lr", "logit_scale", "images_per_second", "epoch"} <= set(table[0])
