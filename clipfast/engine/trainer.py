@@ -37,7 +37,6 @@ class Result:
         seconds: of training in this process, evaluation and checkpoints left out.
         images_per_second: over those seconds, all ranks.
         retrieval: the last evaluation, one entry a pattern.
-        is_main: whether this process is rank 0.
     """
 
     folder: Path
@@ -46,7 +45,6 @@ class Result:
     seconds: float
     images_per_second: float
     retrieval: list[Retrieval] = field(default_factory=list)
-    is_main: bool = True
 
 
 class Trainer:
@@ -108,7 +106,6 @@ class Trainer:
                 seconds=seconds,
                 images_per_second=images / seconds,
                 retrieval=retrieval,
-                is_main=self.process.is_main,
             )
             metrics.close()
             metrics.say(*self._summary(result))
