@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "clipfast_build_info.h"  // written by setup.py
+#include "contrastive/contrastive.h"
 #include "cpu_dispatch.h"
 
 TORCH_LIBRARY(clipfast, m) {
@@ -13,12 +14,34 @@ TORCH_LIBRARY(clipfast, m) {
       "inv_norm)");
   // grad_x[i] = (grad_y[i] - u <u, grad_y[i]>) * inv_norm[i] with u = x[i] * inv_norm[i].
   m.def("l2_normalize_backward(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor grad_x");
+
+  // The contrastive loss on one rank's strip; clipfast/ops/contrastive.py has the equations.
+  m.def(
+      "contrastive_prepare(Tensor x, bool normalize, ScalarType? work_dtype) -> (Tensor work, "
+      "Tensor inverse_norm, Tensor factor, Tensor norm)");
+  m.def(
+      "contrastive_diagonal(Tensor x, Tensor y, Tensor x_inverse_norm, Tensor y_inverse_norm) -> "
+      "Tensor");
+  m.def(
+      "contrastive_finish(Tensor grad, Tensor x, Tensor other, Tensor inverse_norm, Tensor "
+      "other_inverse_norm, Tensor factor, Tensor diagonal, Tensor coefficient, bool normalize) -> "
+      "(Tensor grad_x, Tensor dot)");
+  m.def(
+      "contrastive_statistics(Tensor x, Tensor y, Tensor row_factor, Tensor column_factor, Tensor "
+      "scale, Tensor bound, int first_column, bool keep, int workspace_bytes) -> (Tensor row_max, "
+      "Tensor row_sum, Tensor column_max, Tensor column_sum, Tensor shift, Tensor kept)");
+  m.def(
+      "contrastive_gradients(Tensor x, Tensor y, Tensor row_factor, Tensor column_factor, Tensor "
+      "scale, Tensor bound, Tensor shift, Tensor row_lse, Tensor column_lse, Tensor kept, int "
+      "first_column, bool want_rows, bool want_columns, int workspace_bytes) -> (Tensor row_grad, "
+      "Tensor column_grad)");
 }
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "clipfast's compiled operators; importing it registers them as torch.ops.clipfast.*";
   // Asked for here so that a wrong CLIPFAST_CPU_CAPABILITY fails the import, not the first step.
   m.attr("cpu_capability") = clipfast::cpu_capability_name();
+  m.attr("has_bfloat16_product") = clipfast::has_bfloat16_product();
   m.def(
       "build_info",
       [] { return pybind11::module_::import("json").attr("loads")(CLIPFAST_BUILD_INFO); },
