@@ -1,0 +1,163 @@
+"""The contrastive loss in Triton: interpreted, on a GPU, and compiled ahead of time without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops import contrastive_triton_cases as cases
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.ops.contrastive_triton_cases"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    return dict(json.loads(line) for line in done.stdout.splitlines()), done.stderr
+
+
+@pytest.mark.parametrize("case", cases.CASES)
+def test_triton_contrastive_interpreted_agrees_with_fp64(case, interpreted):
+    failures, errors = interpreted
+    assert case in failures, errors
+    assert not failures[case], failures[case]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", cases.CASES)
+def test_triton_contrastive_on_gpu_agrees_with_fp64(case):
+    getattr(cases, f"case_{case}")("cuda")
+
+
+def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
+    """The compiled kernel, its registers, and the bytes it spills."""
+    from triton import compile as compile_source
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
+    from triton.compiler import ASTSource
+
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    # What a launch finds out about its arguments: without it no access is wider than an element.
+    aligned = ("columns", "q_stride", "x_stride", "other_stride", "y_stride", "D")
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or (name in aligned and name not in constants)
+    }
+    made = compile_source(
+        ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    target = re.search(r"^\.target (\w+)", made.asm["ptx"], re.MULTILINE)[1]
+    assert target.startswith(f"sm_{arch}")
+    done = subprocess.run(
+        [get_ptxas(arch).path, f"-arch={target}", "-v", "-o", os.devnull, "/dev/stdin"],
+        input=made.asm["ptx"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    spilled = re.findall(r"(\d+) bytes spill", done.stderr)
+    assert spilled, done.stderr
+    return made, int(re.search(r"Used (\d+) registers", done.stderr)[1]), sum(map(int, spilled))
+
+
+def product_types(element, kept):
+    vectors = "row_factor column_factor scale bound shift row_lse column_lse row_partial"
+    types = {f"{name}_ptr": "*fp32" for name in (*vectors.split(), "column_partial")}
+    types |= dict.fromkeys(("x_ptr", "y_ptr", "q_ptr"), f"*{element}")
+    return types | {"kept_ptr": kept, "log_columns": "fp32"}
+
+
+SHARED_KIB = {80: 163, 86: 99, 90: 227}  # a program's limit; sm_86 stands for the default entries
+
+
+@pytest.mark.parametrize("kernel", ["statistics", "statistics_keep", "maxima", "gradients", "kept"])
+@pytest.mark.parametrize(
+    ("arch", "width"), [(80, "half"), (80, "fp32"), (86, "half"), (90, "half"), (90, "fp32")]
+)
+def test_triton_contrastive_products_compile_without_spills(arch, width, kernel):
+    pytest.importorskip("triton")
+    from clipfast.kernels import contrastive_configs, contrastive_tiles
+
+    name, _, keep = kernel.partition("_")
+    functions = {
+        "statistics": contrastive_tiles.statistics_kernel,
+        "maxima": contrastive_tiles.maxima_kernel,
+        "gradients": contrastive_tiles.weights_kernel,
+        "kept": contrastive_tiles.kept_weights_kernel,
+    }
+    is_half = width == "half"
+    dtype = torch.float16 if is_half else torch.float32
+    config = contrastive_configs.configuration(f"sm_{arch}", name, dtype)
+    constants = {
+        **config.options(),
+        **{"D": 512, "PRECISION": "ieee", "Q_SCALE": 2.0**14 if is_half else 1.0},
+    }
+    if name == "statistics" and not keep:
+        constants["kept_ptr"] = None
+    types = product_types("fp16" if is_half else "fp32", "*i16" if is_half else "*fp32")
+    made, registers, spilled = compile_for(
+        functions[name], arch, types, constants, config.num_warps, config.num_stages
+    )
+    print(f"sm_{arch} {width} {kernel}: {registers} registers, {made.metadata.shared} B shared")
+    assert spilled == 0
+    assert made.metadata.shared <= SHARED_KIB[arch] * 1024
+    assert registers * 32 * config.num_warps <= 65536
+    if is_half and name != "kept":
+        assert ("wgmma" if arch == 90 else "mma.sync") in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
+    pytest.importorskip("triton")
+    from clipfast.kernels import contrastive, contrastive_rows, contrastive_tiles
+    from clipfast.kernels.normalize import tile_shape
+
+    sums = dict.fromkeys(
+        ("partial_ptr", "sum_ptr", "max_ptr", "bound_ptr", "shift_ptr"), "*fp32"
+    ) | {"row_sum_ptr": "*fp32", "column_sum_ptr": "*fp32", "log_columns": "fp32"}
+    blocks = {"BLOCK_T": contrastive.BLOCK_T, "BLOCK_N": contrastive.BLOCK_N, "ACCUMULATE": True}
+    made = [
+        compile_for(contrastive_tiles.add_partials_kernel, arch, sums, blocks, 4),
+        compile_for(contrastive_tiles.combine_maxima_kernel, arch, sums, blocks, 4),
+        compile_for(contrastive_tiles.shift_kernel, arch, sums, {"BLOCK": 8192}, 16),
+    ]
+    vectors = "inverse_norm factor norm x_inverse_norm y_inverse_norm cosine other_inverse_norm"
+    for element, acc, work, dim in (
+        ("bf16", "fp32", "fp16", 512),
+        ("fp32", "fp32", "fp16", 1000),
+        ("fp32", "fp32", "fp32", 4096),
+        ("fp64", "fp64", "fp64", 640),
+    ):
+        types = {f"{name}_ptr": f"*{acc}" for name in (*vectors.split(), "diagonal", "coefficient")}
+        types |= dict.fromkeys(("grad_ptr", "dot_ptr"), f"*{acc}") | {"work_ptr": f"*{work}"}
+        types |= dict.fromkeys(("x_ptr", "y_ptr", "other_ptr", "grad_x_ptr"), f"*{element}")
+        types |= {"threshold": "fp32"}
+        constants = {"NORMALIZE": True, "LOW": 2.0**-100, "HIGH": 3.0e38}
+        for kernel, shape in (
+            (contrastive_rows.prepare_kernel, tile_shape),
+            (contrastive_rows.diagonal_kernel, tile_shape),
+            (contrastive_rows.finish_kernel, contrastive_rows.finish_shape),
+        ):
+            block_b, block_d, num_warps = shape(dim)
+            constants |= {"BLOCK_B": block_b, "BLOCK_D": block_d}
+            made.append(compile_for(kernel, arch, types, constants, num_warps))
+    assert [spilled for _, _, spilled in made] == [0] * 15
