@@ -4,11 +4,12 @@ Shapes: B local batch, M micro-batch, k = B / M, D embedding width.
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.data import Batch
 from clipfast.engine.half_stage0 import loss_factor
-from clipfast.loss import clip_loss
+from clipfast.loss import clip_loss, gather_texts
 from clipfast.models import frozen_statistics
 
 
@@ -33,8 +34,16 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
     if micro_batches == 1:
-        image_features, text_features, logit_scale = engine(batch.images, batch.tokens)
-        loss = clip_loss(image_features, text_features, logit_scale)
+        texts = []
+        image_features, _, logit_scale = engine(
+            batch.images,
+            batch.tokens,
+            # The gather of the texts is on its way while the image tower runs.
+            on_text_features=lambda features: texts.append(
+                gather_texts(features, batch_sizes=_batch_sizes(features))
+            ),
+        )
+        loss = clip_loss(image_features, texts[0], logit_scale)
         engine.backward(loss * loss_factor(engine))
         engine.step()
         return loss.detach(), logit_scale.detach()
@@ -72,9 +81,14 @@ def _feature_gradients(
     texts = torch.cat([f[1] for f in features]).float().requires_grad_()
     scale = features[0][2].float().detach().requires_grad_()
     with torch.enable_grad():
-        loss = clip_loss(images, texts, scale)
+        loss = clip_loss(images, texts, scale, batch_sizes=_batch_sizes(texts))
         grad_images, grad_texts, grad_scale = torch.autograd.grad(loss, (images, texts, scale))
     return loss.detach(), grad_images.chunk(k), grad_texts.chunk(k), grad_scale
+
+
+def _batch_sizes(features: Tensor) -> list[int]:
+    """Pairs on every rank: equal, since the loader drops the last incomplete batch."""
+    return [features.shape[0]] * dist.get_world_size()
 
 
 class _RandomStates:

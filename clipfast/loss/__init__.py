@@ -1,6 +1,19 @@
 """The symmetric contrastive loss over the global batch, as a function and as a drop-in module."""
 
-from clipfast.loss.contrastive import clip_loss
+from clipfast.loss.contrastive import (
+    GatheredTexts,
+    available_impls,
+    chosen_impl,
+    clip_loss,
+    gather_texts,
+)
 from clipfast.loss.module import ClipLoss
 
-__all__ = ["ClipLoss", "clip_loss"]
+__all__ = [
+    "ClipLoss",
+    "GatheredTexts",
+    "available_impls",
+    "chosen_impl",
+    "clip_loss",
+    "gather_texts",
+]

@@ -1,24 +1,95 @@
 """The loss of Radford et al. 2021 over the global batch, exact under data parallelism.
 
-Shapes: B local batch, G = W * B global batch over W ranks, D embedding width.
+Shapes: B local batch, G global batch over W ranks, D embedding width.
 """
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.loss.distributed import gather_features, mean_over_ranks, require_equal_batches
-from clipfast.ops import l2_normalize
+from clipfast.loss.distributed import Layout, find_layout
+from clipfast.loss.fused import Plan, start_texts, strip_loss
+from clipfast.loss.reference import reference_loss
+from clipfast.ops import contrastive as ops
+
+WORKSPACE_BYTES = 256 * 2**20
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatheredTexts:
+    """Text features whose gather has been started; :func:`clip_loss` takes them once."""
+
+    text_features: Tensor  # [B, D]
+    layout: Layout
+    plan: Plan | None  # None: the reference, which gathers by itself
+    normalize: bool
+    texts: tuple[Tensor, ...] = ()
+
+
+def gather_texts(
+    text_features: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    normalize: bool = True,
+    impl: str = "auto",
+    keep_logits: bool | str = "auto",
+    workspace_bytes: int = WORKSPACE_BYTES,
+    batch_sizes: Sequence[int] | None = None,
+) -> GatheredTexts:
+    """Start the gather that the loss needs, so that the image tower can run meanwhile.
+
+        texts = gather_texts(model.encode_text(tokens))
+        loss = clip_loss(model.encode_image(images), texts, logit_scale)
+
+    Equal to ``clip_loss(images, texts, logit_scale)`` with the same options. In backward the
+    reduce-scatter of the texts' gradient hides behind the image tower's backward in the same way,
+    because autograd runs what was computed last first.
+
+    Args:
+        text_features: ``[B, D]``, see :func:`clip_loss`, as are the options.
+
+    Returns:
+        What :func:`clip_loss` takes in the place of the text features, once.
+
+    Raises:
+        ValueError, TypeError: as :func:`clip_loss`.
+    """
+    _check_features(text_features, "text_features")
+    _check_options(keep_logits, workspace_bytes)
+    autocast = torch.is_autocast_enabled(text_features.device.type)
+    with torch.autocast(text_features.device.type, enabled=False):
+        layout = find_layout(text_features, group, batch_sizes)
+        if impl == "reference":
+            return GatheredTexts(text_features, layout, None, normalize)
+        choice = ops.choose(impl, text_features, autocast)
+        keep = keep_logits
+        if keep == "auto":
+            half = choice.impl in ("cuda", "triton") and choice.work_dtype == torch.float16
+            logit_bytes = 2 if half else 8 if text_features.dtype == torch.float64 else 4
+            keep = text_features.shape[0] * layout.global_batch * logit_bytes <= workspace_bytes
+        plan = Plan(choice, layout, normalize, bool(keep), workspace_bytes)
+        return GatheredTexts(
+            text_features, layout, plan, normalize, start_texts(text_features, plan)
+        )
 
 
 def clip_loss(
     image_features: Tensor,
-    text_features: Tensor,
+    text_features: Tensor | GatheredTexts,
     logit_scale: Tensor,
     *,
     group: dist.ProcessGroup | None = None,
     normalize: bool = True,
+    impl: str = "auto",
+    keep_logits: bool | str = "auto",
+    workspace_bytes: int = WORKSPACE_BYTES,
+    batch_sizes: Sequence[int] | None = None,
 ) -> Tensor:
     r"""Symmetric cross-entropy over the cosine similarities of the global batch.
 
@@ -27,7 +98,7 @@ def clip_loss(
         \mathrm{loss} = \frac{1}{2G} \sum_i
             \bigl[\mathrm{lse}_j S_{ij} + \mathrm{lse}_j S_{ji} - 2 S_{ii}\bigr]
 
-    On one process, equal to::
+    On one process, equal to the following, without allocating its G x G matrices::
 
         logits = logit_scale * normalize(image_features) @ normalize(text_features).T
         target = torch.arange(len(logits))
@@ -35,93 +106,119 @@ def clip_loss(
 
     Every rank returns the loss of the global batch. Its gradients follow one convention: after the
     mean over ranks that DistributedDataParallel and DeepSpeed apply, every parameter's gradient,
-    the scale's included, is that of one process holding the whole batch.
+    the scale's included, is that of one process holding the whole batch. Logits are never rounded
+    to half precision, whatever the features' type or autocast; results are the same bits on every
+    run.
 
     Args:
-        image_features: ``[B, D]``, float32, bfloat16 or float16; the i-th row pairs with the i-th
-            of ``text_features``. B is the same on every rank.
-        text_features: ``[B, D]``, the same dtype and device.
+        image_features: ``[B, D]``, float32, bfloat16, float16 or float64; the i-th row pairs with
+            the i-th of ``text_features``. B may differ between ranks.
+        text_features: ``[B, D]``, the same dtype and device; or what :func:`gather_texts` returned,
+            whose options then hold and must not be given again.
         logit_scale: one element, the factor s itself (``exp`` of CLIP's parameter), no unit.
         group: the ranks that hold the global batch; None is the default group where
             ``torch.distributed`` is initialised, one process elsewhere.
         normalize: L2-normalise both features here (in float32). False takes them as they are.
+        impl: "auto"; "cpu", "cuda" or "triton" (fused); "torch" (chunked plain PyTorch, any
+            device); "reference" (plain PyTorch that holds all logits). :func:`available_impls`
+            lists what can serve a device, :func:`chosen_impl` says what "auto" is; the log
+            ``clipfast.loss`` says it once.
+        keep_logits: keep the logits from forward to backward (2 or 4 bytes each, B G of them):
+            6 B G D floating-point operations instead of 8. "auto" keeps them where they fit
+            ``workspace_bytes``.
+        workspace_bytes: memory that may be used beyond features and gradients. Held as far as it
+            goes: chunks are never smaller than what keeps the processor busy.
+        batch_sizes: B of every rank, where the caller knows them; None asks the other ranks at each
+            call, which a loop that always drops the last incomplete batch can spare itself.
 
     Returns:
-        The loss, a float32 scalar (float64 for float64 features).
+        The loss, a float32 scalar (float64 for float64 features). NaN features give NaN.
 
     Raises:
-        ValueError: shapes do not match, or ranks hold batches of different sizes.
+        ValueError: shapes or devices do not match, ranks differ in width or type, or ``impl``
+            cannot serve here.
         TypeError: features are not floating point, or differ in dtype.
 
     Source: Radford et al. 2021, figure 3 and section 2.3.
     """
-    _check(image_features, text_features, logit_scale)
-    compute_dtype = torch.promote_types(image_features.dtype, torch.float32)
-    if normalize:
-        image_features = l2_normalize(image_features, out_dtype=compute_dtype)
-        text_features = l2_normalize(text_features, out_dtype=compute_dtype)
-    image_features, text_features = (
-        image_features.to(compute_dtype),
-        text_features.to(compute_dtype),
-    )
-    logit_scale = logit_scale.to(compute_dtype)
-
-    if not _is_distributed(group):
-        return _strip_loss(
-            image_features, text_features, image_features, text_features, logit_scale
+    if isinstance(text_features, GatheredTexts):
+        if (group, normalize, impl, keep_logits, workspace_bytes, batch_sizes) != (
+            *(None, True, "auto", "auto", WORKSPACE_BYTES, None),
+        ):
+            raise ValueError("give the options to gather_texts, whose result decides here")
+        pending = text_features
+        _check(image_features, pending.text_features, logit_scale)
+    else:
+        _check(image_features, text_features, logit_scale)
+        pending = gather_texts(
+            text_features,
+            group=group,
+            normalize=normalize,
+            impl=impl,
+            keep_logits=keep_logits,
+            workspace_bytes=workspace_bytes,
+            batch_sizes=batch_sizes,
         )
-
-    require_equal_batches(image_features, group)
-    local_loss = _strip_loss(
-        image_features,
-        text_features,
-        gather_features(image_features, group),
-        gather_features(text_features, group),
-        logit_scale,
-        first_row=dist.get_rank(group) * image_features.shape[0],
-    )
-    # The value is the global loss on every rank; the gradient stays that of the local strip, which
-    # the gather's reduce-scatter and the mean over ranks complete.
-    return local_loss + (mean_over_ranks(local_loss.detach(), group) - local_loss.detach())
-
-
-def _strip_loss(
-    image_features: Tensor,  # [B, D]
-    text_features: Tensor,  # [B, D]
-    all_image_features: Tensor,  # [G, D]
-    all_text_features: Tensor,  # [G, D]
-    logit_scale: Tensor,
-    first_row: int = 0,
-) -> Tensor:
-    """Mean over this rank's rows and columns, whose pairs start at ``first_row`` of the batch."""
-    rows = image_features.shape[0]
-    target = torch.arange(first_row, first_row + rows, device=image_features.device)
-    # A matrix product under autocast would round the logits to half precision.
     with torch.autocast(image_features.device.type, enabled=False):
-        image_to_text = logit_scale * image_features @ all_text_features.T
-        text_to_image = logit_scale * text_features @ all_image_features.T
-        return (F.cross_entropy(image_to_text, target) + F.cross_entropy(text_to_image, target)) / 2
+        texts = pending.text_features
+        scale = logit_scale.reshape(1).to(torch.promote_types(image_features.dtype, torch.float32))
+        if pending.plan is None:
+            return reference_loss(image_features, texts, scale, pending.layout, pending.normalize)
+        return strip_loss(image_features, texts, scale, pending.texts, pending.plan)
 
 
-def _is_distributed(group: dist.ProcessGroup | None) -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
+def available_impls(device: torch.device | str) -> list[str]:
+    """Names that :func:`clip_loss` takes as ``impl`` for features on a device, best first."""
+    return [*ops.available_impls(device), "reference"]
+
+
+def chosen_impl(features: Tensor) -> str:
+    """What ``impl="auto"`` is for such features."""
+    return ops.choose("auto", features).impl
 
 
 def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> None:
-    if image_features.ndim != 2 or image_features.shape != text_features.shape:
+    _check_features(image_features, "image_features")
+    _check_features(text_features, "text_features")
+    if image_features.shape != text_features.shape:
         raise ValueError(
             "image_features and text_features must both be [batch, embedding] with pairs in the "
             f"same row; got {tuple(image_features.shape)} and {tuple(text_features.shape)}"
         )
-    if image_features.shape[0] == 0:
-        raise ValueError("the batch is empty: the loss is a mean over at least one pair")
+    if image_features.dtype != text_features.dtype:
+        raise TypeError(
+            "image_features and text_features must be floating point of one dtype; got "
+            f"{image_features.dtype} and {text_features.dtype}"
+        )
     if logit_scale.numel() != 1:
         raise ValueError(
             "logit_scale must hold one element, exp of the parameter; got "
             f"{tuple(logit_scale.shape)}"
         )
-    if not image_features.is_floating_point() or image_features.dtype != text_features.dtype:
-        raise TypeError(
-            "image_features and text_features must be floating point of one dtype; got "
-            f"{image_features.dtype} and {text_features.dtype}"
+    devices = {t.device for t in (image_features, text_features, logit_scale)}
+    if len(devices) > 1:
+        raise ValueError(
+            "image_features, text_features and logit_scale must be on one device; got "
+            f"{image_features.device}, {text_features.device} and {logit_scale.device}"
         )
+
+
+def _check_features(features: Tensor, name: str) -> None:
+    if features.ndim != 2:
+        raise ValueError(f"{name} must be [batch, embedding]; got {tuple(features.shape)}")
+    if features.shape[0] == 0 or features.shape[1] == 0:
+        raise ValueError(
+            f"{name} is empty, {tuple(features.shape)}: the loss is a mean over at least one pair"
+        )
+    if features.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} must be floating point (float32, bfloat16, float16 or float64); got "
+            f"{features.dtype}"
+        )
+
+
+def _check_options(keep_logits: bool | str, workspace_bytes: int) -> None:
+    if keep_logits not in (True, False, "auto"):
+        raise ValueError(f"keep_logits: expected True, False or 'auto', got {keep_logits!r}")
+    if workspace_bytes <= 0:
+        raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")

@@ -1,67 +1,198 @@
-"""The collectives of the loss. All of them run in rank order, so results repeat bit for bit."""
+"""The collectives of the loss. All of them run in rank order, so results repeat bit for bit.
+
+They are torch's functional collectives: each returns at once, and :func:`wait` makes its result
+usable. torch.compile takes them into its graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_checked_groups: set[object] = set()
+# The numbers under which ranks tell each other their features' type.
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-class _GatherFeatures(torch.autograd.Function):
-    """All-gather of equal ``[B, D]`` blocks; the backward sums what all ranks send."""
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which ranks hold the global batch, and how much of it each."""
 
-    @staticmethod
-    def forward(ctx, features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        world_size = dist.get_world_size(group)
-        gathered = features.new_empty(world_size * features.shape[0], features.shape[1])
-        dist.all_gather_into_tensor(gathered, features.contiguous(), group=group)
-        return gathered
+    group_name: str | None  # None: one process, no collective runs
+    rank: int
+    sizes: tuple[int, ...]  # pairs on each rank
 
-    @staticmethod
-    def backward(ctx, grad_gathered: Tensor) -> tuple[Tensor, None]:
-        world_size = dist.get_world_size(ctx.group)
-        rows = grad_gathered.shape[0] // world_size
-        grad_features = grad_gathered.new_empty(rows, grad_gathered.shape[1])
-        dist.reduce_scatter_tensor(grad_features, grad_gathered.contiguous(), group=ctx.group)
-        return grad_features, None
+    @property
+    def world_size(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def global_batch(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def first_column(self) -> int:
+        """Where this rank's pairs start in the global batch."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def is_ragged(self) -> bool:
+        return len(set(self.sizes)) > 1
 
 
-def gather_features(features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """All ranks' features in rank order, with gradients that flow back to their owners.
+def find_layout(
+    features: Tensor, group: dist.ProcessGroup | None, batch_sizes: Sequence[int] | None
+) -> Layout:
+    """The layout of a batch; asks the other ranks for their sizes where `batch_sizes` is None.
 
     Args:
-        features: ``[B, D]``, B equal on every rank of ``group``.
-        group: the ranks; None is the default group.
+        features: [B, D], this rank's.
+        group: the ranks; None is the default group where torch.distributed is initialised.
+        batch_sizes: pairs on each rank, where the caller knows them.
 
     Returns:
-        ``[G, D]``. Its backward is one reduce-scatter with a sum.
+        The layout, the same on every rank but for `rank`.
+
+    Raises:
+        ValueError: on every rank, where ranks differ in width or type of their features, or a
+            rank's batch is not what `batch_sizes` says.
     """
-    return _GatherFeatures.apply(features, group)
+    batch = features.shape[0]
+    if not (dist.is_available() and dist.is_initialized()):
+        return Layout(None, 0, (batch,))
+    world_size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if world_size == 1:
+        return Layout(None, 0, (batch,))
+    name = (group or dist.group.WORLD).group_name
+    if batch_sizes is not None:
+        if len(batch_sizes) != world_size or batch_sizes[rank] != batch:
+            raise ValueError(
+                f"batch_sizes: expected the sizes of {world_size} ranks with {batch} at rank "
+                f"{rank}, got {list(batch_sizes)}"
+            )
+        return Layout(name, rank, tuple(int(size) for size in batch_sizes))
+    if torch.compiler.is_compiling():
+        # Shapes are constants of a compiled graph: every rank must bring the same.
+        return Layout(name, rank, (batch,) * world_size)
+    return Layout(name, rank, _exchange_sizes(features, group))
 
 
-def mean_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The mean of a detached tensor over the ranks of ``group``."""
-    value = value.clone()
-    dist.all_reduce(value, group=group)
-    return value / dist.get_world_size(group)
-
-
-def require_equal_batches(features: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Raise the same ValueError on every rank when batch sizes differ between ranks.
-
-    An all-gather of unequal blocks would hang or mix up rows. On a GPU, where reading the sizes
-    waits for the device, only a group's first call is checked; on a CPU every call.
-    """
-    on_gpu = features.device.type == "cuda"
-    if on_gpu and group in _checked_groups:
-        return
-    sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=features.device)
-    sizes[dist.get_rank(group)] = features.shape[0]
-    dist.all_reduce(sizes, group=group)
-    if len(set(sizes.tolist())) > 1:
+def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[int, ...]:
+    """Every rank's number of pairs. Over the group's CPU backend where it has one, so that the
+    host does not wait for the GPU."""
+    mine = [features.shape[0], features.shape[1], _DTYPES.index(features.dtype)]
+    device = features.device
+    if device.type != "cpu" and "cpu" in str(dist.get_backend_config(group)):
+        device = torch.device("cpu")
+    message = torch.tensor(mine, device=device)
+    messages = [torch.empty_like(message) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(messages, message, group=group)
+    everyone = torch.stack(messages).tolist()
+    if len({(width, dtype) for _, width, dtype in everyone}) > 1:
         raise ValueError(
-            f"every rank must hold the same number of pairs; ranks hold {sizes.tolist()}. "
-            "Drop the last incomplete batch (drop_last=True) or pad it."
+            "every rank must bring features of one width and type; ranks bring "
+            + ", ".join(f"[{b}, {d}] {_DTYPES[t]}" for b, d, t in everyone)
         )
-    _checked_groups.add(group)
+    return tuple(batch for batch, _, _ in everyone)
+
+
+def require_equal_batches(features: Tensor, layout: Layout) -> Tensor:
+    """Inside a compiled graph: the check that :func:`find_layout` makes outside.
+
+    Returns:
+        A zero, fp32 [1], to be added to something: what nobody reads is not computed.
+    """
+    return torch.ops.clipfast.require_equal_batches(features, layout.group_name)
+
+
+def _require_equal_batches(features: Tensor, group_name: str) -> Tensor:
+    group = dist.distributed_c10d._resolve_process_group(group_name)
+    sizes = _exchange_sizes(features, group)
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"under torch.compile every rank must hold the same number of pairs; ranks hold "
+            f"{list(sizes)}. Drop the last incomplete batch (drop_last=True), or keep the loss "
+            "out of the compiled function."
+        )
+    return features.new_zeros(1, dtype=torch.float32)
+
+
+torch.library.define(
+    "clipfast::require_equal_batches", "(Tensor features, str group_name) -> Tensor"
+)
+torch.library.impl("clipfast::require_equal_batches", "CompositeExplicitAutograd")(
+    _require_equal_batches
+)
+torch.library.register_fake("clipfast::require_equal_batches")(
+    lambda features, group_name: features.new_empty(1, dtype=torch.float32)
+)
+
+
+def start_gather(local: Tensor, layout: Layout) -> Tensor:
+    """Start gathering every rank's rows; :func:`finish_gather` makes them usable.
+
+    Args:
+        local: [B, ...] of this rank.
+        layout: B of every rank.
+
+    Returns:
+        Rows of all ranks, still on their way, padded to the largest batch where batches differ.
+    """
+    if layout.group_name is None:
+        return local
+    return torch.ops._c10d_functional.all_gather_into_tensor(
+        _pad(local.contiguous(), max(layout.sizes)), layout.world_size, layout.group_name
+    )
+
+
+def finish_gather(pending: Tensor, layout: Layout) -> Tensor:
+    """Wait for :func:`start_gather`: [G, ...] in rank order."""
+    if layout.group_name is None:
+        return pending
+    gathered = torch.ops._c10d_functional.wait_tensor(pending)
+    if not layout.is_ragged:
+        return gathered
+    blocks = zip(gathered.chunk(layout.world_size), layout.sizes, strict=True)
+    return torch.cat([block[:size] for block, size in blocks])
+
+
+def start_reduce_scatter(partial: Tensor, layout: Layout) -> Tensor:
+    """Start summing [G, D] over the ranks, each of which receives its own rows.
+
+    Returns:
+        [B, D], still on its way: use it after :func:`wait`.
+    """
+    if layout.group_name is None:
+        return partial
+    largest = max(layout.sizes)
+    if layout.is_ragged:
+        ends = list(itertools.accumulate(layout.sizes))
+        blocks = [partial[e - s : e] for s, e in zip(layout.sizes, ends, strict=True)]
+        partial = torch.cat([_pad(block, largest) for block in blocks])
+    return torch.ops._c10d_functional.reduce_scatter_tensor(
+        partial, "sum", layout.world_size, layout.group_name
+    )
+
+
+def wait(pending: Tensor, layout: Layout) -> Tensor:
+    """The result of :func:`start_reduce_scatter` once it has arrived."""
+    if layout.group_name is None:
+        return pending
+    return torch.ops._c10d_functional.wait_tensor(pending)
+
+
+def all_reduce(value: Tensor, operation: str, layout: Layout) -> Tensor:
+    """The "sum" or "max" of a tensor over the ranks."""
+    if layout.group_name is None:
+        return value
+    reduced = torch.ops._c10d_functional.all_reduce(value, operation, layout.group_name)
+    return torch.ops._c10d_functional.wait_tensor(reduced)
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    missing = size - rows.shape[0]
+    return rows if missing == 0 else torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -125,7 +126,10 @@ class CLIP(nn.Module):
         return self.ln_final(x) @ self.text_projection
 
     def forward(
-        self, images: Tensor | None = None, tokens: Tensor | None = None
+        self,
+        images: Tensor | None = None,
+        tokens: Tensor | None = None,
+        on_text_features: Callable[[Tensor], Any] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Encode either side or both, the text first.
 
@@ -134,6 +138,8 @@ class CLIP(nn.Module):
         Args:
             images: [B, 3, S, S], see `encode_image`; None skips the image tower.
             tokens: [B, L] int64, see `encode_text`; None skips the text tower.
+            on_text_features: takes over the text features [B, D] before the image tower runs, to
+                start that gather; the result then holds None in their place.
 
         Returns:
             Image features [B, D] or None, text features [B, D] or None, and exp(logit_scale) [1] in
@@ -144,6 +150,9 @@ class CLIP(nn.Module):
             ValueError: for shapes that the model cannot read.
         """
         text_features = None if tokens is None else self.encode_text(tokens)
+        if text_features is not None and on_text_features is not None:
+            on_text_features(text_features)
+            text_features = None
         image_features = None if images is None else self.encode_image(images)
         # In float32 whatever the parameter's dtype: the exponential would be rounded once more.
         scale_dtype = torch.promote_types(self.logit_scale.dtype, torch.float32)

@@ -4,7 +4,7 @@ Legend: B rows (this rank's images), G columns (the texts of all ranks), D width
 Rank r holds the pairs of columns first_column .. first_column + B - 1. With work features x and y,
 u and v the features that the loss compares, s the logit scale:
 
-    u_i = x_i f_i    v_j = y_j g_j    S_ij = s f_i g_j <x_i, y_j>     # f row_factor, g column_factor
+    u_i = x_i f_i    v_j = y_j g_j    S_ij = s f_i g_j <x_i, y_j>    # row_factor, column_factor
 
 Normalisation is folded into f and g, so the products run on the towers' own outputs: a bf16 or fp16
 feature is never rounded again. Pairs (j = first_column + i) are left out of all sums and products
@@ -27,6 +27,12 @@ Statistics and gradients exist several times; :func:`choose` says which one serv
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -35,35 +41,220 @@ from clipfast.ops.extension import has_cuda_operators, has_triton, import_kernel
 from clipfast.ops.normalize import accumulate_dtype
 
 _STRIP = "Tensor x, Tensor y, Tensor row_factor, Tensor column_factor, Tensor scale, Tensor bound"
-_STATISTICS = (
-    f"({_STRIP}, int first_column, bool keep, int workspace_bytes) -> (Tensor row_max, "
-    "Tensor row_sum, Tensor column_max, Tensor column_sum, Tensor shift, Tensor kept)"
-)
-_GRADIENTS = (
-    f"({_STRIP}, Tensor shift, Tensor row_lse, Tensor column_lse, Tensor kept, int first_column, "
-    "bool want_rows, bool want_columns, int workspace_bytes) -> (Tensor row_grad, "
-    "Tensor column_grad)"
-)
 SCHEMAS = {
-    "contrastive_prepare": (
+    "prepare": (
         "(Tensor x, bool normalize, ScalarType? work_dtype) -> (Tensor work, Tensor inverse_norm, "
         "Tensor factor, Tensor norm)"
     ),
-    "contrastive_diagonal": (
-        "(Tensor x, Tensor y, Tensor x_inverse_norm, Tensor y_inverse_norm) -> Tensor"
+    "diagonal": "(Tensor x, Tensor y, Tensor x_inverse_norm, Tensor y_inverse_norm) -> Tensor",
+    "statistics": (
+        f"({_STRIP}, int first_column, bool keep, int workspace_bytes) -> (Tensor row_max, "
+        "Tensor row_sum, Tensor column_max, Tensor column_sum, Tensor shift, Tensor kept)"
     ),
-    "contrastive_finish": (
+    "gradients": (
+        f"({_STRIP}, Tensor shift, Tensor row_lse, Tensor column_lse, Tensor kept, "
+        "int first_column, bool want_rows, bool want_columns, int workspace_bytes) -> "
+        "(Tensor row_grad, Tensor column_grad)"
+    ),
+    "finish": (
         "(Tensor grad, Tensor x, Tensor other, Tensor inverse_norm, Tensor other_inverse_norm, "
         "Tensor factor, Tensor diagonal, Tensor coefficient, bool normalize) -> (Tensor grad_x, "
         "Tensor dot)"
     ),
-    "contrastive_statistics": _STATISTICS,
-    "contrastive_gradients": _GRADIENTS,
 }
-PLAIN = {
-    "contrastive_prepare": plain.prepare,
-    "contrastive_diagonal": plain.diagonal,
-    "contrastive_finish": plain.finish,
-    "contrastive_statistics": plain.statistics,
-    "contrastive_gradients": plain.gradients,
-}
+# What follows "contrastive_<operator>" in an implementation's names. The compiled ones share a
+# name: the device picks among them.
+SUFFIXES = {"cpu": "", "cuda": "", "triton": "_triton", "torch": "_torch"}
+IMPLS = tuple(SUFFIXES)
+
+_HAS_EXTENSION = load_extension() is not None
+_HAS_BFLOAT16_PRODUCT = _HAS_EXTENSION and load_extension().has_bfloat16_product
+# Half-precision products with float32 results are in torch since 2.8.
+_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")
+_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+_logger = logging.getLogger("clipfast.loss")
+
+
+class Operators(NamedTuple):
+    """One implementation's five operators; see the head of this file and `SCHEMAS`."""
+
+    prepare: Callable[..., tuple[Tensor, ...]]
+    diagonal: Callable[..., Tensor]
+    statistics: Callable[..., tuple[Tensor, ...]]
+    gradients: Callable[..., tuple[Tensor, Tensor]]
+    finish: Callable[..., tuple[Tensor, Tensor]]
+
+
+class Choice(NamedTuple):
+    """Who computes the loss, and in which type its products are taken."""
+
+    impl: str
+    work_dtype: torch.dtype | None  # None: the features as they come
+
+
+def operators(impl: str) -> Operators:
+    """The operators of an implementation that is available here."""
+    return _OPERATORS[impl]
+
+
+def available_impls(device: torch.device | str) -> list[str]:
+    """Names of the implementations that can serve on a device, best first.
+
+    Args:
+        device: where the features are.
+
+    Returns:
+        Some of `IMPLS`; the last is always "torch".
+    """
+    device = torch.device(device)
+    names = []
+    if device.type == "cpu":
+        names += ["cpu"] * _HAS_EXTENSION + ["triton"] * _INTERPRETS
+    elif device.type == "cuda":
+        # Which of the two is faster where both work has not been measured yet.
+        is_new = torch.cuda.get_device_capability(device) >= (8, 0)
+        names += ["triton"] * (is_new and has_triton() and _HAS_WIDE_PRODUCTS)
+        names += ["cuda"] * has_cuda_operators()
+    return [*names, "torch"]
+
+
+def choose(impl: str, features: Tensor, autocast: bool = False) -> Choice:
+    """Pick the implementation and the type of its products.
+
+    Args:
+        impl: "auto" or one of `IMPLS`.
+        features: [B, D], either side.
+        autocast: whether the caller works under autocast.
+
+    Returns:
+        The choice. Half-precision features are multiplied as fp16 on a GPU, because normalised
+        features are bounded by 1 and fp16 holds three more bits of them than bf16; as bf16 on a CPU
+        with instructions for it; as fp32 on others. fp32 features are multiplied as fp32, except
+        under autocast on a GPU.
+
+    Raises:
+        ValueError: an unknown name, or one that cannot serve this device and type.
+    """
+    names = available_impls(features.device)
+    if impl not in ("auto", *IMPLS):
+        raise ValueError(f"impl: expected one of auto, reference, {', '.join(IMPLS)}; got {impl!r}")
+    if impl != "auto" and impl not in names:
+        raise ValueError(
+            f"impl={impl!r} cannot serve {features.device} here; what can: {', '.join(names)}"
+        )
+    if features.dtype == torch.float64:
+        if impl not in ("auto", "torch"):
+            raise ValueError(f"impl={impl!r} has no float64; impl='torch' does")
+        return Choice("torch", None)
+    name = names[0] if impl == "auto" else impl
+    # The interpreter is there for tests, which ask for it by name.
+    if impl == "auto" and features.device.type == "cpu" and name == "triton":
+        name = "torch"
+    if not torch.compiler.is_compiling():
+        _say_once(impl, name, str(features.device.type), features.dtype)
+    return Choice(name, _work_dtype(name, features, autocast))
+
+
+def _work_dtype(impl: str, features: Tensor, autocast: bool) -> torch.dtype | None:
+    is_half = features.dtype in (torch.float16, torch.bfloat16)
+    if impl in ("cuda", "triton"):
+        return torch.float16 if is_half or autocast else torch.float32
+    if impl == "cpu" and features.dtype == torch.bfloat16:
+        # Products of bfloat16 take two elements at a time.
+        return None if _HAS_BFLOAT16_PRODUCT and features.shape[1] % 2 == 0 else torch.float32
+    return torch.float32 if is_half else None
+
+
+@functools.cache
+def _say_once(asked: str, name: str, device: str, dtype: torch.dtype) -> None:
+    _logger.info("contrastive loss: impl=%s is %r for %s on %s", asked, name, dtype, device)
+
+
+def _fake_prepare(x: Tensor, normalize: bool, work_dtype: torch.dtype | None):
+    vectors = [x.new_empty(x.shape[:1], dtype=accumulate_dtype(x.dtype)) for _ in range(3)]
+    work = x.new_empty(0) if work_dtype is None else x.new_empty(x.shape, dtype=work_dtype)
+    return work, *vectors
+
+
+def _fake_diagonal(x: Tensor, y: Tensor, x_inverse_norm: Tensor, y_inverse_norm: Tensor):
+    return torch.empty_like(x_inverse_norm)
+
+
+def _fake_statistics(
+    impl: str, x, y, row_factor, column_factor, scale, bound, first_column, keep, workspace_bytes
+):
+    rows, columns = x.shape[0], y.shape[0]
+    sums = [row_factor.new_empty(n) for n in (rows, rows, columns, columns, 1)]
+    is_fixed_point = (impl == "triton" or x.device.type == "cuda") and impl != "torch"
+    is_half = x.dtype in (torch.float16, torch.bfloat16)
+    dtype = torch.int16 if is_fixed_point and is_half else row_factor.dtype
+    return *sums, x.new_empty((rows, columns) if keep else (0,), dtype=dtype)
+
+
+def _fake_gradients(
+    x,
+    y,
+    row_factor,
+    column_factor,
+    scale,
+    bound,
+    shift,
+    row_lse,
+    column_lse,
+    kept,
+    first_column,
+    want_rows,
+    want_columns,
+    workspace_bytes,
+):
+    return (
+        row_factor.new_empty(x.shape if want_rows else (0,)),
+        row_factor.new_empty(y.shape if want_columns else (0,)),
+    )
+
+
+def _fake_finish(
+    grad, x, other, inverse_norm, other_inverse_norm, factor, diagonal, coefficient, normalize
+):
+    return x.new_empty(x.shape), torch.empty_like(inverse_norm)
+
+
+def _triton(module: str, launcher: str) -> Callable:
+    """A launcher of kernels/, imported when first called."""
+
+    def launch(*arguments):
+        kernels = import_kernels(module)
+        device = arguments[0].device
+        with torch.cuda.device(device if device.type == "cuda" else -1):
+            return getattr(kernels, launcher)(*arguments)
+
+    return launch
+
+
+def _register() -> None:
+    library = torch.library
+    # Below every backend's key: these serve whatever device their names are called on.
+    anywhere = "CompositeExplicitAutograd"
+    for name, schema in SCHEMAS.items():
+        module = "contrastive" if name in ("statistics", "gradients") else "contrastive_rows"
+        library.define(f"clipfast::contrastive_{name}_torch", schema)
+        library.impl(f"clipfast::contrastive_{name}_torch", anywhere)(getattr(plain, name))
+        library.define(f"clipfast::contrastive_{name}_triton", schema)
+        library.impl(f"clipfast::contrastive_{name}_triton", anywhere)(
+            _triton(module, f"launch_{name}")
+        )
+        for impl, suffix in (("cpu", ""), ("triton", "_triton"), ("torch", "_torch")):
+            if suffix or _HAS_EXTENSION:
+                fake = globals()[f"_fake_{name}"]
+                fake = functools.partial(fake, impl) if name == "statistics" else fake
+                library.register_fake(f"clipfast::contrastive_{name}{suffix}")(fake)
+
+
+def _operators(impl: str) -> Operators:
+    names = [f"contrastive_{name}{SUFFIXES[impl]}" for name in Operators._fields]
+    return Operators(*(getattr(torch.ops.clipfast, name).default for name in names))
+
+
+_register()
+# A table and no cached function: torch.compile traces through what reads it.
+_OPERATORS = {impl: _operators(impl) for impl in IMPLS if SUFFIXES[impl] or _HAS_EXTENSION}
