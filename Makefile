@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 # ninja, deepspeed and the compilers they start are looked for on PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 # One file a subject; the harness and whatever else they share cannot be run.
 BENCHMARKS = $(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py)))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.

@@ -42,6 +42,8 @@ if IS_X86:
         *("-mavx2", "-mfma", "-mf16c"),
     ]
 
+CUDA_HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
+
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 # What GCC says of ATen's vector headers and of its own is not ours to mend.
 CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
@@ -101,9 +103,10 @@ def decide_cuda() -> tuple[bool, str]:
         obstacle = f"torch {torch.__version__} has no CUDA"
     elif version is None:
         obstacle = "no nvcc was found (set CUDA_HOME)"
-    elif not Path(home, "include", "cuda_runtime.h").exists():
-        # An nvcc on PATH that is a wrapper script leads to a folder that is no toolkit.
-        obstacle = f"{home} has no include/cuda_runtime.h (set CUDA_HOME to the toolkit's folder)"
+    elif missing := [name for name in CUDA_HEADERS if not Path(home, "include", name).exists()]:
+        # An nvcc on PATH that is a wrapper script leads to a folder that is no toolkit; a toolkit
+        # may lack the libraries that torch's own headers include.
+        obstacle = f"{home}/include has no {missing[0]} (set CUDA_HOME to a whole toolkit's folder)"
     elif version[0] != int(torch.version.cuda.split(".")[0]):
         obstacle = f"nvcc is {version[0]}.{version[1]}, torch is built for {torch.version.cuda}"
     else:
@@ -141,7 +144,7 @@ def make_extension(with_cuda: bool):
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         extra_link_args=["-fopenmp"] if "-fopenmp" in CXX_FLAGS else [],
         # A header that changes must also make setuptools look at the extension again.
-        depends=[*sources("*.h"), *kernels, "setup.py"],
+        depends=[*sources("*.h"), *sources("*.cuh"), *kernels, "setup.py"],
     )
 
 

@@ -159,6 +159,26 @@ __device__ __forceinline__ void for_each_pack(const RowReader<A, N, Threads, Ele
   }
 }
 
+// And over three.
+template <typename A, typename B, typename C, int N, int Threads, int Elements, typename Visit>
+__device__ __forceinline__ void for_each_pack(const RowReader<A, N, Threads, Elements>& a,
+                                              const RowReader<B, N, Threads, Elements>& b,
+                                              const RowReader<C, N, Threads, Elements>& c,
+                                              const Visit& visit) {
+  constexpr int kCached = RowReader<A, N, Threads, Elements>::kCached;
+#pragma unroll
+  for (int i = 0; i < kCached; ++i) {
+    const int p = a.lane + i * Threads;
+    if (p < a.packs) visit(p, a.cache[i], b.cache[i], c.cache[i]);
+  }
+  for (int p = a.lane + kCached * Threads; p < a.packs; p += Threads) {
+    const Pack<A, N> a_pack = a.row[p];
+    const Pack<B, N> b_pack = b.row[p];
+    const Pack<C, N> c_pack = c.row[p];
+    visit(p, a_pack, b_pack, c_pack);
+  }
+}
+
 // Which row this thread works on, and as which of the row's threads.
 template <int Threads>
 __device__ __forceinline__ int64_t my_row() {

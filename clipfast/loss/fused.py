@@ -31,6 +31,7 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from clipfast.loss import distributed
 from clipfast.loss.distributed import Layout
@@ -103,9 +104,9 @@ class _StartTexts(torch.autograd.Function):
         ctx.save_for_backward(text_features, inverse_norm, factor)
         ctx.mark_non_differentiable(gathered, vectors, inverse_norm)
         zero = factor.new_zeros(())
-        batch = text_features.shape[0]
+        batch, width = text_features.shape
         tickets = (
-            zero.expand(text_features.shape),
+            zero.expand(max(plan.layout.sizes), width),
             zero.to(text_features.dtype).expand(text_features.shape),
             zero.expand(batch),
             zero.expand(batch),
@@ -114,6 +115,7 @@ class _StartTexts(torch.autograd.Function):
         return gathered, vectors, inverse_norm, *tickets
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, _0, _1, _2, column_grad, images, image_inverse_norm, diagonal, coefficient):
         text_features, inverse_norm, factor = ctx.saved_tensors
         column_grad = distributed.wait(column_grad, ctx.plan.layout)
@@ -178,6 +180,7 @@ class _StripLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss: Tensor):
         plan, layout = ctx.plan, ctx.plan.layout
         images, texts, inverse_norm, text_inverse_norm, diagonal, *saved = ctx.saved_tensors

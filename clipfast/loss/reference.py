@@ -33,8 +33,8 @@ def reference_loss(
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     logit_scale = logit_scale.to(dtype)
     if normalize:
-        image_features = l2_normalize(image_features, out_dtype=dtype)
-        text_features = l2_normalize(text_features, out_dtype=dtype)
+        image_features = l2_normalize(image_features, eps=0.0, out_dtype=dtype)
+        text_features = l2_normalize(text_features, eps=0.0, out_dtype=dtype)
     image_features, text_features = image_features.to(dtype), text_features.to(dtype)
     all_images, all_texts = image_features, text_features
     if layout.group_name is not None:

@@ -134,7 +134,7 @@ def gradients(
         weights *= row_factor[begin:end, None] * column_factor
         _mask_pairs(weights, begin + first_column, 0.0)
         if want_rows:
-            torch.mm(weights, y.to(acc), out=row_grad[begin:end])
+            row_grad[begin:end] = weights @ y.to(acc)
         if want_columns:
             column_grad.addmm_(weights.T, x[begin:end].to(acc))
     return row_grad, column_grad

@@ -78,16 +78,16 @@ struct ContrastiveSums {
 
 // The last step over the whole strip's pairs.
 struct ContrastiveShift {
-  void* row_max;         // [rows] acc, in and out, and so on
-  void* row_sum;         // [rows]
-  void* column_max;      // [columns]
-  void* column_sum;      // [columns]
-  void* shift;           // [1] acc, out: a, or NaN
-  const void* bound;     // [1] acc
-  int32_t* flag;         // [1] zero at first
-  int64_t rows;          // B
-  int64_t columns;       // G
-  double log_columns;    // ln G
+  void* row_max;       // [rows] acc, in and out, and so on
+  void* row_sum;       // [rows]
+  void* column_max;    // [columns]
+  void* column_sum;    // [columns]
+  void* shift;         // [1] acc, out: a, or NaN
+  const void* bound;   // [1] acc
+  int32_t* flag;       // [1] zero at first
+  int64_t rows;        // B
+  int64_t columns;     // G
+  double log_columns;  // ln G
   bool is_double;
 };
 

@@ -95,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   const Strip& strip = owned.strip;
   check_vector(bound, 1, "bound");
   StripDriver* driver = driver_for(x.scalar_type());
-  Tensor kept = at::empty({keep ? strip.rows * strip.columns : 0}, at::kFloat);
+  Tensor kept = keep ? at::empty({strip.rows, strip.columns}, at::kFloat) : at::empty({0}, at::kFloat);
   float* kept_data = keep ? kept.mutable_data_ptr<float>() : nullptr;
 
   const float shift = std::max(

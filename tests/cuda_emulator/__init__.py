@@ -1,0 +1,114 @@
+"""csrc's CUDA operators on the CPU: real kernels and real host code, over emulated hardware.
+
+:func:`load` compiles `csrc/**/*_kernel.cu` with g++ (emulator.h plays CUDA's part) together with
+the host code that launches them (`stubs/` plays torch's CUDA part and cuBLAS's), and registers them
+as torch.ops.clipfast_emulated.*, which take CPU tensors. It shows that indices, sums, barriers and
+the order of chunks are right; not what a GPU's memory model or speed adds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = [
+    "normalize/normalize_kernel.cu",
+    "contrastive/contrastive_kernel.cu",
+    "contrastive/rows_kernel.cu",
+]
+NORMALIZE_SCHEMAS = {
+    "l2_normalize": "(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)",
+    "l2_normalize_backward": "(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor",
+}
+SWITCHES = [
+    *("-std=c++20", "-O1", "-fPIC", "-DCLIPFAST_CUDA", "-Wno-attributes"),
+    # What torch's build passes to nvcc as well.
+    *(f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS")),
+    *("-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "-D__CUDA_NO_HALF2_OPERATORS__"),
+]
+LAUNCH = re.compile(r"(\w+(?:<[^<>;(){}]*>)?)\s*<<<(.*?)>>>\s*\(", re.DOTALL)
+
+
+def find_cuda_headers() -> Path | None:
+    """The folder of cuda_fp16.h, by way of nvcc, which may be a script far from its toolkit."""
+    if shutil.which("nvcc") is None:
+        return None
+    command = ["nvcc", "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    words = subprocess.run(command, capture_output=True, text=True).stderr
+    for folder in re.findall(r'-I"?([^"\s]+)', words):
+        if Path(folder, "cuda_fp16.h").exists():
+            return Path(folder).resolve()
+    return None
+
+
+def obstacle() -> str | None:
+    """Why the emulator cannot be built here, or None."""
+    if not sys.platform.startswith("linux"):
+        return "the CUDA emulator needs Linux"
+    if shutil.which("g++") is None:
+        return "g++ is not on PATH"
+    if find_cuda_headers() is None:
+        return "no CUDA headers were found through nvcc"
+    return None
+
+
+def rewrite_launches(source: str) -> str:
+    """kernel<<<shape>>>(arguments) as a call that g++ understands."""
+    return LAUNCH.sub(
+        r"emulator::launch(emulator::Shape{\2}, [&](const auto&... a) { \1(a...); })(", source
+    )
+
+
+def load(build: Path, extra: tuple[str, ...] = ()) -> None:
+    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*, once a process."""
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    from clipfast.ops.contrastive import SCHEMAS
+
+    cuda = find_cuda_headers()
+    includes = [HERE, HERE / "stubs", CSRC]
+    flags = [*SWITCHES, *extra, *(f"-I{path}" for path in includes), "-isystem", str(cuda)]
+    torch_flags = [flag for path in include_paths() for flag in ("-isystem", path)]
+    torch_flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
+    # Longest first.
+    sources = {"host": HERE / "host.cpp", "emulator": HERE / "emulator.cpp"}
+    jobs = {"host": torch_flags, "emulator": []}
+    for kernel in KERNELS:
+        path = CSRC / kernel
+        sources[path.stem] = build / f"{path.stem}.cpp"
+        sources[path.stem].write_text(rewrite_launches(path.read_text()))
+        jobs[path.stem] = ["-include", "emulator.h", f"-I{path.parent}"]
+
+    def compile_one(name: str) -> Path:
+        out = build / f"{name}.o"
+        run(["g++", *flags, *jobs[name], "-c", str(sources[name]), "-o", str(out)])
+        return out
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, jobs))
+    library = build / "clipfast_emulated.so"
+    search = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
+    run(["g++", "-shared", *extra, *map(str, objects), *search, *libraries, "-o", str(library)])
+    definitions = torch.library.Library("clipfast_emulated", "DEF")
+    schemas = {f"contrastive_{name}": schema for name, schema in SCHEMAS.items()}
+    for name, schema in {**schemas, **NORMALIZE_SCHEMAS}.items():
+        definitions.define(name + schema)
+    # The definitions last as long as the object.
+    globals()["_definitions"] = definitions
+    torch.ops.load_library(str(library))
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")

@@ -1,0 +1,45 @@
+// The host code of the emulated operators: the contrastive driver as it is, and the launches of
+// csrc/normalize as operators (normalize.cpp would bring its CPU operators along, which belong to
+// another build). One file, since torch's headers take longer to compile than all the rest.
+#include "registration.h"
+
+#include "contrastive/contrastive_cuda.cpp"
+#include "normalize/normalize.h"
+
+namespace clipfast {
+namespace {
+
+using at::Tensor;
+
+std::tuple<Tensor, Tensor> l2_normalize(const Tensor& x, double eps,
+                                        std::optional<at::ScalarType> out_dtype) {
+  const auto type = x.scalar_type(), y_type = out_dtype.value_or(type);
+  const Tensor y = at::empty(x.sizes(), x.options().dtype(y_type));
+  const Tensor inv_norm = at::empty({x.size(0)}, x.options().dtype(accumulate_type(type)));
+  const char* error = launch_l2_normalize(
+      {x.const_data_ptr(), y.mutable_data_ptr(), inv_norm.mutable_data_ptr(), to_dtype(type),
+       to_dtype(y_type), x.stride(0), x.size(0), x.size(1), eps},
+      nullptr);
+  TORCH_CHECK(error == nullptr, error);
+  return {y, inv_norm};
+}
+
+Tensor l2_normalize_backward(const Tensor& grad_y, const Tensor& x, const Tensor& inv_norm) {
+  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  const char* error = launch_l2_normalize_backward(
+      {grad_y.const_data_ptr(), x.const_data_ptr(), inv_norm.const_data_ptr(),
+       grad_x.mutable_data_ptr(), to_dtype(x.scalar_type()), to_dtype(grad_y.scalar_type()),
+       grad_y.stride(0), x.stride(0), x.size(0), x.size(1)},
+      nullptr);
+  TORCH_CHECK(error == nullptr, error);
+  return grad_x;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(clipfast, CUDA, m) {
+  m.impl("l2_normalize", &l2_normalize);
+  m.impl("l2_normalize_backward", &l2_normalize_backward);
+}
+
+}  // namespace clipfast

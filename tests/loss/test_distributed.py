@@ -1,0 +1,244 @@
+"""The loss over real gloo ranks against one process, and what it sends between them."""
+
+import functools
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clipfast.loss import ClipLoss, clip_loss, gather_texts
+from tests.loss.problems import fitted_loss, gradients, make_features
+from tests.ranks import run_ranks
+
+LOG_SCALE = math.log(14.3)
+
+
+def _rows_of(sizes, rank):
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+
+
+# (dtype, options, relative error): every case that is run on every set of ranks.
+CASES = (
+    (torch.float64, {"impl": "torch"}, 1e-10),
+    (torch.float64, {"impl": "reference"}, 1e-10),
+    (torch.float32, {"keep_logits": True}, 4e-6),
+    (torch.float32, {"keep_logits": False}, 4e-6),
+    (torch.float32, {"impl": "reference"}, 4e-6),
+    (torch.bfloat16, {}, 5e-3),
+    (torch.float16, {}, 5e-3),
+)
+
+
+def _gradients_on_this_rank(sizes, width):
+    mine = _rows_of(sizes, dist.get_rank())
+    results = []
+    for dtype, options, _ in CASES:
+        images, texts = make_features(sum(sizes), width, dtype)
+        scale_dtype = torch.promote_types(dtype, torch.float32)
+        log_scale = torch.tensor([LOG_SCALE], dtype=scale_dtype)
+        for known in ({}, {"batch_sizes": sizes}):
+            results.append(
+                gradients(
+                    functools.partial(clip_loss, **options, **known),
+                    *(images[mine], texts[mine], log_scale),
+                )
+            )
+    return results
+
+
+@pytest.mark.parametrize(
+    "sizes", [[5], [20, 20], [17, 17, 17], [3, 3, 3, 3], [3, 4], [1, 6, 2], [1, 1]], ids=str
+)
+def test_clip_loss_on_ranks_equals_one_process_after_the_mean(sizes):
+    width = 30
+    ranks = run_ranks(len(sizes), _gradients_on_this_rank, sizes, width)
+    for number, results in enumerate(zip(*ranks, strict=True)):
+        dtype, _, tolerance = CASES[number // 2]
+        images, texts = make_features(sum(sizes), width, dtype)
+        truth = gradients(
+            fitted_loss,
+            *(images.double(), texts.double(), torch.tensor([LOG_SCALE], dtype=torch.float64)),
+        )
+        for result in results:
+            assert torch.equal(result[0], results[0][0])
+            torch.testing.assert_close(
+                result[0].double(), truth[0], rtol=tolerance, atol=tolerance / 100
+            )
+        # A parameter's gradient is the mean over ranks of what flows back through each rank's
+        # features: the rows are disjoint, so the mean divides each block by the number of ranks.
+        for index in (1, 2):
+            blocks = torch.cat([result[index] for result in results]).double() / len(sizes)
+            assert (blocks - truth[index]).norm() <= tolerance * truth[index].norm()
+        scale = torch.stack([result[3] for result in results]).double().mean(0)
+        torch.testing.assert_close(scale, truth[3], rtol=tolerance, atol=tolerance)
+
+
+def _far_apart(_):
+    images = make_features(6, 30, torch.float64)[0].abs().float()
+    texts = -images.flip(0)
+    mine = _rows_of([3, 3], dist.get_rank())
+    return gradients(clip_loss, images[mine], texts[mine], torch.tensor([math.log(100.0)]))
+
+
+def test_clip_loss_on_ranks_survives_sums_that_no_single_shift_holds():
+    images = make_features(6, 30, torch.float64)[0].abs().float().double()
+    truth = gradients(
+        fitted_loss, images, -images.flip(0), torch.tensor([math.log(100.0)]).double()
+    )
+    ranks = run_ranks(2, _far_apart, None)
+    torch.testing.assert_close(ranks[0][0].double(), truth[0], rtol=1e-5, atol=0)
+    blocks = torch.cat([result[1] for result in ranks]).double() / 2
+    assert (blocks - truth[1]).norm() <= 1e-4 * truth[1].norm()
+
+
+def _messages():
+    rank = dist.get_rank()
+    cases = [
+        (make_features(3, 4 + rank, torch.float32), {}),
+        (make_features(3, 4, (torch.float32, torch.bfloat16)[rank]), {}),
+        (make_features(3, 4, torch.float32), {"batch_sizes": [3, 4, 5]}),
+        (make_features(3, 4, torch.float32), {"batch_sizes": [4, 4]}),
+    ]
+    messages = []
+    for features, options in cases:
+        with pytest.raises(ValueError) as caught:
+            clip_loss(*features, torch.tensor(10.0), **options)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_clip_loss_names_what_ranks_bring_when_it_does_not_match():
+    for rank, messages in enumerate(run_ranks(2, _messages)):
+        assert "[3, 4] torch.float32, [3, 5] torch.float32" in messages[0]
+        assert "[3, 4] torch.float32, [3, 4] torch.bfloat16" in messages[1]
+        assert "sizes of 2 ranks" in messages[2]
+        assert f"with 3 at rank {rank}, got [4, 4]" in messages[3]
+
+
+class _CountElements(TorchDispatchMode):
+    """Elements of the global tensors of the collectives, and their order among other events."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = {}
+        self.events = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        name = function.name()
+        if name.startswith("_c10d_functional::"):
+            self.events.append(name.removeprefix("_c10d_functional::"))
+            if "wait" not in name:
+                tensor = result if "all_gather" in name else arguments[0]
+                self.elements.setdefault(self.events[-1], []).append(tensor.numel())
+        return result
+
+
+def _count(batch, width):
+    images, texts = make_features(2 * batch, width, torch.float32)
+    mine = _rows_of([batch, batch], dist.get_rank())
+    with _CountElements() as counted:
+        gradients(
+            lambda *args: clip_loss(*args, batch_sizes=[batch, batch]),
+            *(images[mine], texts[mine], torch.tensor([2.6])),
+        )
+    return counted.elements
+
+
+def test_clip_loss_sends_two_g_d_elements_and_four_g():
+    batch, width = 32, 24
+    whole = 2 * batch
+    for sent in run_ranks(2, _count, batch, width):
+        assert sorted(sent["all_gather_into_tensor"]) == [whole, whole * width]
+        assert sent["all_reduce"] == [whole, 2 * whole + 1]
+        assert sent["reduce_scatter_tensor"] == [whole * width]
+        total = sum(sum(sizes) for sizes in sent.values())
+        assert total <= 2 * whole * width + 4 * whole + 1
+
+
+class _Note(torch.autograd.Function):
+    """Notes when a tower runs forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x, name, events):
+        events.append(name)
+        ctx.name, ctx.events = name, events
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.events.append(ctx.name + " backward")
+        return grad, None, None
+
+
+def _order(_):
+    images, texts = (x.requires_grad_() for x in make_features(4, 6, torch.float32))
+    with _CountElements() as counted:
+        gathered = gather_texts(_Note.apply(texts, "texts", counted.events), batch_sizes=[4, 4])
+        loss = clip_loss(_Note.apply(images, "images", counted.events), gathered, torch.ones(1))
+        loss.backward()
+    return counted.events
+
+
+def test_clip_loss_collectives_run_while_the_image_tower_does():
+    for events in run_ranks(2, _order, None):
+        collectives = ["all_gather_into_tensor", "all_gather_into_tensor", "images"]
+        assert events[:4] == ["texts", *collectives]
+        start = events.index("reduce_scatter_tensor")
+        assert events[start + 1 :] == ["images backward", "wait_tensor", "texts backward"]
+
+
+FLAGS = ({}, {"local_loss": True}, {"local_loss": True, "gather_with_grad": True})
+
+
+def _module_under_ddp():
+    rank = dist.get_rank()
+    images, texts = (x[_rows_of([5, 5], rank)].float() for x in make_features(10, 12))
+    results = []
+    for flags in FLAGS:
+        torch.manual_seed(0)
+        tower = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(12, 8))
+        loss_function = ClipLoss(**flags, rank=rank, world_size=2)
+        features = torch.nn.functional.normalize(tower(torch.stack([images, texts])), dim=-1)
+        loss = loss_function(features[0], features[1], torch.tensor(10.0))
+        loss.backward()
+        results.append((loss.detach(), tower.module.weight.grad))
+    return results
+
+
+def test_clip_loss_module_under_ddp_has_the_true_gradient_whatever_the_flags():
+    torch.manual_seed(0)
+    tower = torch.nn.Linear(12, 8)
+    images, texts = (x.float() for x in make_features(10, 12))
+    loss = fitted_loss(tower(images), tower(texts), torch.tensor(10.0))
+    loss.backward()
+    for results in run_ranks(2, _module_under_ddp):
+        assert len(results) == len(FLAGS)
+        for got, grad in results:
+            torch.testing.assert_close(got, loss.detach(), rtol=1e-5, atol=0)
+            torch.testing.assert_close(grad, tower.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def _compiled(sizes):
+    images, texts = make_features(sum(sizes), 12, torch.float32)
+    mine = _rows_of(sizes, dist.get_rank())
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda u, v, s: clip_loss(2 * u, v, s), fullgraph=True)
+    try:
+        return gradients(compiled, images[mine], texts[mine], torch.tensor([LOG_SCALE]))
+    except ValueError as error:
+        return str(error)
+
+
+def test_clip_loss_compiles_on_ranks_without_a_graph_break():
+    images, texts = make_features(8, 12, torch.float32)
+    truth = gradients(
+        fitted_loss, images.double(), texts.double(), torch.tensor([LOG_SCALE]).double()
+    )
+    ranks = run_ranks(2, _compiled, [4, 4])
+    for result in ranks:
+        torch.testing.assert_close(result[0].double(), truth[0], rtol=1e-5, atol=0)
+    blocks = torch.cat([result[2] for result in ranks]).double() / 2
+    torch.testing.assert_close(blocks, truth[2], rtol=1e-4, atol=1e-7)
