@@ -1,37 +1,26 @@
 """``clip_loss`` and ``ClipLoss`` against the paper's formula in float64, on one or many ranks."""
 
+import logging
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
-from clipfast.loss import ClipLoss, clip_loss
+from clipfast.loss import ClipLoss, available_impls, chosen_impl, clip_loss, gather_texts
+from tests.loss.problems import (
+    KINDS,
+    error,
+    fitted_loss,
+    gradients,
+    make_features,
+    paper_loss,
+)
 from tests.peers import import_open_clip
-from tests.ranks import run_ranks
 
-
-def make_features(batch: int, width: int, dtype: torch.dtype = torch.float64, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch, width, generator=generator, dtype=torch.float64)
-    texts = 0.5 * images + torch.randn(batch, width, generator=generator, dtype=torch.float64)
-    return images.to(dtype), texts.to(dtype)
-
-
-def paper_loss(images, texts, scale, normalize=True):
-    """Figure 3 of the paper."""
-    if normalize:
-        images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
-    logits = scale * images @ texts.T
-    target = torch.arange(len(logits))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def gradients(loss_function, images, texts, log_scale):
-    leaves = [x.detach().clone().requires_grad_() for x in (images, texts, log_scale)]
-    loss = loss_function(leaves[0], leaves[1], leaves[2].exp())
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+HERE = [name for name in available_impls("cpu") if name != "triton"]
 
 
 @pytest.mark.parametrize(("batch", "width"), [(1, 1), (2, 3), (7, 123), (123, 252), (64, 507)])
@@ -50,17 +39,163 @@ def test_clip_loss_equals_the_paper_in_fp64(batch, width, scale, normalize):
         torch.testing.assert_close(value, truth, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_clip_loss_error_is_at_most_that_of_eager_in_the_same_dtype(dtype):
-    images, texts = make_features(123, 252, dtype)
+def open_clip_under_amp(images, texts, scale):
+    """What open_clip.loss.ClipLoss computes of a model's features under --precision amp_bf16."""
+    images, texts = F.normalize(images, dim=1), F.normalize(texts, dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        target = torch.arange(len(images))
+        return (
+            F.cross_entropy(scale * images @ texts.T, target)
+            + F.cross_entropy(scale * texts @ images.T, target)
+        ) / 2
+
+
+def errors(results, truth, scale, kind):
+    """Of features that are copies of each other all gradients cancel to nothing: there the size of
+    their terms stands for the truth's, s / (2 G) v for features and s for the log-scale."""
+    batch = len(truth[1])
+    terms = [0.0, *[scale / (2 * batch) * math.sqrt(batch)] * 2, scale]
+    for value, exact, term in zip(results, truth, terms, strict=True):
+        size = max(exact.norm().item(), 1e-30, term if kind == "duplicate" else 0.0)
+        yield (value.double() - exact).norm().item() / size
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_clip_loss_error_is_at_most_that_of_eager_in_fp32(impl, kind, scale):
+    images, texts = make_features(96, 128, torch.float32, kind=kind)
+    log_scale = torch.tensor([math.log(scale)])
+    truth = gradients(fitted_loss, images.double(), texts.double(), log_scale.double())
+    got = gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, log_scale)
+    eager = gradients(paper_loss, images, texts, log_scale)
+    # fp32 holds a logit of size s to s / 2^24, whoever computes it.
+    floor = 2e-6 + scale * 2.0**-22
+    for ours, theirs in zip(
+        errors(got, truth, scale, kind), errors(eager, truth, scale, kind), strict=True
+    ):
+        assert ours <= 1.1 * theirs + floor
+
+
+@pytest.mark.parametrize("impl", [name for name in HERE if name != "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
+def test_clip_loss_of_bf16_features_has_at_most_half_of_open_clips_error(impl, kind, scale):
+    images, texts = make_features(96, 128, torch.bfloat16, kind=kind)
+    log_scale = torch.tensor([math.log(scale)])
+    truth = gradients(fitted_loss, images.double(), texts.double(), log_scale.double())
+    got = gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, log_scale)
+    theirs = gradients(open_clip_under_amp, images, texts, log_scale)
+    ours, open_clip = (list(errors(r, truth, scale, kind)) for r in (got, theirs))
+    # Cancelling gradients are rounded to bf16 from terms that are not zero.
+    floor = 2e-3 if kind == "duplicate" else 0.0
+    for index in (1, 2):
+        if truth[index].norm() > 1e-30:
+            assert ours[index] <= 0.5 * open_clip[index] + floor
+    assert ours[0] <= open_clip[0] + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_clip_loss_returns_gradients_of_the_features_type(dtype):
+    images, texts = make_features(13, 31, dtype)
+    loss, grad_images, grad_texts, grad_scale = gradients(
+        clip_loss, images, texts, torch.tensor([2.6])
+    )
+    truth = gradients(paper_loss, images.double(), texts.double(), torch.tensor([2.6]).double())
+    assert (grad_images.dtype, grad_texts.dtype, grad_scale.dtype) == (dtype, dtype, torch.float32)
+    assert loss.dtype == torch.float32
+    assert error(loss, truth[0]) < 1e-6
+    assert max(error(grad_images, truth[1]), error(grad_texts, truth[2])) < 4e-3
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clip_loss_repeats_bit_for_bit(impl, dtype):
+    images, texts = make_features(300, 130, dtype)
+    first, second = (
+        gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, torch.tensor([3.0]))
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize(("batch", "width"), [(1, 7), (2, 1), (5, 4096), (507, 3)])
+def test_clip_loss_takes_odd_shapes(impl, batch, width):
+    images, texts = make_features(batch, width, torch.float32)
+    log_scale = torch.tensor([2.6])
+    truth = gradients(fitted_loss, images.double(), texts.double(), log_scale.double())
+    got = gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, log_scale)
+    eager = gradients(paper_loss, images, texts, log_scale)
+    for value, plain, exact in zip(got, eager, truth, strict=True):
+        difference = (value.double() - exact).norm()
+        assert difference <= 1.1 * (plain.double() - exact).norm() + 4e-6 * (1 + exact.norm())
+
+
+@pytest.mark.parametrize("impl", HERE)
+def test_clip_loss_reads_strided_and_expanded_features(impl):
+    images, texts = make_features(9, 40, torch.float32)
+    views = (images.T.contiguous().T, texts[:, ::2], texts[:1].expand(9, 40))
+    pairs = ((views[0], texts), (images[:, ::2], views[1]), (images, views[2]))
+    for image_view, text_view in pairs:
+        got = gradients(
+            lambda *args: clip_loss(*args, impl=impl), image_view, text_view, torch.tensor([2.6])
+        )
+        truth = gradients(
+            paper_loss, image_view.double(), text_view.double(), torch.tensor([2.6]).double()
+        )
+        for value, exact in zip(got, truth, strict=True):
+            torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-6)
+    image_view = images.T.contiguous().T.requires_grad_()
+    clip_loss(image_view, texts, torch.tensor(10.0), impl=impl).backward()
+    assert image_view.grad.shape == image_view.shape
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_clip_loss_of_huge_and_tiny_features_is_that_of_their_directions(impl, size):
+    images, texts = make_features(6, 33, torch.float32)
+    log_scale = torch.tensor([2.6])
+    truth = gradients(clip_loss, images, texts, log_scale)
+    got = gradients(lambda *args: clip_loss(*args, impl=impl), images * size, texts, log_scale)
+    torch.testing.assert_close(got[0], truth[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(got[1] * size, truth[1], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(got[2], truth[2], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("impl", HERE)
+def test_clip_loss_of_a_zero_row_is_finite(impl):
+    images, texts = make_features(7, 20, torch.float32)
+    images[3] = 0
+    got = gradients(lambda *a: clip_loss(*a, impl=impl), images, texts, torch.tensor([2.6]))
+    assert all(value.isfinite().all() for value in got)
+    assert (got[1][3] == 0).all()
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("keep", [True, False])
+def test_clip_loss_survives_sums_that_no_single_shift_holds(impl, keep):
+    # Every image points away from every text: at s = 100 the sums vanish under the usual shift.
+    images = make_features(40, 30, torch.float32)[0].abs()
+    texts = -images.flip(0)
     log_scale = torch.tensor([math.log(100.0)])
     truth = gradients(paper_loss, images.double(), texts.double(), log_scale.double())
-    got = gradients(clip_loss, images, texts, log_scale)
-    eager = gradients(paper_loss, images, texts, log_scale.to(dtype))
-    for value, plain, exact in zip(got, eager, truth, strict=True):
-        error = (value.double() - exact).norm() / exact.norm()
-        eager_error = (plain.double() - exact).norm() / exact.norm()
-        assert error <= eager_error * 1.1 + 1e-6
+    got = gradients(
+        lambda *args: clip_loss(*args, impl=impl, keep_logits=keep), images, texts, log_scale
+    )
+    for value, exact in zip(got, truth, strict=True):
+        assert error(value, exact) < 1e-4
+    # And features that are not normalised: logits of several hundred.
+    got = gradients(
+        lambda *args: clip_loss(*args, impl=impl, keep_logits=keep, normalize=False),
+        *(images, -texts, torch.tensor([2.6])),
+    )
+    truth = gradients(
+        lambda u, v, s: paper_loss(u, v, s, normalize=False),
+        *(images.double(), -texts.double(), torch.tensor([2.6]).double()),
+    )
+    for value, exact in zip(got, truth, strict=True):
+        assert error(value, exact) < 1e-4
 
 
 def test_clip_loss_keeps_logits_in_fp32_under_autocast():
@@ -72,10 +207,129 @@ def test_clip_loss_keeps_logits_in_fp32_under_autocast():
     torch.testing.assert_close(loss, clip_loss(images, texts, scale), rtol=1e-6, atol=0)
 
 
-def test_clip_loss_of_nan_features_is_nan():
+@pytest.mark.parametrize("impl", HERE)
+def test_clip_loss_under_autocast_has_the_gradients_of_without(impl):
+    images, texts = make_features(64, 128, torch.float32)
+    log_scale = torch.tensor([2.6])
+
+    def under_autocast(*args):
+        with torch.autocast("cpu", torch.bfloat16):
+            return clip_loss(*args, impl=impl)
+
+    got = gradients(under_autocast, images, texts, log_scale)
+    truth = gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, log_scale)
+    for value, exact in zip(got, truth, strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("impl", HERE)
+def test_clip_loss_scales_its_gradients_with_the_loss(impl):
+    images, texts = make_features(8, 16, torch.float32)
+    log_scale = torch.tensor([2.6])
+    plain = gradients(lambda *args: clip_loss(*args, impl=impl), images, texts, log_scale)
+    scaled = gradients(lambda *args: 1024.0 * clip_loss(*args, impl=impl), images, texts, log_scale)
+    for value, exact in zip(scaled, plain, strict=True):
+        torch.testing.assert_close(value, 1024.0 * exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("impl", HERE)
+@pytest.mark.parametrize("side", [0, 1])
+def test_clip_loss_of_nan_features_is_nan(impl, side):
+    features = make_features(4, 8, torch.float32)
+    features[side][2, 3] = float("nan")
+    assert torch.isnan(clip_loss(*features, torch.tensor(10.0), impl=impl))
+
+
+def test_clip_loss_gathered_texts_equal_texts_and_refuse_options():
+    images, texts = make_features(6, 9, torch.float32)
+    direct = gradients(clip_loss, images, texts, torch.tensor([2.6]))
+    gathered = gradients(
+        lambda u, v, s: clip_loss(u, gather_texts(v), s), images, texts, torch.tensor([2.6])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(direct, gathered, strict=True))
+    with pytest.raises(ValueError, match="gather_texts"):
+        clip_loss(images, gather_texts(texts), torch.tensor(1.0), normalize=False)
+
+
+def test_clip_loss_keeps_the_strip_only_where_it_fits():
+    images, texts = make_features(64, 16, torch.float32)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, id):
+        for budget in (64 * 64 * 4, 64 * 64 * 4 - 1):
+            clip_loss(
+                images.clone().requires_grad_(), texts, torch.tensor(1.0), workspace_bytes=budget
+            )
+    assert sizes.count(64 * 64) == 1
+
+
+def test_clip_loss_says_what_auto_chose(caplog):
+    from clipfast.ops import contrastive
+
     images, texts = make_features(4, 8, torch.float32)
-    images[2, 3] = float("nan")
-    assert torch.isnan(clip_loss(images, texts, torch.tensor(10.0)))
+    contrastive._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, "clipfast.loss"):
+        clip_loss(images, texts, torch.tensor(1.0))
+        clip_loss(images, texts, torch.tensor(1.0))
+    assert caplog.text.count(f"'{chosen_impl(images)}'") == 1
+    assert chosen_impl(images) == available_impls("cpu")[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"impl": "fast"}, "expected one of auto, reference, cpu"),
+        ({"impl": "cuda"}, "what can: "),
+        ({"keep_logits": "yes"}, "True, False or 'auto'"),
+        ({"workspace_bytes": 0}, "positive"),
+    ],
+)
+def test_clip_loss_refuses_options_with_a_remedy(options, words):
+    images, texts = make_features(4, 8, torch.float32)
+    with pytest.raises(ValueError, match=words):
+        clip_loss(images, texts, torch.tensor(1.0), **options)
+
+
+def test_clip_loss_refuses_a_second_derivative():
+    images, texts = (x.requires_grad_() for x in make_features(4, 8, torch.float32))
+    grad = torch.autograd.grad(
+        clip_loss(images, texts, torch.tensor(1.0)), images, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        grad[0].sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clip_loss_compiles_without_a_graph_break(dtype):
+    images, texts = make_features(33, 20, dtype)
+    torch._dynamo.reset()
+
+    def doubled(u, v, s):
+        return clip_loss(2 * u, gather_texts(v), s)
+
+    compiled = torch.compile(doubled, fullgraph=True)
+    got = gradients(compiled, images, texts, torch.tensor([2.6]))
+    plain = gradients(doubled, images, texts, torch.tensor([2.6]))
+    for value, exact in zip(got, plain, strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_clip_loss_works_with_torch_alone():
+    # As where nothing was compiled and Triton is absent.
+    script = (
+        "import sys, importlib.util as u\n"
+        "find = u.find_spec\n"
+        "hidden = ('clipfast._C', 'triton')\n"
+        "u.find_spec = lambda n, *a: None if n in hidden else find(n, *a)\n"
+        "import torch, clipfast\n"
+        "x = torch.randn(5, 6, requires_grad=True)\n"
+        "clipfast.clip_loss(x, torch.randn(5, 6), torch.tensor(10.0)).backward()\n"
+        "from clipfast.loss import available_impls\n"
+        "print(available_impls('cpu'), bool(x.grad.isfinite().all()), 'triton' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "['torch', 'reference'] True False", done.stderr
 
 
 @pytest.mark.parametrize("wanted", ["images", "texts", "scale"])
@@ -102,49 +356,6 @@ def test_clip_loss_gives_gradients_to_any_subset(wanted):
 def test_clip_loss_refuses_what_does_not_fit(images, texts, scale, error, words):
     with pytest.raises(error, match=words):
         clip_loss(images, texts, scale)
-
-
-def _gradients_on_this_rank(batch: int, width: int):
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    images, texts = make_features(batch * world_size, width)
-    mine = slice(rank * batch, (rank + 1) * batch)
-    return gradients(
-        clip_loss, images[mine], texts[mine], torch.tensor([math.log(14.3)], dtype=torch.float64)
-    )
-
-
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_clip_loss_on_ranks_equals_one_process_after_the_mean(world_size):
-    batch, width = 5, 12
-    truth = gradients(
-        paper_loss,
-        *make_features(batch * world_size, width),
-        torch.tensor([math.log(14.3)], dtype=torch.float64),
-    )
-    ranks = run_ranks(world_size, _gradients_on_this_rank, batch, width)
-    for result in ranks:
-        torch.testing.assert_close(result[0], truth[0], rtol=1e-12, atol=0)
-    # A parameter's gradient is the mean over ranks of what flows back through each rank's features:
-    # the rows are disjoint, so the mean divides each block by the number of ranks.
-    for index in (1, 2):
-        blocks = torch.cat([result[index] for result in ranks]) / world_size
-        torch.testing.assert_close(blocks, truth[index], rtol=1e-9, atol=1e-12)
-    scale = torch.stack([result[3] for result in ranks]).mean(0)
-    torch.testing.assert_close(scale, truth[3], rtol=1e-9, atol=1e-12)
-
-
-def _message_of_unequal_batches():
-    images, texts = make_features(3 + dist.get_rank(), 4)
-    try:
-        clip_loss(images, texts, torch.tensor(10.0))
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def test_clip_loss_names_the_ranks_batches_when_they_differ():
-    for message in run_ranks(2, _message_of_unequal_batches):
-        assert "[3, 4]" in message
 
 
 def test_clip_loss_module_equals_open_clip_on_one_process():
