@@ -46,6 +46,8 @@ def measure_together(
     runs: int = 20,
     items: int | None = None,
     memory: bool = True,
+    ratios_to: Sequence[str] | None = None,
+    after_run: Callable[[], Any] | None = None,
     **fields: Any,
 ) -> list[Row]:
     """Check once, then time functions in alternation: one run of each, ``runs`` times over.
@@ -58,13 +60,15 @@ def measure_together(
         runs: Timed runs of each function.
         items: Units of work in a run (captions, tokens, pairs); adds ``items_per_s``.
         memory: Whether one more, untimed run measures ``peak_extra_bytes``.
+        ratios_to: Functions that the others are set in ratio to; None is the first alone.
+        after_run: Called after each run, outside what is timed: progress on long work.
         **fields: Copied into each row: sizes, dtype, versions of peers.
 
     Returns:
         One row a function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``, ``p20_ms``,
         ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured), ``items_per_s`` with
-        ``items``, and ``ratio_to_<first name>`` on all rows but the first: the median over rounds
-        of its time by the first's.
+        ``items``, and ``ratio_to_<name>`` for each name of ``ratios_to`` but its own: the median
+        over rounds of its time by the other's.
 
     Raises:
         CheckFailed: The check returned False or raised an AssertionError.
@@ -72,24 +76,29 @@ def measure_together(
     device = torch.device(device)
     _run_check(check, list(functions))
     time_once = _cuda_timer(device) if device.type == "cuda" else _cpu_time_once
+    after_run = after_run or (lambda: None)
     for fn in functions.values():
         for _ in range(warmup):
             fn()
+            after_run()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(runs):
         for name, fn in functions.items():
             seconds[name].append(time_once(fn))
+            after_run()
 
     rows = []
-    first = next(iter(functions))
+    bases = [next(iter(functions))] if ratios_to is None else ratios_to
     for name, fn in functions.items():
         row: Row = {"name": name, "checked": True, "device": str(device), "runs": runs, **fields}
         row.update(_summary_ms(seconds[name]))
         if items is not None:
             row["items_per_s"] = items / statistics.median(seconds[name])
-        if name != first:
-            rounds = zip(seconds[name], seconds[first], strict=True)
-            row[f"ratio_to_{first}"] = statistics.median(other / own for other, own in rounds)
+        for base in bases:
+            if base == name:
+                continue
+            rounds = zip(seconds[name], seconds[base], strict=True)
+            row[f"ratio_to_{base}"] = statistics.median(other / own for other, own in rounds)
         row["peak_extra_bytes"] = peak_extra_bytes(fn, device) if memory else None
         rows.append(row)
     return rows
@@ -129,7 +138,12 @@ def peak_extra_bytes(fn: Callable[[], Any], device: str | torch.device = "cpu") 
 
 
 def write_rows(
-    subject: str, rows: Sequence[Row], *, directory: Path = RESULTS, append: bool = False
+    subject: str,
+    rows: Sequence[Row],
+    *,
+    directory: Path = RESULTS,
+    append: bool = False,
+    retain: Callable[[Row], bool] | None = None,
 ) -> Path:
     """Write rows as JSON lines, each with the stamp of the environment.
 
@@ -138,6 +152,7 @@ def write_rows(
         rows: Rows of :func:`measure`; a row without a passed check is refused.
         directory: Folder, made where it is missing.
         append: Keep the rows that are there, for runs on several machines.
+        retain: Keep those of the rows there for which this is true, as they were written.
 
     Returns:
         The file written.
@@ -153,7 +168,12 @@ def write_rows(
     environment = stamp()
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{subject}.jsonl"
+    retained = []
+    if retain and not append and path.exists():
+        retained = read_rows(subject, directory=directory)
     with path.open("a" if append else "w") as file:
+        for row in filter(retain, retained):
+            file.write(json.dumps(row) + "\n")
         for row in rows:
             file.write(json.dumps({"subject": subject, **row, "environment": environment}) + "\n")
     return path

@@ -1,16 +1,19 @@
 """``ClipLoss``: the loss with the constructor and call of ``open_clip.loss.ClipLoss``."""
 
+from __future__ import annotations
+
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clipfast.loss.contrastive import clip_loss
+from clipfast.loss.contrastive import WORKSPACE_BYTES, clip_loss
 
 
 class ClipLoss(nn.Module):
     """Drop-in for ``open_clip.loss.ClipLoss``: change the import, keep the training script.
 
     Equal to ``clip_loss(image_features, text_features, logit_scale, normalize=False)``, since an
-    OpenCLIP model returns normalised features.
+    OpenCLIP model returns normalised features. Logits are never rounded to half precision, under
+    autocast too, and ranks may hold different numbers of pairs.
 
     Where it differs from OpenCLIP: whatever ``local_loss`` and ``gather_with_grad`` say, the
     gradients after the mean over ranks that DistributedDataParallel applies are those of the global
@@ -27,6 +30,7 @@ class ClipLoss(nn.Module):
         world_size: number of processes that share the batch. 1 keeps the loss on this process.
         use_horovod: refused, see Raises.
         group: the ranks that share the batch; None is the default group.
+        impl, keep_logits, workspace_bytes: as for :func:`clipfast.clip_loss`.
 
     Raises:
         NotImplementedError: ``use_horovod=True``; the gathers are ``torch.distributed``'s.
@@ -45,6 +49,9 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
         *,
         group: dist.ProcessGroup | None = None,
+        impl: str = "auto",
+        keep_logits: bool | str = "auto",
+        workspace_bytes: int = WORKSPACE_BYTES,
     ) -> None:
         super().__init__()
         if use_horovod:
@@ -58,6 +65,9 @@ class ClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.group = group
+        self.impl = impl
+        self.keep_logits = keep_logits
+        self.workspace_bytes = workspace_bytes
 
     def forward(
         self,
@@ -82,7 +92,14 @@ class ClipLoss(nn.Module):
         """
         self._check_world_size()
         loss = clip_loss(
-            image_features, text_features, logit_scale, group=self.group, normalize=False
+            image_features,
+            text_features,
+            logit_scale,
+            group=self.group,
+            normalize=False,
+            impl=self.impl,
+            keep_logits=self.keep_logits,
+            workspace_bytes=self.workspace_bytes,
         )
         if logit_bias is not None:
             loss = loss + 0.0 * logit_bias.sum()

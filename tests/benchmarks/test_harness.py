@@ -78,6 +78,34 @@ def test_measure_together_alternates_and_gives_ratios_to_the_first():
     assert rows[0]["peak_extra_bytes"] is None
 
 
+def test_measure_together_gives_ratios_to_the_functions_named():
+    rows = measure_together(
+        {"slow": lambda: time.sleep(0.02), "quick": lambda: time.sleep(0.002), "noop": passes},
+        check=passes,
+        warmup=0,
+        runs=3,
+        memory=False,
+        ratios_to=["slow", "quick"],
+    )
+    assert "ratio_to_slow" not in rows[0]
+    assert "ratio_to_quick" not in rows[1]
+    assert rows[0]["ratio_to_quick"] > 1 > rows[1]["ratio_to_slow"] > rows[2]["ratio_to_slow"]
+    assert "ratio_to_noop" not in rows[0]
+
+
+def test_measure_together_reports_each_run():
+    calls = []
+    measure_together(
+        {"a": passes, "b": passes},
+        check=passes,
+        warmup=2,
+        runs=3,
+        memory=False,
+        after_run=lambda: calls.append(1),
+    )
+    assert len(calls) == 2 * (2 + 3)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux has the high-water mark")
 def test_peak_extra_bytes_sees_what_is_freed_again():
     size = 64 << 20
@@ -103,6 +131,18 @@ def test_write_rows_stamps_replaces_and_appends(tmp_path):
     assert rows[0]["environment"] == {"commit": "0000000"}
     assert rows[0]["subject"] == "subject"
     assert rows[0]["median_ms"] == row["median_ms"]
+
+
+@pytest.mark.usefixtures("_stamped")
+def test_write_rows_retains_rows_as_they_were_written(tmp_path):
+    old = {"checked": True, "median_ms": 1.0, "environment": {"commit": "older"}}
+    lines = [json.dumps({**old, "device": device}) for device in ("cpu", "cuda")]
+    (tmp_path / "subject.jsonl").write_text("\n".join(lines) + "\n")
+    new = {"checked": True, "median_ms": 2.0, "device": "cpu"}
+    write_rows("subject", [new], directory=tmp_path, retain=lambda row: row["device"] == "cuda")
+    kept, added = read_rows("subject", directory=tmp_path)
+    assert kept == json.loads(lines[1])
+    assert (added["median_ms"], added["environment"]) == (2.0, {"commit": "0000000"})
 
 
 @pytest.mark.usefixtures("_stamped")
