@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ClipLoss": "clipfast.loss",
     "clip_loss": "clipfast.loss",
+    "gather_texts": "clipfast.loss",
     "AttentionPool2d": "clipfast.models",
     "create_model": "clipfast.models",
     "list_models": "clipfast.models",

@@ -1,5 +1,5 @@
-// Rows of features with ATen's vector types: loads and stores that widen 16-bit types, dot products in
-// one fixed order, norms. For `*_cpu_kernel.cpp` files only, which compile it once a capability.
+// Rows of features with ATen's vector types: loads and stores that widen 16-bit types, dot products
+// in one fixed order, norms. For `*_cpu_kernel.cpp` files only, which compile it once a capability.
 #pragma once
 
 #include <ATen/cpu/vec/functional.h>

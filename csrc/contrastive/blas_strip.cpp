@@ -37,12 +37,11 @@ void for_each_tile(const Strip& strip, float* kept, bool read_kept, const Each& 
     const int64_t lanes = std::min(block, strip.rows - row);
     for (int64_t column = 0; column < strip.columns; column += tile) {
       const int64_t outers = std::min(tile, strip.columns - column);
-      float* memory = kept ? kept + row * strip.columns + column * lanes
-                           : buffer.mutable_data_ptr<float>();
+      float* memory =
+          kept ? kept + row * strip.columns + column * lanes : buffer.mutable_data_ptr<float>();
       at::Tensor products = at::from_blob(memory, {outers, lanes}, strip.x.options());
       if (!read_kept) {
-        at::mm_out(products, strip.y.narrow(0, column, outers),
-                   strip.x.narrow(0, row, lanes).t());
+        at::mm_out(products, strip.y.narrow(0, column, outers), strip.x.narrow(0, row, lanes).t());
       }
       each(Block{row, lanes, column, outers}, products);
     }
@@ -82,50 +81,50 @@ class BlasDriver : public StripDriver {
     auto* kernel = CLIPFAST_CPU_KERNEL(tile_maxima);
     std::vector<float> logits(kSlice * kBlockRows), max_part(kBlockRows);
     std::vector<double> sum_part(kBlockRows);
-    for_each_tile(strip, const_cast<float*>(kept), kept != nullptr,
-                  [&](const Block& b, const at::Tensor& products) {
-                    // Rare, so one thread serves.
-                    for (int64_t first = 0; first < b.outers; first += kSlice) {
-                      const int64_t count = std::min(kSlice, b.outers - first);
-                      std::fill_n(max_part.data(), b.lanes, kNoMaximum);
-                      std::fill_n(sum_part.data(), b.lanes, 0.0);
-                      kernel({slice_of(strip, b, products, first, count), logits.data(),
-                              max_part.data(), sum_part.data(),
-                              sums.column_max.data() + b.column + first,
-                              sums.column.data() + b.column + first});
-                      for (int64_t i = 0; i < b.lanes; ++i) {
-                        sums.add_to_row(b.row + i, max_part[i], sum_part[i]);
-                      }
-                    }
-                  });
+    for_each_tile(
+        strip, const_cast<float*>(kept), kept != nullptr,
+        [&](const Block& b, const at::Tensor& products) {
+          // Rare, so one thread serves.
+          for (int64_t first = 0; first < b.outers; first += kSlice) {
+            const int64_t count = std::min(kSlice, b.outers - first);
+            std::fill_n(max_part.data(), b.lanes, kNoMaximum);
+            std::fill_n(sum_part.data(), b.lanes, 0.0);
+            kernel({slice_of(strip, b, products, first, count), logits.data(), max_part.data(),
+                    sum_part.data(), sums.column_max.data() + b.column + first,
+                    sums.column.data() + b.column + first});
+            for (int64_t i = 0; i < b.lanes; ++i) {
+              sums.add_to_row(b.row + i, max_part[i], sum_part[i]);
+            }
+          }
+        });
   }
 
   void gradients(const Strip& strip, const WeightVectors& weights, const float* kept,
                  at::Tensor row_grad, at::Tensor column_grad) override {
     auto* kernel = CLIPFAST_CPU_KERNEL(tile_weights);
     at::Tensor buffer;
-    for_each_tile(strip, const_cast<float*>(kept), kept != nullptr,
-                  [&](const Block& b, const at::Tensor& products) {
-                    at::Tensor q = products;
-                    if (kept) {
-                      if (!buffer.defined()) buffer = at::empty_like(products);
-                      q = buffer.flatten().narrow(0, 0, products.numel()).view(products.sizes());
-                    }
-                    for_each_slice(b.outers, [&](int64_t, int64_t first, int64_t count) {
-                      kernel(weights.tile(strip, slice_of(strip, b, products, first, count), b.row,
-                                          b.column + first,
-                                          q.mutable_data_ptr<float>() + first * b.lanes));
-                    });
-                    if (row_grad.defined()) {
-                      at::Tensor target = row_grad.narrow(0, b.row, b.lanes);
-                      const at::Tensor y = strip.y.narrow(0, b.column, b.outers);
-                      at::addmm_out(target, target, q.t(), y, b.column == 0 ? 0 : 1);
-                    }
-                    if (column_grad.defined()) {
-                      at::Tensor target = column_grad.narrow(0, b.column, b.outers);
-                      at::addmm_out(target, target, q, strip.x.narrow(0, b.row, b.lanes));
-                    }
-                  });
+    for_each_tile(
+        strip, const_cast<float*>(kept), kept != nullptr,
+        [&](const Block& b, const at::Tensor& products) {
+          at::Tensor q = products;
+          if (kept) {
+            if (!buffer.defined()) buffer = at::empty_like(products);
+            q = buffer.flatten().narrow(0, 0, products.numel()).view(products.sizes());
+          }
+          for_each_slice(b.outers, [&](int64_t, int64_t first, int64_t count) {
+            kernel(weights.tile(strip, slice_of(strip, b, products, first, count), b.row,
+                                b.column + first, q.mutable_data_ptr<float>() + first * b.lanes));
+          });
+          if (row_grad.defined()) {
+            at::Tensor target = row_grad.narrow(0, b.row, b.lanes);
+            const at::Tensor y = strip.y.narrow(0, b.column, b.outers);
+            at::addmm_out(target, target, q.t(), y, b.column == 0 ? 0 : 1);
+          }
+          if (column_grad.defined()) {
+            at::Tensor target = column_grad.narrow(0, b.column, b.outers);
+            at::addmm_out(target, target, q, strip.x.narrow(0, b.row, b.lanes));
+          }
+        });
   }
 
  private:

@@ -39,11 +39,11 @@ struct TileStatistics {
 // Adds into running (largest, sum relative to it) pairs; for logits that no single shift serves.
 struct TileMaxima {
   Tile tile;
-  float* logits;       // [outers, lanes] scratch
-  float* lane_max;     // [lanes]
-  double* lane_sum;    // [lanes]
-  float* outer_max;    // [outers]
-  double* outer_sum;   // [outers]
+  float* logits;      // [outers, lanes] scratch
+  float* lane_max;    // [lanes]
+  double* lane_sum;   // [lanes]
+  float* outer_max;   // [outers]
+  double* outer_sum;  // [outers]
 };
 
 // With a shift: Q = 2^(S - shift) g (lane_weight + outer_weight f), one exponential for both terms.

@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(const Tensor& x_in, bool norm
   const int64_t rows = x.size(0);
   const auto work_type = work_dtype.value_or(x.scalar_type());
   TORCH_CHECK(work_type != at::kDouble, "contrastive_prepare: no float64 work on the CPU");
-  Tensor work = work_dtype ? at::empty(x.sizes(), x.options().dtype(work_type))
-                           : at::empty({0}, x.options());
+  Tensor work =
+      work_dtype ? at::empty(x.sizes(), x.options().dtype(work_type)) : at::empty({0}, x.options());
   Tensor inverse_norm = vector_of(rows), factor = vector_of(rows), norm = vector_of(rows);
   run_rows(CLIPFAST_CPU_KERNEL(contrastive_prepare_rows),
            PrepareArgs{x.const_data_ptr(), work_dtype ? work.mutable_data_ptr() : nullptr,
@@ -77,21 +77,20 @@ Tensor diagonal(const Tensor& x_in, const Tensor& y_in, const Tensor& x_inverse_
   const Tensor x = with_adjacent_elements(x_in), y = with_adjacent_elements(y_in);
   const int64_t rows = x.size(0);
   Tensor cosine = vector_of(rows);
-  run_rows(CLIPFAST_CPU_KERNEL(contrastive_diagonal_rows),
-           DiagonalArgs{x.const_data_ptr(), y.const_data_ptr(),
-                        floats(x_inverse_norm, rows, "x_inverse_norm"),
-                        floats(y_inverse_norm, rows, "y_inverse_norm"),
-                        cosine.mutable_data_ptr<float>(), to_dtype(x.scalar_type()), x.stride(0),
-                        y.stride(0), x.size(1)},
-           rows);
+  run_rows(
+      CLIPFAST_CPU_KERNEL(contrastive_diagonal_rows),
+      DiagonalArgs{x.const_data_ptr(), y.const_data_ptr(),
+                   floats(x_inverse_norm, rows, "x_inverse_norm"),
+                   floats(y_inverse_norm, rows, "y_inverse_norm"), cosine.mutable_data_ptr<float>(),
+                   to_dtype(x.scalar_type()), x.stride(0), y.stride(0), x.size(1)},
+      rows);
   return cosine;
 }
 
-std::tuple<Tensor, Tensor> finish(const Tensor& grad_in, const Tensor& x_in,
-                                  const Tensor& other_in, const Tensor& inverse_norm,
-                                  const Tensor& other_inverse_norm, const Tensor& factor,
-                                  const Tensor& diagonal, const Tensor& coefficient,
-                                  bool normalize) {
+std::tuple<Tensor, Tensor> finish(const Tensor& grad_in, const Tensor& x_in, const Tensor& other_in,
+                                  const Tensor& inverse_norm, const Tensor& other_inverse_norm,
+                                  const Tensor& factor, const Tensor& diagonal,
+                                  const Tensor& coefficient, bool normalize) {
   check_same(x_in, other_in);
   TORCH_CHECK(grad_in.sizes() == x_in.sizes() && grad_in.scalar_type() == at::kFloat,
               "contrastive_finish: expected a float32 gradient ", x_in.sizes(), ", got ",

@@ -92,9 +92,9 @@ void finish_rows(const FinishArgs& args, int64_t begin, int64_t end) {
         },
         [&](Floats& total, int64_t j) {
           const int64_t count = args.dim - j;
-          add_product(total, times(load_pair_tail(x + j, count), inverse_norm),
-                      unit_gradient(load_pair_tail(grad + j, count),
-                                    load_pair_tail(other + j, count)));
+          add_product(
+              total, times(load_pair_tail(x + j, count), inverse_norm),
+              unit_gradient(load_pair_tail(grad + j, count), load_pair_tail(other + j, count)));
         });
     args.dot[row] = dot;
 
@@ -103,9 +103,9 @@ void finish_rows(const FinishArgs& args, int64_t begin, int64_t end) {
     const auto finished = [&](const Floats& g, const Floats& o, const Floats& v) {
       const Floats d = unit_gradient(g, o);
       const Floats u = times(v, inverse_norm);
-      return times(Floats{at::vec::fmadd(u.lo, projection, d.lo),
-                          at::vec::fmadd(u.hi, projection, d.hi)},
-                   coefficient);
+      return times(
+          Floats{at::vec::fmadd(u.lo, projection, d.lo), at::vec::fmadd(u.hi, projection, d.hi)},
+          coefficient);
     };
     int64_t j = 0;
     for (; j + kStep <= args.dim; j += kStep) {
@@ -132,15 +132,13 @@ void contrastive_prepare_rows(const PrepareArgs& args, int64_t begin, int64_t en
 }
 
 void contrastive_diagonal_rows(const DiagonalArgs& args, int64_t begin, int64_t end) {
-  visit_single(args.dtype, [&](auto x) {
-    diagonal_rows<typename decltype(x)::type>(args, begin, end);
-  });
+  visit_single(args.dtype,
+               [&](auto x) { diagonal_rows<typename decltype(x)::type>(args, begin, end); });
 }
 
 void contrastive_finish_rows(const FinishArgs& args, int64_t begin, int64_t end) {
-  visit_single(args.dtype, [&](auto x) {
-    finish_rows<typename decltype(x)::type>(args, begin, end);
-  });
+  visit_single(args.dtype,
+               [&](auto x) { finish_rows<typename decltype(x)::type>(args, begin, end); });
 }
 
 }  // namespace clipfast::CPU_CAPABILITY

@@ -26,9 +26,12 @@ struct Strip {
 
   Tile tile(const float* products, int64_t stride, int64_t row, int64_t lanes, int64_t column,
             int64_t outers) const {
-    return {products,         stride,
-            outers,           lanes,
-            lane_scale + row, column_factor + column,
+    return {products,
+            stride,
+            outers,
+            lanes,
+            lane_scale + row,
+            column_factor + column,
             column - first_column - row};
   }
 };
@@ -60,9 +63,12 @@ struct WeightVectors {
 
   TileWeights tile(const Strip& strip, const Tile& tile, int64_t row, int64_t column,
                    float* target) const {
-    return {tile,  target,
-            exact, shift,
-            strip.row_factor + row, lane_weight + row,
+    return {tile,
+            target,
+            exact,
+            shift,
+            strip.row_factor + row,
+            lane_weight + row,
             outer_weight + column};
   }
 };

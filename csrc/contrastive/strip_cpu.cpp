@@ -59,10 +59,15 @@ struct OwnedStrip {
     for (size_t i = 0; i < lane_scale.size(); ++i) {
       lane_scale[i] = static_cast<float>(kLog2e * s * f[i]);
     }
-    strip = {x.contiguous(), y.contiguous(), lane_scale.data(),
-             f,              column_factor.const_data_ptr<float>(),
-             first_column,   x.size(0),
-             y.size(0),      x.size(1)};
+    strip = {x.contiguous(),
+             y.contiguous(),
+             lane_scale.data(),
+             f,
+             column_factor.const_data_ptr<float>(),
+             first_column,
+             x.size(0),
+             y.size(0),
+             x.size(1)};
   }
 };
 
@@ -82,9 +87,8 @@ Tensor to_tensor(const std::vector<double>& values) {
 // From units of ln 2; rows and columns without any term have maximum 0.
 Tensor to_natural(const std::vector<float>& maxima) {
   Tensor t = at::empty({static_cast<int64_t>(maxima.size())}, at::kFloat);
-  std::transform(maxima.begin(), maxima.end(), t.mutable_data_ptr<float>(), [](float v) {
-    return v == kNoMaximum ? 0.0f : static_cast<float>(v / kLog2e);
-  });
+  std::transform(maxima.begin(), maxima.end(), t.mutable_data_ptr<float>(),
+                 [](float v) { return v == kNoMaximum ? 0.0f : static_cast<float>(v / kLog2e); });
   return t;
 }
 
@@ -95,7 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   const Strip& strip = owned.strip;
   check_vector(bound, 1, "bound");
   StripDriver* driver = driver_for(x.scalar_type());
-  Tensor kept = keep ? at::empty({strip.rows, strip.columns}, at::kFloat) : at::empty({0}, at::kFloat);
+  Tensor kept =
+      keep ? at::empty({strip.rows, strip.columns}, at::kFloat) : at::empty({0}, at::kFloat);
   float* kept_data = keep ? kept.mutable_data_ptr<float>() : nullptr;
 
   const float shift = std::max(
@@ -105,9 +110,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   sums.column.assign(strip.columns, 0.0);
   driver->statistics(strip, static_cast<float>(shift * kLog2e), kept_data, sums);
   if (in_range(sums.row) && in_range(sums.column)) {
-    return {at::full({strip.rows}, shift, at::kFloat), to_tensor(sums.row),
-            at::full({strip.columns}, shift, at::kFloat), to_tensor(sums.column),
-            at::full({1}, shift, at::kFloat), kept};
+    return {at::full({strip.rows}, shift, at::kFloat),
+            to_tensor(sums.row),
+            at::full({strip.columns}, shift, at::kFloat),
+            to_tensor(sums.column),
+            at::full({1}, shift, at::kFloat),
+            kept};
   }
   sums.row.assign(strip.rows, 0.0);
   sums.column.assign(strip.columns, 0.0);

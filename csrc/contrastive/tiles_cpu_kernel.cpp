@@ -48,9 +48,7 @@ inline float sum_lanes(const Vec& v) {
   return lanes[0];
 }
 
-inline Vec lane_numbers(int64_t first) {
-  return Vec::arange(static_cast<float>(first), 1.0f);
-}
+inline Vec lane_numbers(int64_t first) { return Vec::arange(static_cast<float>(first), 1.0f); }
 
 // Calls visit(first lane, number of lanes, vector load of a float array at those lanes), for whole
 // vectors and then for what is left.
