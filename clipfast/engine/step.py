@@ -43,7 +43,7 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
                 gather_texts(features, batch_sizes=_batch_sizes(features))
             ),
         )
-        loss = clip_loss(image_features, texts[0], logit_scale)
+        loss = clip_loss(image_features, texts.pop(), logit_scale)
         engine.backward(loss * loss_factor(engine))
         engine.step()
         return loss.detach(), logit_scale.detach()
@@ -80,7 +80,12 @@ def _feature_gradients(
     images = torch.cat([f[0] for f in features]).float().requires_grad_()
     texts = torch.cat([f[1] for f in features]).float().requires_grad_()
     scale = features[0][2].float().detach().requires_grad_()
-    with torch.enable_grad():
+    # The features are widened so that dU and dV are not rounded before they are carried; the loss
+    # still multiplies them in the half precision that they came in.
+    half = features[0][0].dtype
+    is_half = half != torch.float32
+    autocast = torch.autocast(images.device.type, half if is_half else None, enabled=is_half)
+    with torch.enable_grad(), autocast:
         loss = clip_loss(images, texts, scale, batch_sizes=_batch_sizes(texts))
         grad_images, grad_texts, grad_scale = torch.autograd.grad(loss, (images, texts, scale))
     return loss.detach(), grad_images.chunk(k), grad_texts.chunk(k), grad_scale

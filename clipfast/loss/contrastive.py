@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -21,21 +22,25 @@ WORKSPACE_BYTES = 256 * 2**20
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class GatheredTexts:
-    """Text features whose gather has been started; :func:`clip_loss` takes them once."""
+    """Text features whose gather has been started; :func:`clip_loss` takes them once.
+
+    Once, because two losses' gradients would be added before their reduce-scatters have arrived.
+    """
 
     text_features: Tensor  # [B, D]
     layout: Layout
     plan: Plan | None  # None: the reference, which gathers by itself
     normalize: bool
     texts: tuple[Tensor, ...] = ()
+    is_taken: bool = False
 
 
 def gather_texts(
     text_features: Tensor,
     *,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | Literal["local"] | None = None,
     normalize: bool = True,
     impl: str = "auto",
     keep_logits: bool | str = "auto",
@@ -55,7 +60,8 @@ def gather_texts(
         text_features: ``[B, D]``, see :func:`clip_loss`, as are the options.
 
     Returns:
-        What :func:`clip_loss` takes in the place of the text features, once.
+        What :func:`clip_loss` takes in the place of the text features, once. Over several ranks do
+        take it: a gather that no loss waits for holds its memory.
 
     Raises:
         ValueError, TypeError: as :func:`clip_loss`.
@@ -84,7 +90,7 @@ def clip_loss(
     text_features: Tensor | GatheredTexts,
     logit_scale: Tensor,
     *,
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | Literal["local"] | None = None,
     normalize: bool = True,
     impl: str = "auto",
     keep_logits: bool | str = "auto",
@@ -117,19 +123,25 @@ def clip_loss(
             whose options then hold and must not be given again.
         logit_scale: one element, the factor s itself (``exp`` of CLIP's parameter), no unit.
         group: the ranks that hold the global batch; None is the default group where
-            ``torch.distributed`` is initialised, one process elsewhere.
-        normalize: L2-normalise both features here (in float32). False takes them as they are.
+            ``torch.distributed`` is initialised, one process elsewhere; "local" is this process
+            alone.
+        normalize: L2-normalise both features here (in float32). False takes them as they are; on a
+            GPU half-precision ones must then fit float16.
         impl: "auto"; "cpu", "cuda" or "triton" (fused); "torch" (chunked plain PyTorch, any
             device); "reference" (plain PyTorch that holds all logits). :func:`available_impls`
             lists what can serve a device, :func:`chosen_impl` says what "auto" is; the log
-            ``clipfast.loss`` says it once.
-        keep_logits: keep the logits from forward to backward (2 or 4 bytes each, B G of them):
-            6 B G D floating-point operations instead of 8. "auto" keeps them where they fit
+            ``clipfast.loss`` says it once, unless under torch.compile.
+        keep_logits: keep the logits from forward to backward, B G of them: 6 B G D floating-point
+            operations instead of 8. They take 4 bytes each; on a GPU with half-precision features
+            2, in steps of s / 32767 (0.003 at s = 100). "auto" keeps them where they fit
             ``workspace_bytes``.
-        workspace_bytes: memory that may be used beyond features and gradients. Held as far as it
-            goes: chunks are never smaller than what keeps the processor busy.
-        batch_sizes: B of every rank, where the caller knows them; None asks the other ranks at each
-            call, which a loop that always drops the last incomplete batch can spare itself.
+        workspace_bytes: a budget for what is kept, and another for the chunk that is being worked
+            on; what grows with B + G comes on top. Chunks are never smaller than what keeps the
+            processor busy.
+        batch_sizes: B of every rank, where the caller knows them; trusted, so a wrong list may hang
+            the other ranks. None asks them at each call, for which the host waits for the GPU where
+            the group has no CPU backend: a loop that always drops the last incomplete batch can
+            spare itself that. Under torch.compile None means the same B everywhere.
 
     Returns:
         The loss, a float32 scalar (float64 for float64 features). NaN features give NaN.
@@ -137,7 +149,7 @@ def clip_loss(
     Raises:
         ValueError: shapes or devices do not match, ranks differ in width or type, or ``impl``
             cannot serve here.
-        TypeError: features are not floating point, or differ in dtype.
+        TypeError: features are not floating point, or differ in dtype; the scale is no tensor.
 
     Source: Radford et al. 2021, figure 3 and section 2.3.
     """
@@ -147,6 +159,9 @@ def clip_loss(
         ):
             raise ValueError("give the options to gather_texts, whose result decides here")
         pending = text_features
+        if pending.is_taken:
+            raise ValueError("these gathered texts have had their loss: gather_texts again")
+        pending.is_taken = True
         _check(image_features, pending.text_features, logit_scale)
     else:
         _check(image_features, text_features, logit_scale)
@@ -189,6 +204,11 @@ def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -
         raise TypeError(
             "image_features and text_features must be floating point of one dtype; got "
             f"{image_features.dtype} and {text_features.dtype}"
+        )
+    if not isinstance(logit_scale, Tensor):
+        raise TypeError(
+            "logit_scale must be a tensor, exp of the parameter; got "
+            f"{type(logit_scale).__name__}: torch.tensor({logit_scale})"
         )
     if logit_scale.numel() != 1:
         raise ValueError(

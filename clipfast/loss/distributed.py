@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ class Layout:
     group_name: str | None  # None: one process, no collective runs
     rank: int
     sizes: tuple[int, ...]  # pairs on each rank
+    is_assumed: bool = False  # equal sizes, which nobody has asked the other ranks about
 
     @property
     def world_size(self) -> int:
@@ -45,24 +47,27 @@ class Layout:
 
 
 def find_layout(
-    features: Tensor, group: dist.ProcessGroup | None, batch_sizes: Sequence[int] | None
+    features: Tensor,
+    group: dist.ProcessGroup | Literal["local"] | None,
+    batch_sizes: Sequence[int] | None,
 ) -> Layout:
     """The layout of a batch; asks the other ranks for their sizes where `batch_sizes` is None.
 
     Args:
         features: [B, D], this rank's.
-        group: the ranks; None is the default group where torch.distributed is initialised.
+        group: the ranks; None is the default group where torch.distributed is initialised; "local"
+            is this process alone.
         batch_sizes: pairs on each rank, where the caller knows them.
 
     Returns:
         The layout, the same on every rank but for `rank`.
 
     Raises:
-        ValueError: on every rank, where ranks differ in width or type of their features, or a
-            rank's batch is not what `batch_sizes` says.
+        ValueError: on every rank, where ranks differ in width or type of their features; on this
+            one alone, where its batch is not what `batch_sizes` says.
     """
     batch = features.shape[0]
-    if not (dist.is_available() and dist.is_initialized()):
+    if group == "local" or not (dist.is_available() and dist.is_initialized()):
         return Layout(None, 0, (batch,))
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     if world_size == 1:
@@ -77,7 +82,7 @@ def find_layout(
         return Layout(name, rank, tuple(int(size) for size in batch_sizes))
     if torch.compiler.is_compiling():
         # Shapes are constants of a compiled graph: every rank must bring the same.
-        return Layout(name, rank, (batch,) * world_size)
+        return Layout(name, rank, (batch,) * world_size, is_assumed=True)
     return Layout(name, rank, _exchange_sizes(features, group))
 
 

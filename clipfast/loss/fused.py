@@ -81,7 +81,9 @@ def strip_loss(
         A scalar. Its gradients are W times those of the global loss, which the mean over ranks
         undoes.
     """
-    return _StripLoss.apply(image_features, text_features.detach(), logit_scale, plan, *texts)
+    inputs = (image_features, logit_scale, *texts)
+    keep = plan.keep and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    return _StripLoss.apply(image_features, text_features.detach(), logit_scale, plan, keep, *texts)
 
 
 class _StartTexts(torch.autograd.Function):
@@ -95,6 +97,9 @@ class _StartTexts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, text_features: Tensor, plan: Plan) -> tuple[Tensor, ...]:
         work, inverse_norm, factor, norm = _prepare(text_features, plan)
+        if plan.layout.is_assumed:
+            norm = norm + distributed.require_equal_batches(text_features, plan.layout)
+            factor = factor + 0.0 * norm if plan.normalize else factor
         gathered = distributed.start_gather(work, plan.layout)
         if gathered is text_features:
             # An input cannot be handed out: nothing was copied, nothing is on its way.
@@ -141,6 +146,7 @@ class _StripLoss(torch.autograd.Function):
         text_features: Tensor,
         logit_scale: Tensor,
         plan: Plan,
+        keep: bool,
         gathered: Tensor,
         vectors: Tensor,
         text_inverse_norm: Tensor,
@@ -153,13 +159,12 @@ class _StripLoss(torch.autograd.Function):
         texts = distributed.finish_gather(texts, layout)
         vectors = distributed.finish_gather(vectors, layout)
         column_factor = vectors if plan.normalize else torch.ones_like(vectors)
-        bound = logit_scale if plan.normalize else logit_scale * norm.max() * vectors.max()
-        if layout.group_name is not None and torch.compiler.is_compiling():
-            bound = bound + distributed.require_equal_batches(image_features, layout)
-
+        bound = logit_scale.abs()
+        if not plan.normalize:
+            bound = bound * norm.max() * vectors.max()
         strip = (work, texts, factor, column_factor, logit_scale, bound)
         row_max, row_sum, column_max, column_sum, shift, kept = ops.statistics(
-            *strip, layout.first_column, plan.keep, plan.workspace_bytes
+            *strip, layout.first_column, keep, plan.workspace_bytes
         )
         loss, diagonal, row_lse, column_lse = _combine(
             (row_max, row_sum), (column_max, column_sum), logit_scale * cosines, layout
@@ -186,11 +191,13 @@ class _StripLoss(torch.autograd.Function):
         images, texts, inverse_norm, text_inverse_norm, diagonal, *saved = ctx.saved_tensors
         factor, logit_scale = saved[2], saved[4]
         want_images, _, want_scale = ctx.needs_input_grad[:3]
-        want_rows, want_columns = want_images or want_scale, ctx.needs_input_grad[7]
+        want_rows, want_columns = want_images or want_scale, ctx.needs_input_grad[8]
         ops = operators(plan.choice.impl)
-        row_grad, column_grad = ops.gradients(
-            *saved, layout.first_column, want_rows, want_columns, plan.workspace_bytes
-        )
+        # Backward may be called under autocast, which would round the plain form's products.
+        with torch.autocast(images.device.type, enabled=False):
+            row_grad, column_grad = ops.gradients(
+                *saved, layout.first_column, want_rows, want_columns, plan.workspace_bytes
+            )
         # The mean over ranks that follows divides by W.
         per_pair = grad_loss * (layout.world_size / (2 * layout.global_batch))
         coefficient = per_pair * logit_scale
@@ -198,6 +205,9 @@ class _StripLoss(torch.autograd.Function):
         tickets = (None,) * 5
         if want_columns:
             pending = distributed.start_reduce_scatter(column_grad, layout)
+            if not torch.compiler.is_compiling() and torch.is_anomaly_enabled():
+                # Anomaly detection reads every gradient as it is handed over.
+                pending = distributed.wait(pending, layout)
             tickets = (pending, images, inverse_norm, diagonal, coefficient)
         if want_rows:
             grad_images, dot = ops.finish(
@@ -212,24 +222,28 @@ class _StripLoss(torch.autograd.Function):
                 plan.normalize,
             )
             grad_scale = (per_pair * dot.sum()).reshape(1) if want_scale else None
-        return grad_images if want_images else None, None, grad_scale, *(None,) * 4, *tickets
+        return grad_images if want_images else None, None, grad_scale, *(None,) * 5, *tickets
 
 
 def _prepare(features: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(work features, inverse norms, factors, norms) of this rank's features."""
     ops = operators(plan.choice.impl)
     work_dtype = plan.choice.work_dtype
+    if work_dtype is None and plan.normalize and torch.compiler.is_compiling():
+        # A graph cannot look at norms: it always works on a scaled copy.
+        work_dtype = features.dtype
     work, *vectors = ops.prepare(features, plan.normalize, work_dtype)
     if work_dtype is not None:
         return work, *vectors
-    on_host = features.device.type == "cpu" and not torch.compiler.is_compiling()
-    if plan.normalize and on_host and not _are_safe(vectors[0]):
-        return ops.prepare(features, True, vectors[0].dtype)
+    if plan.normalize and not _are_safe(vectors[0]):
+        return ops.prepare(features, True, features.dtype)
     return features, *vectors
 
 
 def _are_safe(inverse_norms: Tensor) -> bool:
     """Whether products of features so long can neither leave fp32's range nor lose digits."""
+    if inverse_norms.device.type != "cpu":
+        return True  # reading them would make the host wait
     low, high = inverse_norms[inverse_norms > 0].aminmax() if (inverse_norms > 0).any() else (1, 1)
     return bool(1 / _SAFE_NORMS[1] <= low and high <= 1 / _SAFE_NORMS[0])
 

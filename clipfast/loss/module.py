@@ -26,15 +26,18 @@ class ClipLoss(nn.Module):
         local_loss: accepted for compatibility; the result does not depend on it.
         gather_with_grad: accepted for compatibility; the result does not depend on it.
         cache_labels: accepted for compatibility; targets cost nothing here.
-        rank: this process's rank; used only to check ``world_size`` against the process group.
+        rank: this process's rank; checked against the process group.
         world_size: number of processes that share the batch. 1 keeps the loss on this process.
         use_horovod: refused, see Raises.
         group: the ranks that share the batch; None is the default group.
+        equal_batches: promise that every rank always brings the same number of pairs (a loader
+            with ``drop_last=True``). Without it the ranks ask each other at each call, for which
+            the host waits for the GPU where the group has no CPU backend, as under "nccl" alone.
         impl, keep_logits, workspace_bytes: as for :func:`clipfast.clip_loss`.
 
     Raises:
         NotImplementedError: ``use_horovod=True``; the gathers are ``torch.distributed``'s.
-        RuntimeError: at the first call, when ``world_size`` and the process group disagree.
+        RuntimeError: at a call, when ``rank`` or ``world_size`` and the process group disagree.
 
     Source: Radford et al. 2021, figure 3; the interface is that of open_clip_torch 3.3.
     """
@@ -49,6 +52,7 @@ class ClipLoss(nn.Module):
         use_horovod: bool = False,
         *,
         group: dist.ProcessGroup | None = None,
+        equal_batches: bool = False,
         impl: str = "auto",
         keep_logits: bool | str = "auto",
         workspace_bytes: int = WORKSPACE_BYTES,
@@ -65,6 +69,7 @@ class ClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.group = group
+        self.equal_batches = equal_batches
         self.impl = impl
         self.keep_logits = keep_logits
         self.workspace_bytes = workspace_bytes
@@ -90,13 +95,15 @@ class ClipLoss(nn.Module):
         Returns:
             The loss, or the dictionary.
         """
-        self._check_world_size()
+        self._check_ranks()
+        batch = image_features.shape[0]
         loss = clip_loss(
             image_features,
             text_features,
             logit_scale,
-            group=self.group,
+            group="local" if self.world_size == 1 else self.group,
             normalize=False,
+            batch_sizes=[batch] * self.world_size if self.equal_batches else None,
             impl=self.impl,
             keep_logits=self.keep_logits,
             workspace_bytes=self.workspace_bytes,
@@ -105,11 +112,15 @@ class ClipLoss(nn.Module):
             loss = loss + 0.0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _check_world_size(self) -> None:
+    def _check_ranks(self) -> None:
+        if self.world_size == 1:
+            return
         initialised = dist.is_available() and dist.is_initialized()
         actual = dist.get_world_size(self.group) if initialised else 1
-        if actual != self.world_size:
+        rank = dist.get_rank(self.group) if initialised else 0
+        if (actual, rank) != (self.world_size, self.rank):
             raise RuntimeError(
-                f"ClipLoss was built with world_size={self.world_size}, but the process group has "
-                f"{actual} rank(s); pass the group's own size, after init_process_group"
+                f"ClipLoss was built with world_size={self.world_size}, rank={self.rank}, but this "
+                f"is rank {rank} of {actual} in the process group; pass the group's own, after "
+                "init_process_group"
             )

@@ -139,7 +139,8 @@ class CLIP(nn.Module):
             images: [B, 3, S, S], see `encode_image`; None skips the image tower.
             tokens: [B, L] int64, see `encode_text`; None skips the text tower.
             on_text_features: takes over the text features [B, D] before the image tower runs, to
-                start that gather; the result then holds None in their place.
+                start that gather; the result then holds None in their place (so
+                DistributedDataParallel must not look for unused parameters).
 
         Returns:
             Image features [B, D] or None, text features [B, D] or None, and exp(logit_scale) [1] in

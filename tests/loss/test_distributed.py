@@ -25,7 +25,7 @@ CASES = (
     (torch.float64, {"impl": "reference"}, 1e-10),
     (torch.float32, {"keep_logits": True}, 4e-6),
     (torch.float32, {"keep_logits": False}, 4e-6),
-    (torch.float32, {"impl": "reference"}, 4e-6),
+    (torch.float32, {"impl": "reference"}, 4e-5),
     (torch.bfloat16, {}, 5e-3),
     (torch.float16, {}, 5e-3),
 )
@@ -232,13 +232,41 @@ def _compiled(sizes):
         return str(error)
 
 
+def _compiled_cases():
+    return [_compiled([4, 4]), _compiled([3, 4])]
+
+
 def test_clip_loss_compiles_on_ranks_without_a_graph_break():
     images, texts = make_features(8, 12, torch.float32)
     truth = gradients(
         fitted_loss, images.double(), texts.double(), torch.tensor([LOG_SCALE]).double()
     )
-    ranks = run_ranks(2, _compiled, [4, 4])
-    for result in ranks:
-        torch.testing.assert_close(result[0].double(), truth[0], rtol=1e-5, atol=0)
-    blocks = torch.cat([result[2] for result in ranks]).double() / 2
-    torch.testing.assert_close(blocks, truth[2], rtol=1e-4, atol=1e-7)
+    ranks = run_ranks(2, _compiled_cases)
+    for equal, unequal in ranks:
+        torch.testing.assert_close(equal[0].double(), truth[0], rtol=1e-5, atol=0)
+        assert "[3, 4]" in unequal
+    for index in (1, 2):
+        blocks = torch.cat([equal[index] for equal, _ in ranks]).double() / 2
+        torch.testing.assert_close(blocks, truth[index], rtol=1e-4, atol=1e-7)
+    scale = torch.stack([equal[3] for equal, _ in ranks]).double().mean(0)
+    torch.testing.assert_close(scale, truth[3], rtol=1e-4, atol=1e-6)
+
+
+def _under_anomaly_detection(_):
+    mine = _rows_of([4, 4], dist.get_rank())
+    images, texts = make_features(8, 12, torch.float32)
+    with torch.autograd.set_detect_anomaly(True):
+        gradients(clip_loss, images[mine], texts[mine], torch.tensor([LOG_SCALE]))
+    local = ClipLoss()(images[mine], texts[mine], torch.tensor(10.0))
+    equal = ClipLoss(rank=dist.get_rank(), world_size=2, equal_batches=True)
+    return local, equal(images[mine], texts[mine], torch.tensor(10.0))
+
+
+def test_clip_loss_module_stays_local_or_is_global_and_anomaly_detection_is_quiet():
+    images, texts = make_features(8, 12, torch.float32)
+    whole = clip_loss(images, texts, torch.tensor(10.0), normalize=False)
+    for rank, (local, equal) in enumerate(run_ranks(2, _under_anomaly_detection, None)):
+        mine = _rows_of([4, 4], rank)
+        own = clip_loss(images[mine], texts[mine], torch.tensor(10.0), normalize=False)
+        torch.testing.assert_close(local, own, rtol=1e-6, atol=0)
+        torch.testing.assert_close(equal, whole, rtol=1e-5, atol=0)
