@@ -4,6 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "scalar_type.h"
 
 namespace clipfast {
@@ -26,6 +29,18 @@ inline DType to_dtype(at::ScalarType type) {
 // What sums and products are held in: float64 for float64, float32 for all else.
 inline at::ScalarType accumulate_type(at::ScalarType type) {
   return type == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A slice such as tokens[:, 0] has adjacent elements and far rows: taken as it is. What else comes
+// (an expanded gradient, a transposed matrix) is copied first.
+inline at::Tensor with_adjacent_elements(const at::Tensor& t) {
+  return t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous();
+}
+
+// Rows a CPU thread takes at the least: about 16,384 elements, below which waking a thread costs
+// more than the work.
+inline int64_t row_grain(int64_t dim) {
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, dim));
 }
 
 }  // namespace clipfast

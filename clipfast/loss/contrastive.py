@@ -17,9 +17,9 @@ from clipfast.loss.distributed import Layout, find_layout
 from clipfast.loss.fused import Plan, start_texts, strip_loss
 from clipfast.loss.reference import reference_loss
 from clipfast.ops import contrastive as ops
+from clipfast.ops.normalize import DTYPES
 
 WORKSPACE_BYTES = 256 * 2**20
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass
@@ -230,7 +230,7 @@ def _check_features(features: Tensor, name: str) -> None:
         raise ValueError(
             f"{name} is empty, {tuple(features.shape)}: the loss is a mean over at least one pair"
         )
-    if features.dtype not in _DTYPES:
+    if features.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be floating point (float32, bfloat16, float16 or float64); got "
             f"{features.dtype}"

@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The numbers under which ranks tell each other their features' type.
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+from clipfast.ops.normalize import DTYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def find_layout(
 def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[int, ...]:
     """Every rank's number of pairs. Over the group's CPU backend where it has one, so that the
     host does not wait for the GPU."""
-    mine = [features.shape[0], features.shape[1], _DTYPES.index(features.dtype)]
+    mine = [features.shape[0], features.shape[1], DTYPES.index(features.dtype)]
     device = features.device
     if device.type != "cpu" and "cpu" in str(dist.get_backend_config(group)):
         device = torch.device("cpu")
@@ -100,7 +99,7 @@ def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[
     if len({(width, dtype) for _, width, dtype in everyone}) > 1:
         raise ValueError(
             "every rank must bring features of one width and type; ranks bring "
-            + ", ".join(f"[{b}, {d}] {_DTYPES[t]}" for b, d, t in everyone)
+            + ", ".join(f"[{b}, {d}] {DTYPES[t]}" for b, d, t in everyone)
         )
     return tuple(batch for batch, _, _ in everyone)
 

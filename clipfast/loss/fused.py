@@ -98,8 +98,8 @@ class _StartTexts(torch.autograd.Function):
     def forward(ctx, text_features: Tensor, plan: Plan) -> tuple[Tensor, ...]:
         work, inverse_norm, factor, norm = _prepare(text_features, plan)
         if plan.layout.is_assumed:
-            norm = norm + distributed.require_equal_batches(text_features, plan.layout)
-            factor = factor + 0.0 * norm if plan.normalize else factor
+            zero = distributed.require_equal_batches(text_features, plan.layout)
+            factor, norm = factor + zero, norm + zero
         gathered = distributed.start_gather(work, plan.layout)
         if gathered is text_features:
             # An input cannot be handed out: nothing was copied, nothing is on its way.
@@ -244,8 +244,8 @@ def _are_safe(inverse_norms: Tensor) -> bool:
     """Whether products of features so long can neither leave fp32's range nor lose digits."""
     if inverse_norms.device.type != "cpu":
         return True  # reading them would make the host wait
-    low, high = inverse_norms[inverse_norms > 0].aminmax() if (inverse_norms > 0).any() else (1, 1)
-    return bool(1 / _SAFE_NORMS[1] <= low and high <= 1 / _SAFE_NORMS[0])
+    is_safe = (inverse_norms >= 1 / _SAFE_NORMS[1]) & (inverse_norms <= 1 / _SAFE_NORMS[0])
+    return bool((is_safe | ~(inverse_norms > 0)).all())
 
 
 def _combine(

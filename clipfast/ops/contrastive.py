@@ -104,13 +104,13 @@ def available_impls(device: torch.device | str) -> list[str]:
         device: where the features are.
 
     Returns:
-        Some of `IMPLS`; the last is always "torch".
+        Some of `IMPLS`. Interpreted Triton comes after plain torch: it is there for tests.
     """
     device = torch.device(device)
     names = []
     if device.type == "cpu":
-        names += ["cpu"] * _HAS_EXTENSION + ["triton"] * _INTERPRETS
-    elif device.type == "cuda":
+        return ["cpu"] * _HAS_EXTENSION + ["torch"] + ["triton"] * _INTERPRETS
+    if device.type == "cuda":
         # Which of the two is faster where both work has not been measured yet.
         is_new = torch.cuda.get_device_capability(device) >= (8, 0)
         names += ["triton"] * (is_new and has_triton() and _HAS_WIDE_PRODUCTS)
@@ -147,9 +147,6 @@ def choose(impl: str, features: Tensor, autocast: bool = False) -> Choice:
             raise ValueError(f"impl={impl!r} has no float64; impl='torch' does")
         return Choice("torch", None)
     name = names[0] if impl == "auto" else impl
-    # The interpreter is there for tests, which ask for it by name.
-    if impl == "auto" and features.device.type == "cpu" and name == "triton":
-        name = "torch"
     if not torch.compiler.is_compiling():
         _say_once(impl, name, str(features.device.type), features.dtype)
     return Choice(name, _work_dtype(name, features, autocast))
@@ -219,6 +216,14 @@ def _fake_finish(
     return x.new_empty(x.shape), torch.empty_like(inverse_norm)
 
 
+_FAKES = {
+    "prepare": _fake_prepare,
+    "diagonal": _fake_diagonal,
+    "gradients": _fake_gradients,
+    "finish": _fake_finish,
+}
+
+
 def _triton(module: str, launcher: str) -> Callable:
     """A launcher of kernels/, imported when first called."""
 
@@ -245,8 +250,8 @@ def _register() -> None:
         )
         for impl, suffix in (("cpu", ""), ("triton", "_triton"), ("torch", "_torch")):
             if suffix or _HAS_EXTENSION:
-                fake = globals()[f"_fake_{name}"]
-                fake = functools.partial(fake, impl) if name == "statistics" else fake
+                # What is kept, and so its type, is each implementation's own.
+                fake = _FAKES.get(name) or functools.partial(_fake_statistics, impl)
                 library.register_fake(f"clipfast::contrastive_{name}{suffix}")(fake)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clipfast.ops.normalize import accumulate_dtype
+from clipfast.ops.normalize import accumulate_dtype, row_norms
 
 
 def prepare(
@@ -20,11 +20,7 @@ def prepare(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(work, inverse_norm, factor, norm)."""
     wide = x.to(accumulate_dtype(x.dtype))
-    largest = torch.linalg.vector_norm(wide, float("inf"), dim=1) if x.shape[1] else wide.sum(1)
-    is_scalable = (largest > 0) & largest.isfinite()
-    # Scaled by the largest entry, so that squares of 1e30 or 1e-30 stay in range.
-    scale = torch.where(is_scalable, largest, 1.0)
-    norm = scale * torch.linalg.vector_norm(wide / scale[:, None], dim=1)
+    norm = row_norms(wide)
     if not normalize:
         ones = torch.ones_like(norm)
         work = x.new_empty(0) if work_dtype is None else x.to(work_dtype)

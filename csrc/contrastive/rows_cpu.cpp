@@ -16,11 +16,6 @@ namespace {
 
 using at::Tensor;
 
-// A slice such as tokens[:, 0] has adjacent elements and far rows: taken as it is.
-Tensor with_adjacent_elements(const Tensor& t) {
-  return t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous();
-}
-
 void check_features(const Tensor& x) {
   TORCH_CHECK(x.dim() == 2, "contrastive loss: expected features [B, D], got ", x.sizes());
   TORCH_CHECK(to_dtype(x.scalar_type()) != DType::kFloat64,
@@ -42,9 +37,6 @@ const float* floats(const Tensor& t, int64_t size, const char* name) {
 }
 
 Tensor vector_of(int64_t size) { return at::empty({size}, at::kFloat); }
-
-// Rows a thread takes at the least: below, waking a thread costs more than the work.
-int64_t row_grain(int64_t dim) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, dim)); }
 
 template <typename Kernel, typename Args>
 void run_rows(Kernel* kernel, const Args& args, int64_t rows) {

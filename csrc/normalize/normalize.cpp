@@ -25,12 +25,6 @@ using at::Tensor;
 // The CUDA kernels index inside a row with 32 bits.
 constexpr int64_t kMaxDim = int64_t{1} << 30;
 
-// A slice such as tokens[:, 0] has adjacent elements and far rows: taken as it is. What else comes
-// (an expanded gradient, a transposed matrix) is copied first.
-Tensor with_adjacent_elements(const Tensor& t) {
-  return t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous();
-}
-
 void check_types(at::ScalarType x, at::ScalarType y) {
   // Throws where a type is none of the four.
   to_dtype(x);
@@ -102,10 +96,6 @@ Backward prepare_backward(const Tensor& grad_y, const Tensor& x, const Tensor& i
             x.size(1)};
   return b;
 }
-
-// Rows a thread takes at the least: about 16,384 elements, below which waking a thread costs more
-// than the work.
-int64_t row_grain(int64_t dim) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, dim)); }
 
 std::tuple<Tensor, Tensor> l2_normalize_cpu(const Tensor& x, double eps,
                                             std::optional<at::ScalarType> out_dtype) {
