@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipfast.models.archive import is_torchscript, read_torchscript
 from clipfast.models.clip import CLIP, create_model
 from clipfast.models.config import list_models
+from clipfast.models.positions import resize_grid
 
 # Facts about the model that OpenAI's archives store among the buffers.
 _METADATA = ("input_resolution", "context_length", "vocab_size")
@@ -54,7 +54,7 @@ def load_weights(model: CLIP, path: str | os.PathLike, *, resize_positions: bool
     if resize_positions:
         for name in _IMAGE_POSITIONS:
             if name in state and name in target:
-                state[name] = _resize_grid(state[name], target[name].shape)
+                state[name] = resize_grid(state[name], target[name].shape)
     _check(model, path, _shapes(state), _shapes(target))
     model.load_state_dict(state)
 
@@ -180,17 +180,6 @@ def _unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
-
-
-def _resize_grid(positions: Tensor, shape: torch.Size) -> Tensor:
-    """Interpolate [1 + g^2, C] positions to another grid; the first row has no place in it."""
-    old, new = round((positions.shape[0] - 1) ** 0.5), round((shape[0] - 1) ** 0.5)
-    if old == new or positions.shape[1:] != shape[1:]:
-        return positions
-    grid = positions[1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
-    grid = grid.permute(0, 2, 3, 1).reshape(new * new, -1)
-    return torch.cat([positions[:1].float(), grid])
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Shapes:
