@@ -35,6 +35,20 @@ TORCH_LIBRARY(clipfast, m) {
       "scale, Tensor bound, Tensor shift, Tensor row_lse, Tensor column_lse, Tensor kept, int "
       "first_column, bool want_rows, bool want_columns, int workspace_bytes) -> (Tensor row_grad, "
       "Tensor column_grad)");
+
+  // Batch norm with a batch's statistics; csrc/batch_norm/batch_norm.h has the equations.
+  m.def("batch_norm_statistics(Tensor x, float eps) -> (Tensor mean, Tensor inv_std, Tensor var)");
+  m.def(
+      "batch_norm_apply(Tensor x, Tensor mean, Tensor inv_std, Tensor weight, Tensor bias, Tensor? "
+      "residual, bool relu, bool want_y, bool want_pooled) -> (Tensor y, Tensor pooled)");
+  m.def(
+      "batch_norm_backward(Tensor? grad, Tensor? other, Tensor x, Tensor? y, Tensor mean, Tensor "
+      "inv_std, Tensor weight, Tensor bias, bool relu, bool want_residual) -> (Tensor grad_x, "
+      "Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+
+  // y = x sigmoid(1.702 x).
+  m.def("quick_gelu(Tensor x) -> Tensor y");
+  m.def("quick_gelu_backward(Tensor grad_y, Tensor x) -> Tensor grad_x");
 }
 
 PYBIND11_MODULE(_C, m) {

@@ -1,4 +1,4 @@
-"""Batch normalisation whose running statistics can be held still, and stay in fp32.
+"""Batch normalisation fused with ReLU and residual, whose running statistics can be held still.
 
 A batch is sometimes run twice: when a checkpointed block is recomputed in the backward pass, and
 when the features of a large batch are first computed without a graph. The second run must
@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipfast.ops.batch_norm import Tail, batch_norm, fused_here, plain_tail
 
 # A plain integer, not thread-local state: autograd runs recomputation on its own threads while
 # the caller waits, and torch.compile can guard on a global.
@@ -41,10 +43,12 @@ def frozen_statistics() -> Iterator[None]:
 class BatchNorm2d(nn.BatchNorm2d):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, over batch and positions of a channel.
 
-    Equal to `torch.nn.BatchNorm2d`, with the same state dict, and with two differences:
-    it obeys `frozen_statistics()`, and its running statistics stay in fp32 when the module is
-    cast to half precision. A bf16 running mean moves in steps of 0.4 %, so that an update of a
-    tenth of a smaller difference rounds to nothing and the statistics stop short of their mark.
+    Equal to `torch.nn.BatchNorm2d`, with the same state dict, and with three differences:
+    it obeys `frozen_statistics()`; what follows it (residual, ReLU, average pool) is fused with it
+    on the CPU, for channels_last batches in training mode; and its running statistics stay in fp32
+    when the module is cast to half precision. A bf16 running mean moves in steps of 0.4 %, so that
+    an update of a tenth of a smaller difference rounds to nothing and the statistics stop short of
+    their mark.
 
     Args:
         num_features: channels C.
@@ -65,20 +69,37 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.zero_gain:
             nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise one batch.
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        relu: bool = False,
+        pool: bool = False,
+        shortcut_stride: int = 0,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise one batch; add a residual, apply ReLU and pool if asked to, in this order.
 
         Args:
             x: [B, C, H, W], fp32, bf16 or fp16.
+            residual: [B, C, H, W], added to the result before ReLU.
+            relu: y = max(0, y).
+            pool: return the 2x2 average pool of y instead of y; without residual and shortcut.
+            shortcut_stride: for a block that reads y on two ways, 1 returns (y, y) and 2
+                (y, its 2x2 average pool), whose gradients are added in this layer's own backward
+                pass; 0 returns y.
 
         Returns:
-            [B, C, H, W], dtype and memory format of `x`.
+            [B, C, H, W], dtype and memory format of `x`; its pool; or both.
         """
         self._check_input_dim(x)
         weight, bias = self.weight, self.bias
         if weight.dtype != self.running_mean.dtype:
             # Kernels want gain, bias and statistics in one dtype; cuDNN's fast path wants fp32.
             weight, bias = weight.to(self.running_mean.dtype), bias.to(self.running_mean.dtype)
+        tail = Tail(relu, pool, shortcut_stride)
+        if self.training and self._is_fused(x, tail):
+            return self._fused(x, weight, bias, residual, tail)
         mean, var = self.running_mean, self.running_var
         if self.training and _frozen_depth:
             # Throw-away statistics rather than none: the operator saves them for its backward, and
@@ -86,7 +107,36 @@ class BatchNorm2d(nn.BatchNorm2d):
             mean, var = torch.empty_like(mean), torch.empty_like(var)
         elif self.training:
             self.num_batches_tracked.add_(1)
-        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        z = F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        if residual is not None:
+            z += residual
+        return plain_tail(z, tail, z.dtype)
+
+    def _is_fused(self, x: Tensor, tail: Tail) -> bool:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        # A channel of one value has no variance, which torch's own batch norm says.
+        several = x.numel() > x.shape[1]
+        return (
+            self.running_mean.dtype == wide
+            and (even or not tail.pools)
+            and several
+            and fused_here(x)
+        )
+
+    def _fused(
+        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, tail: Tail
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        mean, inv_std, var = torch.ops.clipfast.batch_norm_statistics(x.detach(), self.eps)
+        if not _frozen_depth:
+            self.num_batches_tracked.add_(1)
+            count = x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            unbiased = self.momentum * count / (count - 1)
+            self.running_var.mul_(1 - self.momentum).add_(var, alpha=unbiased)
+        if residual is not None:
+            residual = residual.to(x.dtype)
+        return batch_norm(x, mean, inv_std, weight, bias, residual, tail)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm2d:
         before = {"running_mean": self.running_mean, "running_var": self.running_var}

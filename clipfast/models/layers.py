@@ -1,15 +1,10 @@
-"""Small pieces that both towers share: initialised linear maps, QuickGELU, recomputation."""
+"""Small pieces that both towers share: initialised linear maps, QuickGELU."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from clipfast.models.batch_norm import frozen_statistics
+from clipfast.ops.quick_gelu import quick_gelu
 
 
 class Linear(nn.Linear):
@@ -68,30 +63,4 @@ class QuickGELU(nn.Module):
         Returns:
             Shape and dtype of `x`.
         """
-        return x * torch.sigmoid(1.702 * x)
-
-
-def _recompute_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), frozen_statistics()
-
-
-def run_block(block: nn.Module, x: Tensor, recompute: bool, **kwargs: Any) -> Tensor:
-    """y = block(x), keeping only x for the backward pass if asked to.
-
-    Args:
-        block: a residual block without dropout.
-        x: its input.
-        recompute: run the block again in the backward pass; without a graph, or in eval mode, it
-            makes no difference.
-        kwargs: further arguments of the block.
-
-    Returns:
-        What the block returns.
-    """
-    if not (recompute and block.training and torch.is_grad_enabled()):
-        return block(x, **kwargs)
-    if not torch.compiler.is_compiling():
-        # A compiled graph needs none: it updates the statistics once, outside what it recomputes,
-        # and Dynamo refuses any context function here.
-        kwargs["context_fn"] = _recompute_contexts
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        return quick_gelu(x)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import BatchNorm2d
 from clipfast.models.config import ResNetConfig
-from clipfast.models.layers import run_block
+from clipfast.models.recompute import run_block
 
 
 class Bottleneck(nn.Module):
@@ -54,22 +55,30 @@ class Bottleneck(nn.Module):
                 OrderedDict([("-1", pool), ("0", conv), ("1", BatchNorm2d(out_channels))])
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, shortcut: Tensor | None = None, shortcut_stride: int = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Run the block.
 
         Args:
             x: [B, in_channels, H, W].
+            shortcut: x again, or its pool where the block strides, as the block before returned it;
+                None: taken from x.
+            shortcut_stride: stride of the block that follows, to return its shortcut with the
+                result: the two ways' gradients are then added where they are read. 0: there is
+                none.
 
         Returns:
-            [B, 4 * channels, H // stride, W // stride].
+            [B, 4 * channels, H // stride, W // stride]; and where asked for, the next shortcut.
         """
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        if self.stride > 1:
-            out = F.avg_pool2d(out, self.stride)
-        out = self.bn3(self.conv3(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return F.relu(out, inplace=True)
+        if shortcut is None:
+            shortcut = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+        out = self.bn1(self.conv1(x), relu=True)
+        out = self.bn2(self.conv2(out), relu=True, pool=self.stride > 1)
+        if self.downsample is not None:
+            _, conv, norm = self.downsample
+            shortcut = norm(conv(shortcut))
+        return self.bn3(self.conv3(out), shortcut, relu=True, shortcut_stride=shortcut_stride)
 
 
 class ModifiedResNet(nn.Module):
@@ -78,15 +87,13 @@ class ModifiedResNet(nn.Module):
     Args:
         config: the architecture.
         output_dim: width D of the embedding.
-        gradient_checkpointing: recompute each bottleneck in the backward pass.
+        checkpoint: what each bottleneck keeps for the backward pass, a mode of `run_block`.
     """
 
-    def __init__(
-        self, config: ResNetConfig, output_dim: int, gradient_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, config: ResNetConfig, output_dim: int, checkpoint: str = "none") -> None:
         super().__init__()
         width = config.width
-        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpoint = checkpoint
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -110,14 +117,20 @@ class ModifiedResNet(nn.Module):
         Returns:
             [B, D].
         """
-        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        x = F.avg_pool2d(x, 2)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = run_block(block, x, self.gradient_checkpointing)
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn2(self.conv2(x), relu=True)
+        x = self.bn3(self.conv3(x), relu=True, pool=True)
+        shortcut = None
+        blocks = [block for stage in self._stages() for block in stage]
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            stride = following.stride if following is not None else 0
+            x = run_block(block, x, self.checkpoint, shortcut=shortcut, shortcut_stride=stride)
+            x, shortcut = x if stride else (x, None)
         return self.attnpool(x)
+
+    def _stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
