@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipfast.models.config import ModelConfig, ResNetConfig, get_config
 from clipfast.models.layers import TokenEmbedding
+from clipfast.models.packing import pack_captions
 from clipfast.models.resnet import ModifiedResNet
 from clipfast.models.transformer import BlockInit, Transformer
 from clipfast.models.vit import VisionTransformer
@@ -41,14 +43,13 @@ class CLIP(nn.Module):
         self.config = config
         text = config.text
         tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
-        self.visual = tower(config.vision, config.embed_dim, config.gradient_checkpointing)
+        self.visual = tower(config.vision, config.embed_dim, config.resolved_checkpoint)
         self.transformer = Transformer(
             text.width,
             text.layers,
             text.heads,
-            is_causal=True,
             init=BlockInit.scaled(text.width, text.layers),
-            gradient_checkpointing=config.gradient_checkpointing,
+            checkpoint=config.resolved_checkpoint,
         )
         self.token_embedding = TokenEmbedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
@@ -97,21 +98,24 @@ class CLIP(nn.Module):
             raise TypeError(f"expected normalised floating-point images, got {images.dtype}")
         return self.visual(images.to(self.visual.conv1.weight.dtype))
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
+    def encode_text(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """v = the projection of the end-of-text position, not normalised.
 
-        Attention is causal and only that position is read, so tokens behind it change nothing
-        and L may be cut to the longest caption of the batch.
+        Attention is causal and only that position is read, so tokens behind it change nothing:
+        they are not computed (see `pack_captions`), and L makes no difference.
 
         Args:
             tokens: [B, L] int64, L at most the context length; the end-of-text token is the
                 largest id of its row.
+            lengths: [B] int64 on the CPU, tokens up to and including end-of-text, where the
+                caller knows them: finding them in `tokens` makes the host wait for a GPU.
 
         Returns:
             [B, D], the parameters' dtype (autocast's under autocast).
 
         Raises:
-            ValueError: if `tokens` is not 2-dimensional, or longer than the context.
+            ValueError: if `tokens` is not 2-dimensional, or longer than the context; or if
+                `lengths` does not fit it.
         """
         context = self.config.text.context_length
         if tokens.ndim != 2 or tokens.shape[1] > context:
@@ -119,17 +123,21 @@ class CLIP(nn.Module):
                 f"expected tokens [B, L] with L <= {context}, got {list(tokens.shape)}: "
                 "truncate them in the tokenizer, or create the model with context_length="
             )
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.transformer(x)
-        # Rows are normalised independently: picking one first saves the other L - 1.
-        x = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
-        return self.ln_final(x) @ self.text_projection
+        text, device, dtype = self.config.text, tokens.device, self.token_embedding.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        packed = pack_captions(tokens, lengths, width=text.width, heads=text.heads, dtype=dtype)
+        x = self.token_embedding(tokens.flatten()[packed.index])
+        x = x + F.embedding(packed.positions, self.positional_embedding)
+        x = self.transformer(x, packed.layout)
+        return packed.layout.restore(self.ln_final(x) @ self.text_projection)
 
     def forward(
         self,
         images: Tensor | None = None,
         tokens: Tensor | None = None,
         on_text_features: Callable[[Tensor], Any] | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Encode either side or both, the text first.
 
@@ -141,6 +149,7 @@ class CLIP(nn.Module):
             on_text_features: takes over the text features [B, D] before the image tower runs, to
                 start that gather; the result then holds None in their place (so
                 DistributedDataParallel must not look for unused parameters).
+            lengths: [B] int64 on the CPU, see `encode_text`.
 
         Returns:
             Image features [B, D] or None, text features [B, D] or None, and exp(logit_scale) [1] in
@@ -150,7 +159,7 @@ class CLIP(nn.Module):
             TypeError: for integer pixels.
             ValueError: for shapes that the model cannot read.
         """
-        text_features = None if tokens is None else self.encode_text(tokens)
+        text_features = None if tokens is None else self.encode_text(tokens, lengths)
         if text_features is not None and on_text_features is not None:
             on_text_features(text_features)
             text_features = None
@@ -169,7 +178,7 @@ def create_model(name: str, **overrides: Any) -> CLIP:
     Args:
         name: one of `list_models()`.
         overrides: fields to replace, by the flat names that `ModelConfig.override` lists, such as
-            `image_size=112`, `text_layers=6`, `gradient_checkpointing=True`.
+            `image_size=112`, `text_layers=6`, `checkpoint="full"`.
 
     Returns:
         The model in training mode, fp32, on the default device.

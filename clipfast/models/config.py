@@ -8,7 +8,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
+
+Checkpoint = Literal["none", "selective", "full", "auto"]
+CHECKPOINTS = get_args(Checkpoint)
 
 _TOWER_FIELDS = ("layers", "width", "head_width")
 
@@ -161,27 +164,47 @@ class ModelConfig:
         embed_dim: width D of the joint embedding.
         vision: the image tower.
         text: the text tower.
-        gradient_checkpointing: recompute each block in the backward pass instead of keeping its
-            activations.
+        checkpoint: what residual blocks keep for the backward pass: "none", "selective", "full"
+            (see `clipfast.models.recompute`), or "auto", which the engine resolves and with which
+            no model can be built.
 
     Raises:
-        ValueError: if `embed_dim` is not positive.
+        ValueError: if `embed_dim` is not positive, or `checkpoint` is none of those.
     """
 
     name: str
     embed_dim: int
     vision: ResNetConfig | ViTConfig
     text: TextConfig = TextConfig()
-    gradient_checkpointing: bool = False
+    checkpoint: Checkpoint = "none"
 
     def __post_init__(self) -> None:
         _require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
+        _require(
+            self.checkpoint in CHECKPOINTS,
+            f"checkpoint must be one of {', '.join(CHECKPOINTS)}; got {self.checkpoint!r}",
+        )
+
+    @property
+    def resolved_checkpoint(self) -> str:
+        """The checkpoint mode to build with.
+
+        Raises:
+            ValueError: for "auto", with the remedy.
+        """
+        _require(
+            self.checkpoint != "auto",
+            "checkpoint='auto' depends on batch, precision and free memory, which the engine knows "
+            "and a model does not: build it with 'none', 'selective' or 'full' "
+            "(clipfast.models.memory.fastest_checkpoint picks one)",
+        )
+        return self.checkpoint
 
     def override(self, **overrides: Any) -> ModelConfig:
         """A copy with some fields replaced, by flat names.
 
         Args:
-            overrides: `embed_dim`, `gradient_checkpointing`; of the image tower `image_size`,
+            overrides: `embed_dim`, `checkpoint`; of the image tower `image_size`,
                 `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
                 `patch_size`; of the text tower `context_length`, `vocab_size`, `text_layers`,
                 `text_width`, `text_head_width`.
@@ -209,7 +232,7 @@ class ModelConfig:
     def _flat_names(self) -> dict[str, tuple[str | None, str]]:
         names: dict[str, tuple[str | None, str]] = {
             "embed_dim": (None, "embed_dim"),
-            "gradient_checkpointing": (None, "gradient_checkpointing"),
+            "checkpoint": (None, "checkpoint"),
         }
         for tower in ("vision", "text"):
             for field in fields(getattr(self, tower)):

@@ -1,6 +1,6 @@
-"""The pre-norm transformer of both towers.
+"""The pre-norm transformer of both towers, on tokens that lie end to end.
 
-Legend: B batch, L tokens, C width, H heads, d = C / H.
+Legend: B sequences, T tokens of all of them, C width, H heads, d = C / H.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.models.layers import Linear, QuickGELU, run_block
+from clipfast.models.layers import Linear, QuickGELU
+from clipfast.models.layout import Layout
+from clipfast.models.recompute import run_block
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,26 @@ class SelfAttention(nn.Module):
             nn.init.normal_(self.in_proj_weight, std=self.in_proj_std)
         nn.init.zeros_(self.in_proj_bias)
 
-    def forward(self, x: Tensor, is_causal: bool) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, read: bool = False) -> Tensor:
         """Attend.
 
         Args:
-            x: [B, L, C].
-            is_causal: token i sees tokens 0 ... i only.
+            x: [T, C].
+            layout: where each sequence lies.
+            read: return the rows that are read, computing no other query.
 
         Returns:
-            [B, L, C].
+            [T, C], or [B, C] with `read`.
         """
-        batch, length, width = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return self.out_proj(out.transpose(1, 2).reshape(batch, length, width))
+        if not read:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            return self.out_proj(layout.attend(qkv, self.heads))
+        sizes = (x.shape[1], 2 * x.shape[1])
+        q_weight, kv_weight = self.in_proj_weight.split(sizes)
+        q_bias, kv_bias = self.in_proj_bias.split(sizes)
+        q = F.linear(layout.read(x), q_weight, q_bias)
+        kv = F.linear(x, kv_weight, kv_bias)
+        return self.out_proj(layout.attend_read(q, kv, self.heads))
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -114,30 +121,32 @@ class ResidualAttentionBlock(nn.Module):
         )
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, is_causal: bool) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, read: bool = False) -> Tensor:
         """Run the block.
 
         Args:
-            x: [B, L, C].
-            is_causal: token i sees tokens 0 ... i only.
+            x: [T, C].
+            layout: where each sequence lies.
+            read: return the rows that are read alone: keys and values come from all tokens, the
+                query, the projection and the MLP from those rows.
 
         Returns:
-            [B, L, C].
+            [T, C], or [B, C] with `read`.
         """
-        x = x + self.attn(self.ln_1(x), is_causal)
+        attended = self.attn(self.ln_1(x), layout, read)
+        x = (layout.read(x) if read else x) + attended
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of residual attention blocks.
+    """A stack of residual attention blocks, of whose output one token a sequence is read.
 
     Args:
         width: channels C.
         layers: blocks.
         heads: heads H.
-        is_causal: token i sees tokens 0 ... i only.
         init: starting deviations.
-        gradient_checkpointing: recompute each block in the backward pass.
+        checkpoint: what each block keeps for the backward pass, see `run_block`.
     """
 
     def __init__(
@@ -146,26 +155,26 @@ class Transformer(nn.Module):
         layers: int,
         heads: int,
         *,
-        is_causal: bool,
         init: BlockInit,
-        gradient_checkpointing: bool = False,
+        checkpoint: str = "none",
     ) -> None:
         super().__init__()
-        self.is_causal = is_causal
-        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpoint = checkpoint
         self.resblocks = nn.Sequential(
             *(ResidualAttentionBlock(width, heads, init) for _ in range(layers))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Run all blocks.
 
         Args:
-            x: [B, L, C].
+            x: [T, C].
+            layout: where each sequence lies.
 
         Returns:
-            [B, L, C].
+            [B, C], the tokens that are read, in the order of `layout`.
         """
-        for block in self.resblocks:
-            x = run_block(block, x, self.gradient_checkpointing, is_causal=self.is_causal)
+        last = len(self.resblocks) - 1
+        for i, block in enumerate(self.resblocks):
+            x = run_block(block, x, self.checkpoint, layout=layout, read=i == last)
         return x

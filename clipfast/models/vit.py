@@ -4,32 +4,64 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipfast.models.config import ViTConfig
+from clipfast.models.layout import UniformLayout
 from clipfast.models.transformer import BlockInit, Transformer
+
+
+class PatchEmbedding(nn.Conv2d):
+    """The convolution whose stride is its kernel, as one matrix product over patches.
+
+    Args:
+        width: channels C of a token.
+        patch_size: side p of a patch, in pixels.
+    """
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__(3, width, patch_size, stride=patch_size, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed every patch.
+
+        Args:
+            images: [B, 3, S, S], S a multiple of p.
+
+        Returns:
+            [B, (S / p)^2, C], patches row by row.
+        """
+        patch, (batch, _, size, _) = self.kernel_size[0], images.shape
+        grid = size // patch
+        weight = self.weight
+        x = images.reshape(batch, 3, grid, patch, grid, patch)
+        if images.is_contiguous(memory_format=torch.channels_last):
+            # Pixels by rows of a patch, colours innermost: the order they lie in.
+            x, weight = x.permute(0, 2, 4, 3, 5, 1), weight.permute(0, 2, 3, 1)
+        else:
+            x = x.permute(0, 2, 4, 1, 3, 5)
+        return F.linear(x.reshape(batch, grid**2, 3 * patch**2), weight.flatten(1))
 
 
 class VisionTransformer(nn.Module):
     """Image -> embedding: patches, a class token, transformer, the class token projected.
 
         t = ln_pre([class_embedding, conv1(image)] + positional_embedding)
-        y = ln_post(transformer(t)[0]) proj
+        y = ln_post(transformer(t)[0]) proj           the last block computes token 0 alone
 
     Args:
         config: the architecture.
         output_dim: width D of the embedding.
-        gradient_checkpointing: recompute each block in the backward pass.
+        checkpoint: what each block keeps for the backward pass, see `run_block`.
 
     Source: Radford et al. 2021, section 2.4 (Dosovitskiy et al. 2020, with one more layer norm
     before the transformer).
     """
 
-    def __init__(
-        self, config: ViTConfig, output_dim: int, gradient_checkpointing: bool = False
-    ) -> None:
+    def __init__(self, config: ViTConfig, output_dim: int, checkpoint: str = "none") -> None:
         super().__init__()
-        width, patch = config.width, config.patch_size
-        self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
+        width = config.width
+        self.conv1 = PatchEmbedding(width, config.patch_size)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(config.grid_size**2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
@@ -37,9 +69,8 @@ class VisionTransformer(nn.Module):
             width,
             config.layers,
             config.heads,
-            is_causal=False,
             init=BlockInit(),
-            gradient_checkpointing=gradient_checkpointing,
+            checkpoint=checkpoint,
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, output_dim))
@@ -60,8 +91,9 @@ class VisionTransformer(nn.Module):
         Returns:
             [B, D].
         """
-        x = self.conv1(images).flatten(2).transpose(1, 2)
+        x = self.conv1(images)
         cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1) + self.positional_embedding.to(x.dtype)
-        x = self.transformer(self.ln_pre(x))
-        return self.ln_post(x[:, 0]) @ self.proj
+        layout = UniformLayout(*x.shape[:2])
+        x = self.transformer(self.ln_pre(x.flatten(0, 1)), layout)
+        return self.ln_post(x) @ self.proj

@@ -133,53 +133,8 @@ def test_autocast_step_is_finite_and_near_fp32(name: str) -> None:
         assert parameter.grad.isfinite().all(), key
 
 
-@BOTH
-def test_gradient_checkpointing_changes_no_gradient_and_no_statistic(name: str) -> None:
-    plain, recomputing = small_model(name), small_model(name, gradient_checkpointing=True)
-    kinds = ("Bottleneck", "ResidualAttentionBlock")
-    blocks = [m for m in recomputing.modules() if type(m).__name__ in kinds]
-    calls = dict.fromkeys(blocks, 0)
-    for block in blocks:
-        block.register_forward_pre_hook(lambda m, _: calls.update({m: calls[m] + 1}))
-    for ours, expected in zip(step(recomputing), step(plain), strict=True):
-        assert torch.equal(ours, expected)
-    assert set(calls.values()) == {2}
-    gradients = {n: p.grad for n, p in recomputing.named_parameters()}
-    for key, parameter in plain.named_parameters():
-        assert torch.equal(gradients[key], parameter.grad), key
-    for (key, ours), buffer in zip(recomputing.named_buffers(), plain.buffers(), strict=True):
-        assert torch.equal(ours, buffer), key
-        if key.endswith("num_batches_tracked"):
-            assert ours == 1, key
-
-
-def test_gradient_checkpointing_rests_in_eval_mode_and_without_a_graph() -> None:
-    model = small_model("ViT-tiny", gradient_checkpointing=True)
-    calls: list[int] = []
-    model.visual.transformer.resblocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
-    with torch.no_grad():
-        model.encode_image(random_images(1, 64))
-    model.eval().encode_image(random_images(1, 64)).sum().backward()
-    assert len(calls) == 2
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_second_forward_with_frozen_statistics_is_exact(checkpointing: bool) -> None:
-    model = small_model("RN-tiny", gradient_checkpointing=checkpointing)
-    images = random_images(3, 64)
-    with torch.no_grad():
-        features = model.encode_image(images)
-    statistics = {n: b.clone() for n, b in model.named_buffers()}
-    with frozen_statistics():
-        again = model.encode_image(images)
-    again.sum().backward()
-    assert torch.equal(again, features)
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, statistics[name]), name
-
-
 def test_compiled_image_tower_equals_eager_and_counts_each_batch_once() -> None:
-    overrides = {"vision_layers": (1, 1, 1, 1), "gradient_checkpointing": True}
+    overrides = {"vision_layers": (1, 1, 1, 1), "checkpoint": "full"}
     eager, model = small_model("RN-tiny", **overrides), small_model("RN-tiny", **overrides)
     compiled = torch.compile(model.visual, backend="aot_eager", fullgraph=True)
     images = random_images(3, 64)
