@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from clipfast.models.config import Checkpoint
+
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
@@ -33,9 +35,16 @@ class ModelConfig:
     """Start from these weights: an OpenAI archive, an OpenCLIP .pt, or .safetensors. Position
     embeddings of another grid are interpolated."""
 
-    gradient_checkpointing: bool = False
-    """Keep only the inputs of residual blocks and recompute the rest in the backward pass: about a
-    third more time, a fraction of the activation memory. The gradients stay the same."""
+    checkpoint: Checkpoint = "none"
+    """What residual blocks keep for the backward pass; the gradients stay the same. none: all;
+    selective: products, convolutions and attention, about half the memory, the rest is computed
+    again; full: the blocks' inputs, a fraction of the memory, about a third more time; auto: the
+    first of these that fits into the memory that is free."""
+
+    compile: Literal["auto", "none", "blocks"] = "auto"
+    """blocks: torch.compile every residual block, equal ones once; the first steps take longer.
+    auto: blocks on a GPU of compute capability 8.0 or newer with Triton, below ZeRO stage 3; none
+    elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +269,11 @@ class Config:
             local_batch % micro_batch == 0,
             f"--micro-batch {micro_batch} does not divide a rank's share of {local_batch} "
             f"(--batch-size {self.batch_size} over {world_size} ranks): pass "
-            f"--micro-batch {_largest_divisor(local_batch, micro_batch)}",
+            f"--micro-batch {largest_divisor(local_batch, micro_batch)}",
         )
         return local_batch // micro_batch
 
 
-def _largest_divisor(number: int, limit: int) -> int:
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of ``number`` that is at most ``limit``."""
     return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)

@@ -8,7 +8,7 @@ from clipfast.engine.config import Config
 
 # Elements that travel at a time. DeepSpeed's default of 5e8 sets aside 2 GB in float32, as much as
 # the weights of a model of this size; 100 to 200 MB fill a link as well.
-_BUCKET = 50_000_000
+BUCKET = 50_000_000
 
 
 def deepspeed_config(config: Config, dtype: torch.dtype, world_size: int) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def deepspeed_config(config: Config, dtype: torch.dtype, world_size: int) -> dic
         "fp16": {"enabled": dtype == torch.float16, "initial_scale_power": 16},
         "zero_optimization": {
             "stage": stage,
-            "reduce_bucket_size": _BUCKET,
-            "allgather_bucket_size": _BUCKET,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
         },
         "zero_allow_untested_optimizer": True,
         # Progress is ours to print; DeepSpeed's own line would break the bar.

@@ -130,7 +130,7 @@ def _encode(engine, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor]:
     for _ in range(forwards):
         fresh = next(batches, None)
         batch = fresh or batch
-        image_features, text_features, _ = engine(batch.images, batch.tokens)
+        image_features, text_features, _ = engine(batch.images, batch.tokens, lengths=batch.lengths)
         if fresh is not None:
             images.append(image_features.float())
             texts.append(text_features.float())

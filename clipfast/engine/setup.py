@@ -1,5 +1,6 @@
 """The parts of a run: model, data, DeepSpeed engine."""
 
+import importlib.util
 import logging
 
 import torch
@@ -9,21 +10,24 @@ from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.ds_config import deepspeed_config
 from clipfast.engine.half_stage0 import forget_first_step
 from clipfast.engine.launch import Process
-from clipfast.models import CLIP, create_model, load_weights
+from clipfast.models import CLIP, AttentionPool2d, create_model, load_weights
+from clipfast.models.compile import compile_blocks
 from clipfast.optim import AdamW, parameter_groups
 
 _THREADS_BESIDE_A_GPU = 4
 
 
-def build_model(config: Config) -> CLIP:
+def build_model(config: Config, checkpoint: str) -> CLIP:
     """The model in float32 on the CPU, with its starting weights.
+
+    Args:
+        config: the run.
+        checkpoint: its mode of recomputation, resolved.
 
     Raises:
         ConfigError: the weights are not those of this model.
     """
-    model = create_model(
-        config.model.name, gradient_checkpointing=config.model.gradient_checkpointing
-    )
+    model = create_model(config.model.name, checkpoint=checkpoint)
     if config.model.weights:
         try:
             load_weights(model, config.model.weights, resize_positions=True)
@@ -65,6 +69,28 @@ def decode_threads(config: Config, process: Process) -> int:
     return _THREADS_BESIDE_A_GPU if process.device.type == "cuda" else torch.get_num_threads()
 
 
+def compiles_blocks(config: Config, process: Process, stage: int) -> bool:
+    """Whether residual blocks are to be compiled.
+
+    Raises:
+        ConfigError: asked for at ZeRO stage 3.
+    """
+    if config.model.compile == "auto":
+        return (
+            process.device.type == "cuda"
+            and torch.cuda.get_device_capability(process.device) >= (8, 0)
+            and importlib.util.find_spec("triton") is not None
+            and stage < 3
+        )
+    wanted = config.model.compile == "blocks"
+    if wanted and stage == 3:
+        raise ConfigError(
+            "--model.compile blocks: ZeRO stage 3 gathers parameters in hooks on layers, which "
+            "a compiled block would leave out. Pass --model.compile none, or --zero-stage 2"
+        )
+    return wanted
+
+
 def initialise_engine(config: Config, process: Process, dtype: torch.dtype, model: CLIP):
     """Wrap the model and its optimizer in a DeepSpeed engine."""
     import deepspeed
@@ -82,10 +108,17 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
         eps=options.eps,
         fused=True,
     )
+    ds_config = deepspeed_config(config, dtype, process.world_size)
+    stage = ds_config["zero_optimization"]["stage"]
+    if stage == 3:
+        # It reads its projections' weights without calling them: gather all of them at its door.
+        deepspeed.utils.set_z3_leaf_modules(model, [AttentionPool2d], raise_if_not_found=False)
+    if compiles_blocks(config, process, stage):
+        compile_blocks(model)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
-        config=deepspeed_config(config, dtype, process.world_size),
+        config=ds_config,
     )
     forget_first_step(engine)
     return engine

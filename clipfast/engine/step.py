@@ -38,6 +38,7 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
         image_features, _, logit_scale = engine(
             batch.images,
             batch.tokens,
+            lengths=batch.lengths,
             # The gather of the texts is on its way while the image tower runs.
             on_text_features=lambda features: texts.append(
                 gather_texts(features, batch_sizes=_batch_sizes(features))
@@ -50,17 +51,20 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
 
     images = batch.images.chunk(micro_batches)
     tokens = batch.tokens.chunk(micro_batches)
+    lengths = batch.lengths.chunk(micro_batches)
     generators = _RandomStates(batch.images.device, micro_batches)
     features = []
     with torch.no_grad():
         for m in range(micro_batches):
             generators.save(m)
-            features.append(engine(images[m], tokens[m]))
+            features.append(engine(images[m], tokens[m], lengths=lengths[m]))
     loss, grad_images, grad_texts, grad_scale = _feature_gradients(features)
     for m in range(micro_batches):
         generators.restore(m)
         with frozen_statistics():
-            image_features, text_features, logit_scale = engine(images[m], tokens[m])
+            image_features, text_features, logit_scale = engine(
+                images[m], tokens[m], lengths=lengths[m]
+            )
             # Its gradient with respect to the features is the slice of dU and dV itself.
             carrier = (
                 (image_features.float() * grad_images[m]).sum()

@@ -16,10 +16,18 @@ from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.evaluate import Retrieval, check_evaluation, evaluate, retrieval_table
 from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process, keep_freed_memory
+from clipfast.engine.memory import resolve_checkpoint
 from clipfast.engine.metrics import Metrics, rate
-from clipfast.engine.setup import build_loader, build_model, initialise_engine, reapply_options
+from clipfast.engine.setup import (
+    build_loader,
+    build_model,
+    compiles_blocks,
+    initialise_engine,
+    reapply_options,
+)
 from clipfast.engine.step import train_step
 from clipfast.models import num_parameters
+from clipfast.models.config import get_config
 from clipfast.optim import warmup_cosine
 
 # What ranks ask of each other at a logging step; the largest request of all of them counts.
@@ -67,10 +75,13 @@ class Trainer:
             self.folder / "checkpoints", config.checkpoint.keep, process, layout
         )
         check_evaluation(config, process)
+        compiles_blocks(config, process, self.stage)  # refuse before minutes of building
+        image_size = get_config(config.model.name).vision.image_size
+        self.loader = build_loader(config, process, dtype, image_size)
+        self.recomputation = resolve_checkpoint(config, process, dtype, self.loader)
         torch.manual_seed(config.seed)
-        model = build_model(config)
+        model = build_model(config, self.recomputation.mode)
         self.parameters = num_parameters(model)
-        self.loader = build_loader(config, process, dtype, model.config.vision.image_size)
         self.total_steps = config.schedule.max_steps or math.ceil(
             config.schedule.epochs * self.loader.batches_per_epoch
         )
@@ -249,6 +260,8 @@ class Trainer:
             f"{self.loader.batches_per_epoch} steps an epoch, {self.total_steps} steps in all, "
             f"{self.warmup_steps} of them warm-up; writing to {self.folder}",
         ]
+        if self.recomputation.line:
+            lines.append(self.recomputation.line)
         if self.step:
             lines.append(f"resumed after step {self.step}")
         return lines

@@ -32,7 +32,14 @@ def test_help_explains_every_option(capsys):
         parse(Config(), ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for words in ("--zero-stage", "--micro-batch", "--resume", "--optimizer.beta2", "loss scaling"):
+    options = (
+        "--zero-stage",
+        "--micro-batch",
+        "--resume",
+        "--optimizer.beta2",
+        "--model.checkpoint",
+    )
+    for words in (*options, "loss scaling", "none,selective,full,auto"):
         assert words in text
 
 

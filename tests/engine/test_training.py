@@ -28,9 +28,12 @@ def one_process(tmp_path_factory) -> Path:
     return train(folder, "--max-steps", str(STEPS), "--micro-batch", "16", "--zero-stage", "1")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_equal_one_process_at_every_zero_stage(tmp_path, one_process, stage):
-    run_folder = train(tmp_path, "--max-steps", str(STEPS), "--zero-stage", str(stage), ranks=2)
+@pytest.mark.parametrize(
+    ("stage", "checkpoint"), [(0, "none"), (1, "selective"), (2, "full"), (3, "selective")]
+)
+def test_two_ranks_equal_one_process_at_every_zero_stage(tmp_path, one_process, stage, checkpoint):
+    options = ["--zero-stage", str(stage), "--model.checkpoint", checkpoint]
+    run_folder = train(tmp_path, "--max-steps", str(STEPS), *options, ranks=2)
     assert losses(run_folder) == pytest.approx(losses(one_process), abs=1e-3)
     if stage:
         # Adam hides a wrong scale of the gradient; its norm does not.
@@ -43,10 +46,13 @@ def test_two_ranks_equal_one_process_at_every_zero_stage(tmp_path, one_process, 
         assert (a - b).abs().mean() < 1e-4, name
 
 
-def test_micro_batches_equal_the_whole_batch_with_a_vit(tmp_path):
+def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_path):
     vit = ["--model.name", "ViT-tiny", "--max-steps", str(STEPS)]
     whole = train(tmp_path / "whole", *vit)
-    quarter = train(tmp_path / "quarter", *vit, "--micro-batch", "8")
+    options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.checkpoint", "auto"]
+    output = run("emoji.py", *QUICK, "--logging.dir", str(tmp_path / "quarter"), *vit, *options)
+    assert "checkpoint: auto -> none (activations 0." in output
+    quarter = tmp_path / "quarter" / "emoji"
     assert losses(quarter) == pytest.approx(losses(whole), abs=1e-4)
     scales = [[row["logit_scale"] for row in rows(folder)] for folder in (whole, quarter)]
     assert scales[1] == pytest.approx(scales[0], abs=1e-4)
@@ -141,12 +147,11 @@ def test_the_logit_scale_stays_at_100_on_the_master_under_every_stage(tmp_path, 
     assert model.logit_scale.exp().item() <= 100.0
 
 
-def test_gradient_checkpointing_and_clipping_leave_or_bound_the_run(tmp_path):
+def test_recomputation_and_clipping_leave_or_bound_the_run(tmp_path):
     plain = train(tmp_path / "plain", "--max-steps", "3")
-    recomputed = train(
-        tmp_path / "recomputed", "--max-steps", "3", "--model.gradient-checkpointing"
-    )
-    assert losses(recomputed) == pytest.approx(losses(plain), abs=1e-5)
+    options = ["--max-steps", "3", "--model.checkpoint", "selective"]
+    recomputed = train(tmp_path / "recomputed", *options)
+    assert losses(recomputed) == losses(plain)
     clipped = train(tmp_path / "clipped", "--max-steps", "3", "--optimizer.clip-norm", "0.01")
     assert losses(clipped) != pytest.approx(losses(plain), abs=1e-5)
 
