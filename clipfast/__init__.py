@@ -21,6 +21,7 @@ _HOME = {
     "tokenize": "clipfast.tokenizer",
     "decode": "clipfast.tokenizer",
     "l2_normalize": "clipfast.ops",
+    "patch_open_clip": "clipfast.integrations",
 }
 
 __all__ = ["__version__", *_HOME]

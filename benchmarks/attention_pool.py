@@ -1,0 +1,261 @@
+"""Time and memory of ``clipfast.AttentionPool2d``, forward and backward, against its peers.
+
+Timed: from a feature map in channels_last to the pooled features, and back from a fixed gradient of
+those to the gradients of the map and of all parameters. All contenders hold the same weights:
+
+    clipfast      one query, absorbed into the keys' and values' weights
+    OpenCLIP      its module: every token asks, and row 0 is taken
+    OpenAI's form the same computation as first released, through torch's multi-head attention
+    one query     the usual form with one query: keys and values of all tokens
+
+Before anything is timed, each contender's output and gradients are compared with the usual form in
+float64; what is off by more than its arithmetic explains stops the run. The errors are in the rows.
+The floor is the time to read the map twice and to write its gradient, from the rate of a large
+copy in the same run.
+
+    python benchmarks/attention_pool.py                      what this machine's default is
+    python benchmarks/attention_pool.py --pools RN50x64 --batch 32 --dtypes bfloat16
+
+Rows go to ``benchmarks/results/attention_pool.jsonl`` and the plot beside it, under the default
+options only; with others nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import harness  # noqa: E402
+from benchmarks.peers import import_open_clip  # noqa: E402
+from clipfast import AttentionPool2d  # noqa: E402
+
+SUBJECT = "attention_pool"
+# Side of the map, channels, heads, width of the embedding.
+POOLS = {
+    "RN50": (7, 2048, 32, 1024),
+    "RN50x4": (9, 2560, 40, 640),
+    "RN50x16": (12, 3072, 48, 768),
+    "RN50x64": (14, 4096, 64, 1024),
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULTS = {
+    "cpu": {"pools": ["RN50", "RN50x16", "RN50x64"], "batch": 16, "runs": 5},
+    "cuda": {"pools": list(POOLS), "batch": 256, "runs": 20},
+}
+COPIED_BYTES = 1 << 28  # more than any cache holds
+# Relative L2 errors that arithmetic explains, of any contender.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+Pool = Callable[[Tensor], Tensor]
+
+
+def one_query(pool: AttentionPool2d, x: Tensor) -> Tensor:
+    """The usual form with one query."""
+    t = x.flatten(2).transpose(1, 2)
+    t = torch.cat([t.mean(dim=1, keepdim=True), t], dim=1) + pool.positional_embedding
+    q, k, v = pool.q_proj(t[:, :1]), pool.k_proj(t), pool.v_proj(t)
+    q, k, v = (part.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return pool.c_proj(F.scaled_dot_product_attention(q, k, v).flatten(1))
+
+
+def every_query(pool: AttentionPool2d, x: Tensor) -> Tensor:
+    """OpenAI's form: all tokens ask, the mean token's answer is taken."""
+    t = x.flatten(2).permute(2, 0, 1)
+    t = torch.cat([t.mean(dim=0, keepdim=True), t]) + pool.positional_embedding[:, None]
+    biases = torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias])
+    answers, _ = F.multi_head_attention_forward(
+        t, t, t, pool.embed_dim, pool.num_heads, None, biases, None, None, False, 0.0,
+        pool.c_proj.weight, pool.c_proj.bias, need_weights=False, use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+    )  # fmt: skip
+    return answers[0]
+
+
+class Problem:
+    """One pool's weights, a feature map and a gradient of the output."""
+
+    def __init__(self, name: str, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        side, channels, heads, width = POOLS[name]
+        torch.manual_seed(0)
+        self.name, self.batch, self.dtype, self.device = name, batch, dtype, device
+        self.shape = (side, channels, heads, width)
+        self.pool = AttentionPool2d(*self.shape).to(device, dtype)
+        # Rectified, like what the tower's last block gives.
+        x = torch.randn(batch, channels, side, side, device=device).relu().to(dtype)
+        self.x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        self.grad = torch.randn(batch, width, device=device).to(dtype)
+
+    def contenders(self) -> dict[str, tuple[torch.nn.Module, Pool]]:
+        """The module whose gradients are taken, and its forward pass, by name."""
+        side, channels, heads, width = self.shape
+        found = {"clipfast": (self.pool, self.pool)}
+        try:
+            theirs = import_open_clip().modified_resnet.AttentionPool2d(
+                side, channels, heads, width
+            )
+            theirs.to(self.device, self.dtype).load_state_dict(self.pool.state_dict())
+            version = importlib.metadata.version("open_clip_torch")
+            found[f"OpenCLIP {version}"] = (theirs, theirs)
+        except ImportError as error:
+            print(f"OpenCLIP: not measured: {error}")
+        found["OpenAI's form"] = (self.pool, lambda x: every_query(self.pool, x))
+        found["one query"] = (self.pool, lambda x: one_query(self.pool, x))
+        return found
+
+    def step(self, module: torch.nn.Module, forward: Pool) -> list[Tensor]:
+        """The output and the gradients, those of the parameters in the order of their names."""
+        parameters = [parameter for _, parameter in sorted(module.named_parameters())]
+        out = forward(self.x)
+        return [out.detach(), *torch.autograd.grad(out, [self.x, *parameters], self.grad)]
+
+    def truth(self) -> list[Tensor]:
+        """The same in float64, by the usual form."""
+        wide = AttentionPool2d(*self.shape).to(self.device, torch.float64)
+        wide.load_state_dict(self.pool.state_dict())
+        x = self.x.detach().double().requires_grad_()
+        out = one_query(wide, x)
+        parameters = [parameter for _, parameter in sorted(wide.named_parameters())]
+        return [
+            out.detach(),
+            *torch.autograd.grad(out, [x, *parameters], self.grad.double()),
+        ]
+
+    def error(self, got: list[Tensor], truth: list[Tensor]) -> float:
+        """The largest relative L2 error; the key bias's is taken by the query bias's gradient."""
+        names = ["out", "x", *sorted(name for name, _ in self.pool.named_parameters())]
+        sizes = dict(zip(names, truth, strict=True))
+        sizes["k_proj.bias"] = sizes["q_proj.bias"]
+        errors = [
+            float((one.double() - true).norm() / sizes[name].norm())
+            for name, one, true in zip(names, got, truth, strict=True)
+        ]
+        return max(errors)
+
+
+def measure_floor(problem: Problem, runs: int) -> float:
+    """Milliseconds to read the map twice and write its gradient, at the rate of a large copy."""
+    source = torch.randn(COPIED_BYTES // 4, device=problem.device)
+    target = torch.empty_like(source)
+    row = harness.measure(
+        "copy",
+        lambda: target.copy_(source),
+        check=lambda: torch.equal(target.copy_(source), source),
+        device=problem.device,
+        runs=max(runs, 10),
+        memory=False,
+    )
+    return row["median_ms"] * 3 * problem.x.nbytes / (2 * source.nbytes)
+
+
+def measure_problem(problem: Problem, runs: int, tick: Callable[[], object]) -> list[harness.Row]:
+    """Check and time all contenders on one pool."""
+    contenders, truth = problem.contenders(), problem.truth()
+    errors = {
+        name: problem.error(problem.step(*contender), truth)
+        for name, contender in contenders.items()
+    }
+    del truth
+    floor = measure_floor(problem, runs)
+    side, channels, heads, width = problem.shape
+    rows = harness.measure_together(
+        {name: lambda c=contender: problem.step(*c) for name, contender in contenders.items()},
+        check=lambda: all(error <= TOLERANCE[problem.dtype] for error in errors.values()),
+        device=problem.device,
+        warmup=1 if problem.device.type == "cpu" else 3,
+        runs=runs,
+        items=problem.batch,
+        after_run=tick,
+        pool=problem.name,
+        batch=problem.batch,
+        dtype=str(problem.dtype).removeprefix("torch."),
+        tokens=side * side,
+        channels=channels,
+        heads=heads,
+        width=width,
+        threads=torch.get_num_threads(),
+    )
+    for row in rows:
+        row["error"] = errors[row["name"]]
+        row["floor_ms"] = floor
+        row["ratio_to_floor"] = row["median_ms"] / floor
+        row["case"] = f"{row['pool']} {row['dtype']}"
+    return rows
+
+
+def print_table(rows: list[harness.Row]) -> None:
+    """One line a contender."""
+    for row in rows:
+        memory = row["peak_extra_bytes"]
+        told = "-" if memory is None else f"{memory / 2**20:,.0f} MiB"
+        slower = row.get("ratio_to_clipfast")
+        ratio = "" if slower is None else f"{slower:.1f}x the time of clipfast"
+        print(
+            f"  {row['name']:16} {row['median_ms']:10.2f} ms  {row['ratio_to_floor']:8.1f}x floor "
+            f"{told:>12}  error {row['error']:.1e}  {ratio}"
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pools", nargs="+", choices=POOLS, help="models whose pool is timed")
+    parser.add_argument("--batch", type=int, help="samples")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of maps and weights")
+    parser.add_argument("--runs", type=int, help="timed runs of each contender")
+    parser.add_argument("--device", choices=DEFAULTS, help="CUDA where there is one, else the CPU")
+    return parser
+
+
+def default_dtypes(device: str) -> list[str]:
+    """float32, and bfloat16 where the processor has instructions for it."""
+    if device == "cuda":
+        return ["bfloat16", "float32"]
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ["float32"] + ["bfloat16"] * has_bfloat16
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure every pool, print tables, and save what was measured with the default options."""
+    options = build_parser().parse_args(argv)
+    is_default = not any(vars(options).values())
+    kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    plan = argparse.Namespace(**{"dtypes": default_dtypes(kind), **DEFAULTS[kind], **given})
+    device = torch.device(kind)
+    cases = [(pool, dtype) for pool in plan.pools for dtype in plan.dtypes]
+    rows: list[harness.Row] = []
+    for number, (pool, dtype) in enumerate(cases, 1):
+        title = f"{pool}, {dtype}, batch {plan.batch}, {kind}"
+        problem = Problem(pool, plan.batch, DTYPES[dtype], device)
+        with tqdm(desc=f"case {number}/{len(cases)}: {title}", unit=" runs", leave=False) as bar:
+            new = measure_problem(problem, plan.runs, lambda bar=bar: bar.update(1))
+        print(f"{title}: x twice and dx once takes {new[0]['floor_ms']:.2f} ms")
+        print_table(new)
+        rows += new
+    if not is_default:
+        return
+    path = harness.write_rows(SUBJECT, rows, retain=lambda row: not row["device"].startswith(kind))
+    picture = harness.plot_rows(
+        rows,
+        harness.RESULTS / f"{SUBJECT}.png",
+        title=f"Attention pooling, forward and backward, batch {plan.batch}, {kind}",
+        group="case",
+        unit="samples per second",
+    )
+    print(f"rows: {path}\nplot: {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Measures one case of ``step_throughput.py``: check, memory, time, parts, FLOP."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks import harness
+from benchmarks.captions import make_captions
+from benchmarks.step_check import check, compute_truth
+from benchmarks.step_contenders import Case, Contender, Field, NotMeasured
+from benchmarks.step_flop import count_flop, model_flop
+
+PARTS = (
+    "image_forward",
+    "image_backward",
+    "text_forward",
+    "text_backward",
+    "loss",
+    "optimizer",
+)
+GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+OURS = ("clipfast", "clipfast-compile", "clipfast-selective", "clipfast-full", "patched")
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A contender without a row, and why."""
+
+    name: str
+    reason: str
+    is_ours: bool
+
+
+def measure_case(
+    case: Case,
+    keys: list[str],
+    runs: int,
+    tick: Callable[[str], None] = lambda told: None,
+) -> tuple[list[harness.Row], list[Absence]]:
+    """Check all contenders on the pairs that they are then timed on; time those that pass.
+
+    Args:
+        case: The step.
+        keys: Contenders to measure.
+        runs: Timed steps of each.
+        tick: Called with what comes next, before each run.
+
+    Returns:
+        A row for each contender that passed, and the contenders without one.
+    """
+    field = Field(case)
+    passed, absent, checks = _check_all(field, keys, tick)
+    if not passed:
+        return [], absent
+    rows = _time(case, passed, runs, tick)
+    flop = model_flop(case)
+    tick("matrix products")
+    ceiling = gemm_ceiling(case)
+    for row, contender in zip(rows, passed, strict=True):
+        row.update(contender=contender.key, model_flop=flop, **checks[contender.name])
+        row.update(gemm_flop_per_s=ceiling, mfu=flop / (row["median_ms"] / 1e3) / ceiling)
+        tick(f"parts of {contender.name}")
+        row["parts_ms"] = measure_parts(contender, case.device, max(1, runs // 3))
+    return rows, absent
+
+
+def _check_all(
+    field: Field, keys: list[str], tick: Callable[[str], None]
+) -> tuple[list[Contender], list[Absence], dict[str, harness.Row]]:
+    """The contenders that are right; those that are not; errors, FLOP and memory by name."""
+    tick("truth")
+    truth = compute_truth(field)
+    passed, absent, checks = [], [], {}
+    for key in keys:
+        tick(f"check of {key}")
+        reason = None
+        try:
+            contender = field.contender(key)
+            run = functools.partial(check, contender, truth)
+            # The counter would undo the compilation.
+            errors, flop = (run(), None) if key.endswith("compile") else count_flop(run)
+            checks[contender.name] = {**errors, "done_flop": flop}
+            passed.append(contender)
+        except torch.OutOfMemoryError:
+            reason = "not measured: out of memory"
+        except Exception as error:  # a peer's failure is a line of the report, whatever it is
+            reason = reason_of(error)
+        if reason:
+            _recover(field)
+            absent.append(Absence(key, reason, key in OURS))
+    del truth
+    # After all checks: the steps taken here move the weights.
+    for contender in list(passed):
+        tick(f"memory of {contender.name}")
+        try:
+            checks[contender.name] |= measure_memory(contender, field.case.device)
+        except torch.OutOfMemoryError:
+            _recover(field)
+            passed.remove(contender)
+            reason = "not measured: out of memory"
+            absent.append(Absence(contender.name, reason, contender.key in OURS))
+    return passed, absent, checks
+
+
+def _recover(field: Field) -> None:
+    """Drop what a run that failed has left."""
+    for model in (field.ours, field.theirs):
+        model.zero_grad(set_to_none=True)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def reason_of(error: Exception) -> str:
+    """Why a contender has no row, in one line."""
+    if isinstance(error, NotMeasured):
+        return str(error)
+    words = str(error).strip().splitlines() or [""]
+    return f"not measured: {type(error).__name__}: {words[0]}"
+
+
+def _time(case: Case, passed: list[Contender], runs: int, tick: Callable) -> list[harness.Row]:
+    count = iter(range(1, runs * len(passed) + 1))
+    tick("timed steps")
+    return harness.measure_together(
+        {contender.name: contender.step for contender in passed},
+        check=lambda: True,  # each has passed its own
+        device=case.device,
+        warmup=0,
+        runs=runs,
+        items=case.batch,
+        memory=False,
+        ratios_to=[contender.name for contender in passed if contender.is_ours],
+        after_run=lambda: tick(f"timed step {next(count)} of {runs * len(passed)}"),
+        model=case.model,
+        batch=case.batch,
+        precision=case.precision,
+        **make_captions(case.captions, case.batch).fields,
+    )
+
+
+def measure_memory(contender: Contender, device: torch.device) -> dict[str, int | None]:
+    """Bytes at the peak of a step: what is held all the time, and what comes on top.
+
+    A step is taken before, in which the optimizer makes its statistics.
+
+    Returns:
+        ``state_bytes`` (parameters, buffers, optimizer), ``peak_extra_bytes`` (gradients and
+        activations; None where it cannot be measured) and their sum, ``peak_bytes``.
+    """
+    if not contender.optimizer.state:
+        contender.step()
+    extra = harness.peak_extra_bytes(contender.step, device)
+    tensors = [*contender.model.parameters(), *contender.model.buffers()]
+    for statistics_ in contender.optimizer.state.values():
+        tensors += [value for value in statistics_.values() if torch.is_tensor(value)]
+    state = sum(tensor.nbytes for tensor in tensors)
+    total = None if extra is None else state + extra
+    return {"state_bytes": state, "peak_extra_bytes": extra, "peak_bytes": total}
+
+
+def measure_parts(contender: Contender, device: torch.device, runs: int) -> dict[str, float] | None:
+    """Medians in milliseconds of the parts of a step, the backward taken tower by tower.
+
+    The same work as one backward through the whole graph: the loss gives the gradients of the
+    features, and each tower carries its own. None for a step that is one compiled function.
+    """
+    if contender.parts is None:
+        return None
+    samples: dict[str, list[float]] = {part: [] for part in PARTS}
+    clock = _CudaClock(device) if device.type == "cuda" else _CpuClock()
+    contender.prepare()
+    for _ in range(runs):
+        for part, seconds in _time_parts(contender, clock).items():
+            samples[part].append(1e3 * seconds)
+    return {part: statistics.median(values) for part, values in samples.items()}
+
+
+def _time_parts(contender: Contender, clock: _CpuClock | _CudaClock) -> dict[str, float]:
+    encode_image, encode_text, loss_of = contender.parts
+    clock.start()
+    with contender.autocast():
+        image_features = encode_image()
+        clock.lap("image_forward")
+        text_features = encode_text()
+        clock.lap("text_forward")
+        leaves = [x.detach().requires_grad_() for x in (image_features, text_features)]
+        loss = loss_of(*leaves)
+    loss.backward()
+    clock.lap("loss")
+    image_features.backward(leaves[0].grad)
+    clock.lap("image_backward")
+    text_features.backward(leaves[1].grad)
+    clock.lap("text_backward")
+    contender.update()
+    clock.lap("optimizer")
+    return clock.seconds()
+
+
+class _CpuClock:
+    def start(self) -> None:
+        self._laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self._laps[part] = now - self._last
+        self._last = now
+
+    def seconds(self) -> dict[str, float]:
+        return self._laps
+
+
+class _CudaClock:
+    """Laps between events, so that the host is never waited for between parts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.current_stream(device)
+
+    def start(self) -> None:
+        self._events: list[tuple[str, torch.cuda.Event]] = []
+        self.lap("")
+
+    def lap(self, part: str) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        self._events.append((part, event))
+
+    def seconds(self) -> dict[str, float]:
+        self._events[-1][1].synchronize()
+        pairs = zip(self._events, self._events[1:], strict=False)
+        return {part: before.elapsed_time(after) / 1e3 for (_, before), (part, after) in pairs}
+
+
+def gemm_ceiling(case: Case) -> float:
+    """FLOP a second of the fastest of a few square matrix products, in the case's precision."""
+    rates = []
+    for size in GEMM_SIZES[case.device.type]:
+        a, b = (torch.randn(size, size, device=case.device).to(case.dtype) for _ in range(2))
+        product = a @ b
+        row = harness.measure(
+            f"{size}",
+            lambda a=a, b=b, product=product: torch.mm(a, b, out=product),
+            check=lambda product=product: bool(product.isfinite().all()),
+            device=case.device,
+            warmup=2,
+            runs=10,
+            memory=False,
+        )
+        rates.append(2 * size**3 / (row["median_ms"] / 1e3))
+    return max(rates)
+
+
+def forget() -> None:
+    """Free what a case has left, compiled code included."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
