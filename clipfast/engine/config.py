@@ -43,8 +43,8 @@ class ModelConfig:
 
     compile: Literal["auto", "none", "blocks"] = "auto"
     """blocks: torch.compile every residual block, equal ones once; the first steps take longer.
-    auto: blocks on a GPU of compute capability 8.0 or newer with Triton, below ZeRO stage 3; none
-    elsewhere."""
+    auto: blocks on a GPU of compute capability 8.0 or newer with Triton, below ZeRO stage 3 and
+    not with selective recomputation; none elsewhere."""
 
 
 @dataclass(frozen=True)

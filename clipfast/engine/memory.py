@@ -15,12 +15,14 @@ from clipfast.engine.ds_config import BUCKET
 from clipfast.engine.launch import Process
 from clipfast.models import CLIP, num_parameters
 from clipfast.models.config import get_config
-from clipfast.models.memory import fastest_checkpoint
+from clipfast.models.memory import MODES, fastest_checkpoint
 from clipfast.tokenizer import tokenize_with_lengths
 
 # Left free for what is not counted: workspaces, decoded images, fragmentation. On a CPU the process
 # was measured to hold 0.1 to 0.4 GB more than the allocator had given out.
 _MARGIN, _SLACK = 0.1, 500_000_000
+# What a compiled bottleneck keeps, by what it keeps uncompiled: counted by saved tensors.
+_COMPILED_GROWTH = 1.15
 _SHARDS_SAMPLED, _CAPTIONS_OF_EACH = 4, 32
 
 
@@ -66,6 +68,10 @@ def resolve_checkpoint(
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)
     available = int(shared.item())
     micro_batch = local_batch // micro_batches
+    if config.model.compile == "blocks" or (
+        config.model.compile == "auto" and process.device.type == "cuda"
+    ):
+        available = int(available / _COMPILED_GROWTH)
     mode, needed = fastest_checkpoint(
         model_config,
         micro_batch,
@@ -73,6 +79,8 @@ def resolve_checkpoint(
         available,
         caption_tokens=caption_tokens(loader),
         device=process.device,
+        # Compiled blocks keep no less in selective mode.
+        modes=[m for m in MODES if m != "selective" or config.model.compile != "blocks"],
     )
     line = (
         f"checkpoint: auto -> {mode} (activations {needed.peak / 1e9:.1f} GB of "
@@ -126,7 +134,12 @@ def free_bytes(process: Process) -> int:
     free = int(table["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(text) - int(used.read_text())))
+        # Files that were read stay in the group's memory until something else wants it.
+        statistics = dict(
+            line.split() for line in Path(used.parent, "memory.stat").read_text().splitlines()
+        )
+        taken = int(used.read_text()) - int(statistics.get("inactive_file", 0))
+        free = min(free, max(0, int(text) - taken))
     return free // process.local_world_size
 
 

@@ -69,11 +69,17 @@ def decode_threads(config: Config, process: Process) -> int:
     return _THREADS_BESIDE_A_GPU if process.device.type == "cuda" else torch.get_num_threads()
 
 
-def compiles_blocks(config: Config, process: Process, stage: int) -> bool:
+def compiles_blocks(config: Config, process: Process, stage: int, checkpoint: str) -> bool:
     """Whether residual blocks are to be compiled.
 
+    Args:
+        config: the run.
+        process: this rank.
+        stage: of ZeRO.
+        checkpoint: the mode, "auto" before it is resolved.
+
     Raises:
-        ConfigError: asked for at ZeRO stage 3.
+        ConfigError: asked for at ZeRO stage 3, or with selective recomputation.
     """
     if config.model.compile == "auto":
         return (
@@ -81,12 +87,18 @@ def compiles_blocks(config: Config, process: Process, stage: int) -> bool:
             and torch.cuda.get_device_capability(process.device) >= (8, 0)
             and importlib.util.find_spec("triton") is not None
             and stage < 3
+            and checkpoint != "selective"
         )
     wanted = config.model.compile == "blocks"
     if wanted and stage == 3:
         raise ConfigError(
             "--model.compile blocks: ZeRO stage 3 gathers parameters in hooks on layers, which "
             "a compiled block would leave out. Pass --model.compile none, or --zero-stage 2"
+        )
+    if wanted and checkpoint == "selective":
+        raise ConfigError(
+            "--model.compile blocks: a compiled block keeps what its compiler chooses, no less in "
+            "selective mode. Pass --model.checkpoint full, or --model.compile none"
         )
     return wanted
 
@@ -113,7 +125,7 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
     if stage == 3:
         # It reads its projections' weights without calling them: gather all of them at its door.
         deepspeed.utils.set_z3_leaf_modules(model, [AttentionPool2d], raise_if_not_found=False)
-    if compiles_blocks(config, process, stage):
+    if compiles_blocks(config, process, stage, model.config.resolved_checkpoint):
         compile_blocks(model)
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -75,7 +75,8 @@ class Trainer:
             self.folder / "checkpoints", config.checkpoint.keep, process, layout
         )
         check_evaluation(config, process)
-        compiles_blocks(config, process, self.stage)  # refuse before minutes of building
+        # Refuse before minutes of building.
+        compiles_blocks(config, process, self.stage, config.model.checkpoint)
         image_size = get_config(config.model.name).vision.image_size
         self.loader = build_loader(config, process, dtype, image_size)
         self.recomputation = resolve_checkpoint(config, process, dtype, self.loader)

@@ -258,12 +258,19 @@ class _ClassPatch:
                 _kinds()["loss"].forward = cls._original
 
 
+def _subclass_obstacle(loss: nn.Module) -> str | None:
+    """Why a loss that inherits the swapped forward may not be ours: it changes what that calls."""
+    parts = ("get_logits", "get_ground_truth")
+    changed = [p for p in parts if getattr(type(loss), p) is not getattr(_kinds()["loss"], p)]
+    return f"{type(loss).__name__} has a {changed[0]} of its own" if changed else None
+
+
 def _make_forward(original: Callable) -> Callable:
     """A forward that is ours where the object's options allow."""
 
     @functools.wraps(original)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
-        reason = modules.loss_obstacle(self)
+        reason = _subclass_obstacle(self) or modules.loss_obstacle(self)
         if reason is None:
             return modules.fused_loss(self, *args, **kwargs)
         if not torch.compiler.is_compiling():

@@ -15,7 +15,8 @@ class ClipLoss(nn.Module):
     OpenCLIP model returns normalised features. Logits are never rounded to half precision, under
     autocast too, and ranks may hold different numbers of pairs. OpenCLIP's CoCaLoss and
     DistillClipLoss derive from its own class, so import this one where the loss is made (in
-    open_clip_train, ``open_clip.factory.ClipLoss``) and leave ``open_clip/loss.py`` alone.
+    open_clip_train, ``open_clip.factory.ClipLoss``) and leave ``open_clip/loss.py`` alone;
+    ``clipfast.patch_open_clip`` swaps that class and minds those that derive from it.
 
     Where it differs from OpenCLIP: whatever ``local_loss`` and ``gather_with_grad`` say, the
     gradients after the mean over ranks that DistributedDataParallel applies are those of the global

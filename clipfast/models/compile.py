@@ -33,8 +33,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """Compile every residual block of a model, in place.
 
     Parameters, their names, hooks and the state dict stay. Compilation itself happens when a block
-    first runs. It works with every checkpoint mode: "selective" is then the compiler's own choice
-    of what to keep, which is products and little else.
+    first runs. It goes with the checkpoint modes "none" and "full": inside a graph the compiler
+    chooses what to keep, and in "selective" mode that would be as much as in "none".
 
     Args:
         model: a CLIP, or a part of its image tower.
@@ -44,8 +44,13 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: there is no residual block in it.
+        ValueError: there is no residual block in it, or it was built with checkpoint="selective".
     """
+    if any(getattr(module, "checkpoint", None) == "selective" for module in model.modules()):
+        raise ValueError(
+            "checkpoint='selective' keeps no less in compiled blocks: build the model with "
+            "checkpoint='none' or 'full'"
+        )
     text = getattr(model, "transformer", None) if isinstance(model, CLIP) else None
     text_blocks = set(text.modules()) if text is not None else set()
     found = 0

@@ -150,11 +150,14 @@ class GroupedLayout(Layout):
 class VarlenLayout(Layout):
     """Causal sequences in the order of the batch, read at their ends, through flash attention.
 
+    A last sequence of one row or more fills T up to a round number. It has a query like the others,
+    which `restore` drops: the backward pass of flash attention writes no gradient for keys outside
+    of every sequence it is given, or without a query, and what lies there is anything.
+
     Args:
-        offsets: [B + 2] int32, where each sequence begins; the last one holds the rows that fill T
-            up to a round number and is read by nobody.
-        queries: [B + 1] int32, 0 ... B: the offsets of one query a sequence.
-        ends: [B] int64, the row of each sequence's last token.
+        offsets: [B + 2] int32, where each of the B + 1 sequences begins, and T.
+        queries: [B + 2] int32, 0 ... B + 1: the offsets of one query a sequence.
+        ends: [B + 1] int64, the row of each sequence's last token.
         longest: bound on the length of a sequence.
     """
 
@@ -170,24 +173,20 @@ class VarlenLayout(Layout):
 
     def attend_read(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
         """See `Layout.attend_read`."""
-        batch = q.shape[0]
+        query = q.view(q.shape[0], heads, -1)
         k, v = kv.view(kv.shape[0], 2, heads, -1).unbind(1)
+        offsets, queries, longest = self.offsets, self.queries, self.longest
         # The end sees every token of its sequence: one query, no mask.
-        out = _varlen(
-            q.view(batch, heads, -1),
-            k,
-            v,
-            self.queries,
-            self.offsets[: batch + 1],
-            1,
-            self.longest,
-            is_causal=False,
-        )
-        return out.reshape(batch, -1)
+        out = _varlen(query, k, v, queries, offsets, 1, longest, is_causal=False)
+        return out.reshape(q.shape[0], -1)
 
     def read(self, x: Tensor) -> Tensor:
-        """See `Layout.read`."""
+        """See `Layout.read`; one row more, the filler's."""
         return x.index_select(0, self.ends)
+
+    def restore(self, features: Tensor) -> Tensor:
+        """See `Layout.restore`."""
+        return features[:-1]
 
 
 @functools.cache

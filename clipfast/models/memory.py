@@ -10,6 +10,7 @@ itself. Weights, their gradients and optimizer states are left out; so is a libr
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from clipfast.models.config import ModelConfig
 from clipfast.models.packing import PackedCaptions, pack_captions
 
 # From the fastest to the smallest.
-_MODES = ("none", "selective", "full")
+MODES = ("none", "selective", "full")
 
 
 class ActivationBytes(NamedTuple):
@@ -81,6 +82,7 @@ def fastest_checkpoint(
     *,
     caption_tokens: int | None = None,
     device: torch.device | str = "cpu",
+    modes: Sequence[str] = MODES,
 ) -> tuple[str, ActivationBytes]:
     """The checkpoint mode that recomputes least and fits.
 
@@ -91,11 +93,12 @@ def fastest_checkpoint(
         available: bytes that activations may take.
         caption_tokens: see `activation_bytes`.
         device: see `activation_bytes`.
+        modes: those to choose from, the one that recomputes least first.
 
     Returns:
-        The mode, and what it needs; "full" where nothing fits.
+        The mode, and what it needs; the last one where nothing fits.
     """
-    for mode in _MODES:
+    for mode in modes:
         needed = activation_bytes(
             config, batch, dtype, mode, caption_tokens=caption_tokens, device=device
         )

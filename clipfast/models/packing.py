@@ -77,7 +77,7 @@ def pack_captions(
     if lengths is None:
         lengths = (tokens.argmax(dim=-1) + 1).cpu()
     _check(tokens, lengths)
-    if _varlen_serves(tokens.device, dtype, width // heads):
+    if len(tokens) and _varlen_serves(tokens.device, dtype, width // heads):
         return _in_one_sequence(tokens, lengths)
     flop = _GROUP_FLOP.get(tokens.device.type, _GROUP_FLOP["cuda"])
     return _in_groups(tokens, lengths, group_cost=flop / (_TOKEN_FLOP * width**2))
@@ -113,26 +113,22 @@ def _round_up(tokens: int) -> int:
 
 
 def _in_one_sequence(tokens: Tensor, lengths: Tensor) -> PackedCaptions:
-    """Captions in the order of the batch, then rows up to a multiple of `_ROUND_TO`."""
-    batch, context = tokens.shape
-    starts = torch.zeros(batch + 2, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=starts[1:-1])
-    total = int(starts[-2])
-    starts[-1] = rounded = _round_up(total)
-    positions = torch.zeros(rounded, dtype=torch.int64)
-    positions[:total] = torch.arange(total) - starts[:-2].repeat_interleave(lengths)
-    index = positions.clone()
-    index[:total] += (torch.arange(batch) * context).repeat_interleave(lengths)
-    device = tokens.device
+    """Captions in the order of the batch, then a filler of 1 to `_ROUND_TO` rows."""
+    (batch, context), device = tokens.shape, tokens.device
+    total = int(lengths.sum())
+    rounded = _round_up(total + 1)
+    sizes = torch.cat([lengths, torch.tensor([rounded - total])]).to(device, non_blocking=True)
+    captions, positions, starts = _rows(sizes, rounded)
+    is_filler = captions == batch
+    positions = positions.masked_fill(is_filler, 0)
     layout = VarlenLayout(
-        offsets=starts.to(torch.int32).to(device, non_blocking=True),
-        queries=torch.arange(batch + 1, dtype=torch.int32, device=device),
-        ends=(starts[1:-1] - 1).to(device, non_blocking=True),
+        offsets=torch.cat([starts, starts[-1:] + sizes[-1:]]).to(torch.int32),
+        queries=torch.arange(batch + 2, dtype=torch.int32, device=device),
+        ends=starts + sizes - 1,
         longest=_round_up(context),  # few values: a compiled block is guarded by it
     )
-    return PackedCaptions(
-        index.to(device, non_blocking=True), positions.to(device, non_blocking=True), layout
-    )
+    index = (captions * context + positions).masked_fill(is_filler, 0)
+    return PackedCaptions(index, positions, layout)
 
 
 def _in_groups(tokens: Tensor, lengths: Tensor, group_cost: float) -> PackedCaptions:
@@ -140,31 +136,32 @@ def _in_groups(tokens: Tensor, lengths: Tensor, group_cost: float) -> PackedCapt
     context, device = tokens.shape[1], tokens.device
     ordered, order = lengths.sort(stable=True)
     groups = plan_groups(ordered.tolist(), group_cost) or [(0, 1)]
-    index, positions, ends, masks = [], [], [], []
-    first = row = 0
-    for count, length in groups:
-        place = torch.arange(length)
-        captions = order[first : first + count, None]
-        own = ordered[first : first + count, None]
-        index.append((captions * context + place).flatten())
-        positions.append(place.repeat(count))
-        ends.append(row + torch.arange(count) * length + own[:, 0] - 1)
-        ragged = bool((own < length).any())
-        masks.append((place < own)[:, None, None].to(device) if ragged else None)
-        first, row = first + count, row + count * length
-    inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(len(order))
-    layout = GroupedLayout(
-        groups,
-        ends=torch.cat(ends).to(device, non_blocking=True),
-        inverse=inverse.to(device, non_blocking=True),
-        masks=masks,
-    )
-    return PackedCaptions(
-        torch.cat(index).to(device, non_blocking=True),
-        torch.cat(positions).to(device, non_blocking=True),
-        layout,
-    )
+    counts, longest = torch.tensor(groups).unbind(1)
+    is_ragged = [
+        bool((part < n).any())
+        for part, (_, n) in zip(ordered.split(counts.tolist()), groups, strict=True)
+    ]
+    # One copy to the device, from which the rest follows there.
+    columns = torch.stack([longest.repeat_interleave(counts), order, ordered])
+    sizes, order, own = columns.to(device, non_blocking=True)
+    captions, positions, starts = _rows(sizes, int((counts * longest).sum()))
+    masks, first = [], 0
+    for (count, length), ragged in zip(groups, is_ragged, strict=True):
+        inside = torch.arange(length, device=device) < own[first : first + count, None]
+        masks.append(inside[:, None, None] if ragged else None)
+        first += count
+    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=device))
+    layout = GroupedLayout(groups, ends=starts + own - 1, inverse=inverse, masks=masks)
+    return PackedCaptions(order[captions] * context + positions, positions, layout)
+
+
+def _rows(sizes: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows that lie in runs of these sizes: the run of each [T], its place in it [T], and where
+    each run begins."""
+    runs = torch.arange(len(sizes), device=sizes.device)
+    runs = runs.repeat_interleave(sizes, output_size=total)
+    starts = sizes.cumsum(0) - sizes
+    return runs, torch.arange(total, device=sizes.device) - starts[runs], starts
 
 
 def plan_groups(lengths: Sequence[int], group_cost: float) -> list[tuple[int, int]]:

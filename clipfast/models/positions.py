@@ -15,8 +15,8 @@ def resize_grid(positions: Tensor, shape: tuple[int, ...]) -> Tensor:
         shape: [1 + h^2, C], what is wanted.
 
     Returns:
-        [1 + h^2, C], fp32 or wider; `positions` itself where the grids are equal, are no squares,
-        or the widths differ.
+        [1 + h^2, C], the type of `positions`; `positions` itself where the grids are equal, are no
+        squares, or the widths differ.
     """
     if positions.ndim != 2 or len(shape) != 2 or positions.shape[1] != shape[1]:
         return positions
@@ -28,4 +28,4 @@ def resize_grid(positions: Tensor, shape: tuple[int, ...]) -> Tensor:
     grid = wide[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
     grid = grid.permute(0, 2, 3, 1).reshape(new * new, -1)
-    return torch.cat([wide[:1], grid])
+    return torch.cat([wide[:1], grid]).to(positions.dtype)

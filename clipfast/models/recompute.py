@@ -81,8 +81,8 @@ def run_eagerly(block: Callable[..., Tensor], x: Tensor, mode: str, **kwargs: An
         return block(x, **kwargs)
     assert mode in ("selective", "full"), mode
     if not torch.compiler.is_compiling():
-        # A compiled graph updates the statistics once, outside what it recomputes, and its
-        # partitioner keeps products and computes what is cheap again without being told.
+        # A compiled graph updates the statistics once, outside what it recomputes. What it keeps
+        # of the rest is its partitioner's choice: there the selective mode changes nothing.
         kwargs["context_fn"] = _full_contexts if mode == "full" else _selective_contexts
     elif mode == "selective":
         return block(x, **kwargs)

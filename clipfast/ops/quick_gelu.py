@@ -6,11 +6,13 @@
 Only x is saved. The device of x picks the implementation of torch.ops.clipfast.quick_gelu:
 
     CPU    csrc/quick_gelu (vectorised, threaded); plain torch where clipfast._C is absent
-    CUDA   kernels/quick_gelu.py (Triton); plain torch where Triton is absent
+    CUDA   kernels/quick_gelu.py (Triton) from sm_80; plain torch below it or without Triton
     other  plain torch
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -79,12 +81,21 @@ def quick_gelu(x: Tensor) -> Tensor:
     return torch.ops.clipfast.quick_gelu(x)
 
 
+@functools.cache
+def _runs_triton(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
 def _triton_forward(x: Tensor) -> Tensor:
+    if not _runs_triton(x.device.index):
+        return reference_forward(x)
     with torch.cuda.device(x.device):
         return import_kernels("quick_gelu").launch_quick_gelu(x)
 
 
 def _triton_backward(grad_y: Tensor, x: Tensor) -> Tensor:
+    if not _runs_triton(x.device.index):
+        return reference_backward(grad_y, x)
     with torch.cuda.device(x.device):
         return import_kernels("quick_gelu").launch_quick_gelu_backward(grad_y, x)
 
@@ -120,7 +131,6 @@ def _register() -> None:
     fallback = "CompositeExplicitAutograd"
     library.impl("clipfast::quick_gelu", fallback)(reference_forward)
     library.impl("clipfast::quick_gelu_backward", fallback)(reference_backward)
-    # Without Triton plain torch serves; l2_normalize has then warned that it is missing.
     if torch.cuda.is_available() and has_triton():
         library.impl("clipfast::quick_gelu", "CUDA")(_triton_forward)
         library.impl("clipfast::quick_gelu_backward", "CUDA")(_triton_backward)

@@ -101,7 +101,9 @@ def test_caption_tokens_is_near_the_samples_mean(loader):
 
 def test_compiles_blocks_needs_a_gpu_unless_asked_for():
     blocks = Config(model=ModelConfig("RN-tiny", compile="blocks"))
-    assert not compiles_blocks(Config(), ALONE, stage=1)
-    assert compiles_blocks(blocks, ALONE, stage=2)
+    assert not compiles_blocks(Config(), ALONE, stage=1, checkpoint="none")
+    assert compiles_blocks(blocks, ALONE, stage=2, checkpoint="full")
     with pytest.raises(ConfigError, match=r"--model\.compile none, or --zero-stage 2"):
-        compiles_blocks(blocks, ALONE, stage=3)
+        compiles_blocks(blocks, ALONE, stage=3, checkpoint="none")
+    with pytest.raises(ConfigError, match=r"--model\.checkpoint full, or --model\.compile none"):
+        compiles_blocks(blocks, ALONE, stage=1, checkpoint="selective")

@@ -74,6 +74,23 @@ def test_patched_coca_loss_uses_the_fused_one_for_its_contrastive_part(patch_and
     assert calls == [coca]
 
 
+def test_patch_leaves_a_subclass_with_logits_of_its_own_alone(patch_and_undo, monkeypatch):
+    class Margin(import_open_clip().loss.ClipLoss):
+        def get_logits(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            rows, columns = super().get_logits(*args, **kwargs)
+            margin = torch.eye(len(rows), dtype=rows.dtype)
+            return rows - margin, columns - margin
+
+    loss, features = Margin(), make_features()
+    expected = loss_and_gradients(loss, features)
+    calls = count_calls(monkeypatch)
+    patch_and_undo(tiny())
+    with pytest.warns(UserWarning, match="Margin has a get_logits of its own"):
+        actual = loss_and_gradients(loss, features)
+    torch.testing.assert_close(actual, expected)
+    assert not calls
+
+
 def test_patch_leaves_a_loss_with_other_gradients_alone(patch_and_undo, monkeypatch):
     open_clip = import_open_clip()
     loss = open_clip.loss.ClipLoss(local_loss=True, rank=0, world_size=2)
