@@ -57,6 +57,7 @@ SCHEMAS = {
     ),
 }
 IMPLS = ("torch", "triton")
+MAX_TRITON_SAMPLES = 65_535  # a dimension of the grid
 MAX_TRITON_TOKENS = 256  # as in kernels/attention_pool.py, which takes long to import
 # Inputs whose gradients `wanted` selects, in the order of the backward operator's results.
 _DIFFERENTIABLE = ("x", "positions", "q_weight", "q_bias", "k_weight", "v_weight", "v_bias")
@@ -114,7 +115,11 @@ def choose(impl: str, x: Tensor) -> str:
         ValueError: an unknown name, or one that cannot serve these tokens here.
     """
     names = available_impls(x.device)
-    if x.dtype == torch.float64 or x.shape[1] > MAX_TRITON_TOKENS:
+    if (
+        x.dtype == torch.float64
+        or x.shape[1] > MAX_TRITON_TOKENS
+        or x.shape[0] > MAX_TRITON_SAMPLES
+    ):
         names = ["torch"]
     elif x.dtype == torch.float32:
         # Without tensor cores arithmetic is what takes the time, and the library's is faster.

@@ -86,7 +86,10 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
         (["--data.train", "sample", "--model.name", "RN5"], "RN50"),
         (["--data.train", "sample", "--batch-size", "9", "--micro-batch", "4"], "--micro-batch 3"),
         (
-            ["--data.train", "sample", "--model.name", "RN-tiny", "--model.weights", __file__],
+            [
+                *("--data.train", "sample", "--batch-size", "8"),
+                *("--model.name", "RN-tiny", "--model.weights", __file__),
+            ],
             "error on rank 0: --model.weights",
         ),
         (
