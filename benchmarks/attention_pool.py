@@ -50,7 +50,7 @@ POOLS = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = {
-    "cpu": {"pools": ["RN50", "RN50x16", "RN50x64"], "batch": 16, "runs": 5},
+    "cpu": {"pools": ["RN50", "RN50x64"], "batch": 16, "runs": 3},
     "cuda": {"pools": list(POOLS), "batch": 256, "runs": 20},
 }
 COPIED_BYTES = 1 << 28  # more than any cache holds

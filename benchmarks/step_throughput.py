@@ -50,7 +50,10 @@ DEFAULTS = {
     "cpu": {
         "models": ["RN50", "ViT-B/32"],
         "precisions": ["fp32", "amp_bf16"],
-        "contenders": ["clipfast", "patched", "openclip", "openclip-compile"],
+        "contenders": [
+            *("clipfast", "clipfast-selective", "patched"),
+            *("openclip", "openclip-compile"),
+        ],
         "runs": 3,
     },
     "cuda": {

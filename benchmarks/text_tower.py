@@ -44,19 +44,20 @@ MODELS = {512: "ViT-B/32", 640: "RN50x4", 768: "ViT-L/14", 1024: "RN50x64"}
 CONTENDERS = ("clipfast", "clipfast-compile", "patched", "openclip", "openclip-compile")
 DEFAULTS = {
     "cpu": {
+        "widths": [512],
         "batch": 32,
         "precisions": ["fp32", "amp_bf16"],
         "contenders": ["clipfast", "patched", "openclip", "openclip-compile"],
-        "runs": 5,
+        "runs": 3,
     },
     "cuda": {
+        "widths": [512, 768],
         "batch": 1024,
         "precisions": ["amp_bf16"],
         "contenders": list(CONTENDERS),
         "runs": 20,
     },
 }
-WIDTHS = [512, 768]
 FLOOR, SLACK = 2e-5, 2.0
 
 
@@ -301,7 +302,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.splitlines()[0],
         epilog="without options: " + "; ".join(f"{k}: {v}" for k, v in DEFAULTS.items()),
     )
-    parser.add_argument("--widths", type=int, nargs="+", choices=MODELS, default=WIDTHS)
+    parser.add_argument("--widths", type=int, nargs="+", choices=MODELS)
     parser.add_argument("--batch", type=int, help="captions")
     parser.add_argument("--layers", type=int, default=12, help="blocks")
     parser.add_argument("--captions", nargs="+", choices=SOURCES, default=list(SOURCES))
