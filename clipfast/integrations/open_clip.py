@@ -32,7 +32,11 @@ class Patch:
     _restore: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
-        """Make everything as it was before; a second call does nothing."""
+        """Make everything as it was before; a second call does nothing.
+
+        A part belongs to the patch that swapped it: one made later found it done, and does not
+        restore it.
+        """
         while self._restore:
             self._restore.pop()()
 
