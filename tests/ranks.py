@@ -39,8 +39,7 @@ def _child(
     )
     torch.save(function(*arguments), Path(folder) / f"{rank}.pt")
     # Nobody leaves before all are done; then without taking the group down, and without static
-    # destructors: in about one process of fifty, threads of torch and gloo that no group owned any
-    # more met freed memory there.
+    # destructors: a few processes aborted there, in threads of torch and gloo, and why is unknown.
     dist.barrier()
     sys.stdout.flush()
     sys.stderr.flush()
