@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,3 +54,35 @@ def gradients_of(model: CLIP, features: Tensor, cotangent: Tensor) -> dict[str, 
     names, parameters = zip(*model.named_parameters(), strict=True)
     grads = torch.autograd.grad(features, parameters, cotangent, allow_unused=True)
     return {name: g for name, g in zip(names, grads, strict=True) if g is not None}
+
+
+def assert_errs_no_more_than_plain(
+    model: CLIP,
+    exact_model: CLIP,
+    encode: Callable[[Tensor], Tensor],
+    plain: Callable[[CLIP, Tensor], Tensor],
+    inputs: Tensor,
+) -> None:
+    """Features and gradients of a low-precision tower are at most twice as far from fp64 as those
+    of the plain tower in the same precision.
+
+    Args:
+        model: in low precision.
+        exact_model: in fp64, takes over the weights of `model`.
+        encode: the tower of `model` under test.
+        plain: the plain tower of any model.
+        inputs: images in the type of `model`, or tokens.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    exact_model.load_state_dict(model.state_dict())
+    exact = plain(exact_model, inputs.double() if inputs.is_floating_point() else inputs)
+    cotangent = torch.randn_like(exact)
+    wanted = gradients_of(exact_model, exact, cotangent)
+    errors = []
+    for tower in (encode, lambda x: plain(model, x)):
+        features = tower(inputs)
+        grads = gradients_of(model, features, cotangent.to(features.dtype))
+        error = {n: (grads[n].double() - g).norm().item() for n, g in wanted.items()}
+        errors.append({"features": (features.double() - exact).norm().item(), **error})
+    for name, error in errors[0].items():
+        assert error <= 2 * errors[1][name] + 1e-6 * exact.norm().item(), name

@@ -15,7 +15,11 @@ from torch.nn import functional as F
 from clipfast.models import CLIP, layout, packing
 from clipfast.models.packing import pack_captions, plan_groups
 from tests.models.helpers import assert_near, small_model
-from tests.models.plain_towers import gradients_of, plain_encode_text
+from tests.models.plain_towers import (
+    assert_errs_no_more_than_plain,
+    gradients_of,
+    plain_encode_text,
+)
 
 CONTEXT, VOCABULARY = 77, 500
 
@@ -258,22 +262,14 @@ def test_varlen_speaks_to_each_release_of_torch(name: str, monkeypatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_encode_text_on_a_gpu_errs_no_more_than_the_padded_tower(lengths, dtype) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    tokens = captions(lengths).cuda()
     model = text_model(torch.float32, "cuda").to(dtype)
-    exact_model = text_model(torch.float64, "cuda")
-    exact_model.load_state_dict(model.state_dict())
-    exact = plain_encode_text(exact_model, tokens)
-    cotangent = torch.randn_like(exact)
-    wanted = gradients_of(exact_model, exact, cotangent)
-    errors = []
-    for encode in (model.encode_text, lambda t: plain_encode_text(model, t)):
-        features = encode(tokens)
-        grads = gradients_of(model, features, cotangent.to(dtype))
-        error = {n: (grads[n].double() - g).norm().item() for n, g in wanted.items()}
-        errors.append({"features": (features.double() - exact).norm().item(), **error})
-    for name, error in errors[0].items():
-        assert error <= 2 * errors[1][name] + 1e-6 * exact.norm().item(), name
+    assert_errs_no_more_than_plain(
+        model,
+        text_model(torch.float64, "cuda"),
+        model.encode_text,
+        plain_encode_text,
+        captions(lengths).cuda(),
+    )
 
 
 @pytest.mark.gpu

@@ -10,7 +10,11 @@ from clipfast.models import CLIP
 from clipfast.models.layout import UniformLayout
 from clipfast.models.vit import PatchEmbedding
 from tests.models.helpers import assert_near, random_images, small_model
-from tests.models.plain_towers import gradients_of, plain_encode_image
+from tests.models.plain_towers import (
+    assert_errs_no_more_than_plain,
+    gradients_of,
+    plain_encode_image,
+)
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -94,21 +98,14 @@ def test_uniform_layout_reads_the_first_token_of_each_sequence() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_encode_image_on_a_gpu_errs_no_more_than_the_tower_of_all_tokens(dtype) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    model, exact_model = vit(torch.float32, "cuda").to(dtype), vit(device="cuda")
-    exact_model.load_state_dict(model.state_dict())
-    images = random_images(4, 64).to("cuda", dtype)
-    exact = plain_encode_image(exact_model, images.double())
-    cotangent = torch.randn_like(exact)
-    wanted = gradients_of(exact_model, exact, cotangent)
-    errors = []
-    for encode in (model.encode_image, lambda x: plain_encode_image(model, x)):
-        features = encode(images)
-        grads = gradients_of(model, features, cotangent.to(dtype))
-        error = {n: (grads[n].double() - g).norm().item() for n, g in wanted.items()}
-        errors.append({"features": (features.double() - exact).norm().item(), **error})
-    for name, error in errors[0].items():
-        assert error <= 2 * errors[1][name] + 1e-6 * exact.norm().item(), name
+    model = vit(torch.float32, "cuda").to(dtype)
+    assert_errs_no_more_than_plain(
+        model,
+        vit(device="cuda"),
+        model.encode_image,
+        plain_encode_image,
+        random_images(4, 64).to("cuda", dtype),
+    )
 
 
 @pytest.mark.gpu

@@ -6,15 +6,13 @@ CPU; on a GPU they run at larger sizes as well.
 
 from __future__ import annotations
 
-import json
-import traceback
-
 import pytest
 import torch
 
 from clipfast.ops import attention_pool as ops
 from clipfast.ops import attention_pool_torch as plain
 from tests.ops.attention_pool_cases import errors_against_fp64, make_inputs, value_and_grads
+from tests.ops.triton_tools import run_cases
 
 # (B, N, C, H): one token, odd ones, one head, the RN50's and the RN50x64's count of tokens.
 SHAPES = [(1, 1, 6, 3), (3, 7, 35, 5), (2, 49, 96, 3), (2, 12, 70, 1), (1, 196, 128, 2)]
@@ -181,35 +179,5 @@ def case_too_many_tokens(device):
 CASES = [name.removeprefix("case_") for name in dict(globals()) if name.startswith("case_")]
 
 
-def run_interpreted():
-    """Prints a line of JSON a case: its name, and the traceback of what failed in it."""
-    import numpy as np
-    import triton.language as tl
-    from torch.utils import deterministic
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    # The interpreter multiplies bf16 operands as the 16-bit integers it stores them in.
-    create_dot = InterpreterBuilder.create_dot
-
-    def widened(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: create_dot(
-        self, widened(a), widened(b), *rest
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
-    deterministic.fill_uninitialized_memory = True
-    for name in CASES:
-        torch.manual_seed(0)
-        try:
-            globals()[f"case_{name}"]("cpu")
-            failure = ""
-        except Exception:
-            failure = traceback.format_exc()
-        print(json.dumps([name, failure]), flush=True)
-
-
 if __name__ == "__main__":
-    run_interpreted()
+    run_cases({name: globals()[f"case_{name}"] for name in CASES})

@@ -7,12 +7,11 @@ CPU with small tiles; on a GPU they run with the tiles that serve there, some at
 from __future__ import annotations
 
 import contextlib
-import json
-import traceback
 
 import torch
 
 from clipfast.ops import contrastive_reference as plain
+from tests.ops.triton_tools import run_cases
 
 # Largest relative error of rounding Q. The interpreter cuts bf16 off where a GPU rounds to nearest.
 ROUNDING = {
@@ -360,38 +359,13 @@ CASES = [name.removeprefix("case_") for name in dict(globals()) if name.startswi
 
 
 def run_interpreted():
-    """Prints a line of JSON a case: its name, and the traceback of what failed in it."""
-    import numpy as np
-    import triton.language as tl
-    from torch.utils import deterministic
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
+    """Runs the cases with small tiles for every architecture."""
     from clipfast.kernels import contrastive_configs
 
-    # The interpreter multiplies bf16 operands as the 16-bit integers it stores them in.
-    create_dot = InterpreterBuilder.create_dot
-
-    def widened(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
-
-    InterpreterBuilder.create_dot = lambda self, a, b, *rest: create_dot(
-        self, widened(a), widened(b), *rest
-    )
     for arch, kernel, width in contrastive_configs.TABLE:
         tile = contrastive_configs.Config(16, 32, 64, 2, 4, 1)
         contrastive_configs.TABLE[arch, kernel, width] = tile
-    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
-    deterministic.fill_uninitialized_memory = True
-    for name in CASES:
-        torch.manual_seed(0)
-        try:
-            globals()[f"case_{name}"]("cpu")
-            failure = ""
-        except Exception:
-            failure = traceback.format_exc()
-        print(json.dumps([name, failure]), flush=True)
+    run_cases({name: globals()[f"case_{name}"] for name in CASES})
 
 
 if __name__ == "__main__":

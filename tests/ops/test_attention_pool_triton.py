@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.ops import attention_pool_triton_cases as cases
 from tests.ops.test_contrastive_triton import SHARED_KIB, compile_for
+from tests.ops.triton_tools import interpret
 
-ROOT = Path(__file__).resolve().parents[2]
 # The towers' pools: tokens, channels, heads.
 HEADS = {
     "RN50": (49, 2048, 32),
@@ -28,15 +22,7 @@ PROCESSORS = {80: 108, 90: 132}
 
 @pytest.fixture(scope="module")
 def interpreted():
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.ops.attention_pool_triton_cases"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    return dict(json.loads(line) for line in done.stdout.splitlines()), done.stderr
+    return interpret("tests.ops.attention_pool_triton_cases")
 
 
 @pytest.mark.parametrize("case", cases.CASES)

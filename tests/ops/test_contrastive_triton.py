@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.ops import contrastive_triton_cases as cases
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.ops.triton_tools import assemble, interpret
 
 
 @pytest.fixture(scope="module")
 def interpreted():
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.ops.contrastive_triton_cases"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    return dict(json.loads(line) for line in done.stdout.splitlines()), done.stderr
+    return interpret("tests.ops.contrastive_triton_cases")
 
 
 @pytest.mark.parametrize("case", cases.CASES)
@@ -47,7 +31,6 @@ def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
     """The compiled kernel, its registers, and the bytes it spills."""
     from triton import compile as compile_source
     from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
@@ -65,18 +48,7 @@ def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": num_warps, "num_stages": num_stages},
     )
-    target = re.search(r"^\.target (\w+)", made.asm["ptx"], re.MULTILINE)[1]
-    assert target.startswith(f"sm_{arch}")
-    done = subprocess.run(
-        [get_ptxas(arch).path, f"-arch={target}", "-v", "-o", os.devnull, "/dev/stdin"],
-        input=made.asm["ptx"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    spilled = re.findall(r"(\d+) bytes spill", done.stderr)
-    assert spilled, done.stderr
-    return made, int(re.search(r"Used (\d+) registers", done.stderr)[1]), sum(map(int, spilled))
+    return made, *assemble(made, arch)
 
 
 def product_types(element, kept):
