@@ -1,7 +1,10 @@
 """The collectives of the loss. All of them run in rank order, so results repeat bit for bit.
 
 They are torch's functional collectives: each returns at once, and :func:`wait` makes its result
-usable. torch.compile takes them into its graph.
+usable. torch.compile takes them into its graph. On the CPU each is waited for before it is handed
+out: with two of them under way, gloo's threads corrupted the heap (torch 2.13; plain torch does so
+too: two all_gather_into_tensor in a loop, one process in about ten dies of it), and threads that
+send would only take the cores from the towers.
 """
 
 from __future__ import annotations
@@ -136,6 +139,11 @@ torch.library.register_fake("clipfast::require_equal_batches")(
 )
 
 
+def overlaps(tensor: Tensor) -> bool:
+    """Whether a collective of this tensor may still be under way when another one starts."""
+    return tensor.device.type != "cpu"
+
+
 def start_gather(local: Tensor, layout: Layout) -> Tensor:
     """Start gathering every rank's rows; :func:`finish_gather` makes them usable.
 
@@ -148,9 +156,10 @@ def start_gather(local: Tensor, layout: Layout) -> Tensor:
     """
     if layout.group_name is None:
         return local
-    return torch.ops._c10d_functional.all_gather_into_tensor(
+    pending = torch.ops._c10d_functional.all_gather_into_tensor(
         _pad(local.contiguous(), max(layout.sizes)), layout.world_size, layout.group_name
     )
+    return pending if overlaps(local) else wait(pending, layout)
 
 
 def finish_gather(pending: Tensor, layout: Layout) -> Tensor:
@@ -177,9 +186,10 @@ def start_reduce_scatter(partial: Tensor, layout: Layout) -> Tensor:
         ends = list(itertools.accumulate(layout.sizes))
         blocks = [partial[e - s : e] for s, e in zip(layout.sizes, ends, strict=True)]
         partial = torch.cat([_pad(block, largest) for block in blocks])
-    return torch.ops._c10d_functional.reduce_scatter_tensor(
+    pending = torch.ops._c10d_functional.reduce_scatter_tensor(
         partial, "sum", layout.world_size, layout.group_name
     )
+    return pending if overlaps(partial) else wait(pending, layout)
 
 
 def wait(pending: Tensor, layout: Layout) -> Tensor:

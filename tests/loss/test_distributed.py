@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipfast.loss import ClipLoss, clip_loss, gather_texts
+from clipfast.loss import ClipLoss, clip_loss, distributed, gather_texts
 from tests.loss.problems import fitted_loss, gradients, make_features
 from tests.ranks import run_ranks
 
@@ -158,6 +158,9 @@ def test_clip_loss_sends_two_g_d_elements_and_four_g():
         assert total <= 2 * whole * width + 4 * whole + 1
 
 
+STARTS = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor")
+
+
 class _Note(torch.autograd.Function):
     """Notes when a tower runs forward and backward."""
 
@@ -173,7 +176,8 @@ class _Note(torch.autograd.Function):
         return grad, None, None
 
 
-def _order(_):
+def _order(overlap):
+    distributed.overlaps = lambda _: overlap
     images, texts = (x.requires_grad_() for x in make_features(4, 6, torch.float32))
     with _CountElements() as counted:
         gathered = gather_texts(_Note.apply(texts, "texts", counted.events), batch_sizes=[4, 4])
@@ -183,11 +187,19 @@ def _order(_):
 
 
 def test_clip_loss_collectives_run_while_the_image_tower_does():
-    for events in run_ranks(2, _order, None):
+    for events in run_ranks(2, _order, True):
         collectives = ["all_gather_into_tensor", "all_gather_into_tensor", "images"]
         assert events[:4] == ["texts", *collectives]
         start = events.index("reduce_scatter_tensor")
         assert events[start + 1 :] == ["images backward", "wait_tensor", "texts backward"]
+
+
+def test_clip_loss_has_one_collective_under_way_at_a_time_on_the_cpu():
+    for events in run_ranks(2, _order, False):
+        collectives = [event for event in events if event not in ("images", "texts")]
+        starts = [i for i, event in enumerate(collectives) if event in STARTS]
+        assert len(starts) == 5
+        assert all(collectives[i + 1] == "wait_tensor" for i in starts)
 
 
 FLAGS = ({}, {"local_loss": True}, {"local_loss": True, "gather_with_grad": True})
