@@ -49,6 +49,14 @@ TORCH_LIBRARY(clipfast, m) {
   // y = x sigmoid(1.702 x).
   m.def("quick_gelu(Tensor x) -> Tensor y");
   m.def("quick_gelu_backward(Tensor grad_y, Tensor x) -> Tensor grad_x");
+
+  // AdamW with half-precision statistics and weights; csrc/adamw/element.h has the equations.
+  m.def(
+      "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] "
+      "exp_avg_sqs, Tensor(d!)[] exponents, Tensor(e!)[] masters, Tensor[] steps, int[] "
+      "first_elements, Tensor control, *, float lr, float beta1, float beta2, float eps, float "
+      "weight_decay, float maximum, int seed, bool stochastic, str grid) -> ()");
+  m.def("adamw_grad_norm(Tensor[] grads) -> Tensor");
 }
 
 PYBIND11_MODULE(_C, m) {

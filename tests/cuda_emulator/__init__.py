@@ -25,6 +25,7 @@ KERNELS = [
     "contrastive/contrastive_kernel.cu",
     "contrastive/rows_kernel.cu",
 ]
+ADAMW_KERNELS = ["adamw/adamw_kernel.cu", "adamw/adamw_norm_kernel.cu"]
 NORMALIZE_SCHEMAS = {
     "l2_normalize": "(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)",
     "l2_normalize_backward": "(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor",
@@ -69,10 +70,12 @@ def rewrite_launches(source: str) -> str:
 
 
 def load(build: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*, once a process."""
+    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once a process."""
+    if "_definitions" in globals():
+        return
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    from clipfast.ops.contrastive import SCHEMAS
+    from clipfast.ops import adamw, contrastive
 
     cuda = find_cuda_headers()
     includes = [HERE, HERE / "stubs", CSRC]
@@ -82,7 +85,7 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     # Longest first.
     sources = {"host": HERE / "host.cpp", "emulator": HERE / "emulator.cpp"}
     jobs = {"host": torch_flags, "emulator": []}
-    for kernel in KERNELS:
+    for kernel in [*KERNELS, *ADAMW_KERNELS]:
         path = CSRC / kernel
         sources[path.stem] = build / f"{path.stem}.cpp"
         sources[path.stem].write_text(rewrite_launches(path.read_text()))
@@ -100,8 +103,8 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
     run(["g++", "-shared", *extra, *map(str, objects), *search, *libraries, "-o", str(library)])
     definitions = torch.library.Library("clipfast_emulated", "DEF")
-    schemas = {f"contrastive_{name}": schema for name, schema in SCHEMAS.items()}
-    for name, schema in {**schemas, **NORMALIZE_SCHEMAS}.items():
+    schemas = {f"contrastive_{name}": schema for name, schema in contrastive.SCHEMAS.items()}
+    for name, schema in {**schemas, **NORMALIZE_SCHEMAS, **adamw.SCHEMAS}.items():
         definitions.define(name + schema)
     # The definitions last as long as the object.
     globals()["_definitions"] = definitions

@@ -1,6 +1,7 @@
 // The scheduler behind emulator.h, and the few library calls that kernels' callers make.
 #include <ucontext.h>
 
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -102,6 +103,10 @@ void run_block(int threads, bool is_reversed) {
 }  // namespace
 
 int lane() { return current % kWarp; }
+
+void check_alignment(const void* p, size_t alignment) {
+  if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("a misaligned access");
+}
 
 void wait_for_block() { wait(State::kAtBarrier); }
 

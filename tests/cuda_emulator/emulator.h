@@ -42,12 +42,19 @@ auto launch(const Shape& shape, Kernel kernel) {
 
 }  // namespace emulator
 
+// What csrc leaves to whoever plays the hardware.
+#define CLIPFAST_EMULATED_CUDA
+#undef __host__
 #undef __device__
 #undef __global__
+#undef __grid_constant__
 #undef __launch_bounds__
 #undef __shared__
+#define __host__
 #define __device__
 #define __global__
+// Not copied for every thread.
+#define __grid_constant__ &
 #define __launch_bounds__(...)
 #define __shared__ static
 #define threadIdx (::emulator::thread_index)
@@ -73,6 +80,46 @@ T __shfl_down_sync(unsigned mask, T value, int delta) {
 template <typename T>
 T __ldg(const T* p) {
   return *p;
+}
+
+namespace emulator {
+
+// Ends the process where a GPU would.
+void check_alignment(const void* p, size_t alignment);
+
+// x, one unit in the last place off in a direction that its bits choose.
+inline float perturbed(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  const float direction = (bits * 0x9E3779B9u >> 31) != 0 ? 1.0f : -1.0f;
+  return std::nextafter(x, direction * std::numeric_limits<float>::infinity());
+}
+
+// What .ftz does.
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+}  // namespace emulator
+
+template <typename T>
+T __ldcs(const T* p) {
+  emulator::check_alignment(p, alignof(T));
+  return *p;
+}
+
+template <typename T>
+void __stcs(T* p, T value) {
+  emulator::check_alignment(p, alignof(T));
+  *p = value;
+}
+
+// As wrong as the hardware's may be.
+inline float approximate_reciprocal(float x) {
+  return emulator::flushed(emulator::perturbed(static_cast<float>(1.0 / emulator::flushed(x))));
+}
+// The steps that follow it give the nearest root for the hardware's values, which were all tried
+// when the compiler's own form was made, and for these; not for any that is one unit off.
+inline float approximate_inverse_root(float x) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(emulator::flushed(x))));
 }
 
 inline float __int_as_float(int bits) {

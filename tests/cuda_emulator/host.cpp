@@ -1,8 +1,11 @@
-// The host code of the emulated operators: the contrastive driver as it is, and the launches of
-// csrc/normalize as operators (normalize.cpp would bring its CPU operators along, which belong to
-// another build). One file, since torch's headers take longer to compile than all the rest.
+// The host code of the emulated operators: those of the contrastive loss and of AdamW as they are,
+// and the launches of csrc/normalize as operators (normalize.cpp would bring its CPU operators
+// along, which belong to another build). One file, since torch's headers take longer to compile
+// than all the rest.
 #include "registration.h"
 
+#include "adamw/adamw.cpp"
+#include "adamw/adamw_cuda.cpp"
 #include "contrastive/contrastive_cuda.cpp"
 #include "normalize/normalize.h"
 

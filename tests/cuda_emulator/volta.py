@@ -30,8 +30,11 @@ Instantiated<F> instantiate(F*) { return {}; }
 # NVRTC brings no standard library; this is what the kernels use of it.
 HEADERS = {
     "string": "namespace std { struct string; }",
-    "cstdint": "typedef short int16_t; typedef int int32_t; typedef long int64_t;"
-    "typedef unsigned long uintptr_t;",
+    "cmath": "",
+    "cstring": "",
+    "cstdint": "typedef signed char int8_t; typedef short int16_t; typedef int int32_t;"
+    "typedef unsigned char uint8_t; typedef unsigned short uint16_t; typedef unsigned int uint32_t;"
+    "typedef long int64_t; typedef unsigned long uint64_t; typedef unsigned long uintptr_t;",
     "type_traits": """
 namespace std {
 template <bool B, class T, class F> struct conditional { using type = T; };

@@ -20,4 +20,13 @@ namespace at::cuda {
 
 inline cublasHandle_t getCurrentCUDABlasHandle() { return nullptr; }
 
+struct DeviceProperties {
+  int multiProcessorCount = 2;
+};
+
+inline const DeviceProperties* getCurrentDeviceProperties() {
+  static const DeviceProperties properties;
+  return &properties;
+}
+
 }  // namespace at::cuda

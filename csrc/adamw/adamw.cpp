@@ -1,0 +1,279 @@
+// Checks of the AdamW operators, and their CPU implementation.
+#include "adamw.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "../torch_types.h"
+#include "checks.h"
+
+namespace clipfast {
+namespace adamw {
+namespace {
+
+using at::Tensor;
+
+DType checked_type(const Tensor& t, const char* list, size_t index) {
+  const auto type = t.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, "adamw: expected ",
+              list, "[", index, "] of type float32, float16 or bfloat16, got ", type);
+  return to_dtype(type);
+}
+
+void check_place(const Tensor& t, c10::DeviceType device, const Tensor& first, const char* list,
+                 size_t index) {
+  TORCH_CHECK(t.device().type() == device && t.device() == first.device(), "adamw: expected ", list,
+              "[", index, "] on ", first.device(), " like params[0], got ", t.device());
+}
+
+// Whether t lies in memory as like does: elements are taken in that order.
+bool same_layout(const Tensor& t, const Tensor& like) {
+  if (t.layout() != at::kStrided || t.sizes() != like.sizes()) return false;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) > 1 && t.stride(d) != like.stride(d)) return false;
+  }
+  return true;
+}
+
+void check_layout(const Tensor& t, const Tensor& param, const char* list, size_t index) {
+  TORCH_CHECK(same_layout(t, param), "adamw: expected ", list, "[", index, "] of shape ",
+              param.sizes(), " and strides ", param.strides(), " like its parameter, got ",
+              t.sizes(), t.layout() == at::kStrided ? c10::str(" ", t.strides()) : " not strided");
+}
+
+// A number on the device that holds the params.
+void check_floats(const Tensor& t, int64_t numel, const char* list, size_t index) {
+  TORCH_CHECK(t.scalar_type() == at::kFloat && t.numel() == numel && t.is_contiguous(),
+              "adamw: expected ", list, "[", index, "] of ", numel,
+              " adjacent float32 elements, got ", t.sizes(), " ", t.scalar_type());
+}
+
+WeightForm form_of(const Tensor& param, const Tensor* master, c10::string_view grid, size_t index) {
+  const auto type = param.scalar_type();
+  if (master != nullptr) {
+    TORCH_CHECK(type != at::kFloat, "adamw: expected params[", index,
+                "] of float16 or bfloat16 where masters are given, got float32, which is its own "
+                "master");
+    const auto master_type = master->scalar_type();
+    TORCH_CHECK(master_type == at::kFloat || (master_type == at::kShort && type == at::kBFloat16),
+                "adamw: expected masters[", index,
+                "] of type float32, or int16 (remainders) with a bfloat16 parameter; got ",
+                master_type, " with ", type);
+    return master_type == at::kFloat ? WeightForm::kMaster : WeightForm::kRemainder;
+  }
+  if (grid.empty()) return type == at::kFloat ? WeightForm::kSingle : WeightForm::kStochastic;
+  TORCH_CHECK(type == at::kFloat, "adamw: expected params[", index, "] of type float32 with grid '",
+              grid, "', got ", type);
+  return grid == "fp16" ? WeightForm::kGridHalf : WeightForm::kGridBfloat16;
+}
+
+void check_lists(const StepTensors& t) {
+  const size_t n = t.params.size();
+  const auto check = [n](const char* list, size_t size, bool optional) {
+    TORCH_CHECK(size == n || (optional && size == 0), "adamw: expected ", list, " of length ", n,
+                " like params", optional ? " or empty" : "", ", got ", size);
+  };
+  check("grads", t.grads.size(), false);
+  check("exp_avgs", t.exp_avgs.size(), false);
+  check("exp_avg_sqs", t.exp_avg_sqs.size(), false);
+  check("exponents", t.exponents.size(), true);
+  check("masters", t.masters.size(), true);
+  check("steps", t.steps.size(), false);
+  check("first_elements", t.first_elements.size(), false);
+}
+
+void check_options(const Hyperparameters& h, c10::string_view grid) {
+  TORCH_CHECK(grid.empty() || grid == "bf16" || grid == "fp16",
+              "adamw: expected grid '', 'bf16' or 'fp16', got '", grid, "'");
+  TORCH_CHECK(std::isfinite(h.lr) && h.lr >= 0 && h.eps >= 0 && std::isfinite(h.weight_decay) &&
+                  h.beta1 >= 0 && h.beta1 < 1 && h.beta2 >= 0 && h.beta2 < 1,
+              "adamw: expected finite lr >= 0, eps >= 0, finite weight_decay and betas in [0, 1), "
+              "got lr ",
+              h.lr, ", eps ", h.eps, ", weight_decay ", h.weight_decay, ", betas ", h.beta1, " ",
+              h.beta2);
+  TORCH_CHECK(!std::isnan(h.maximum), "adamw: expected a maximum that is a number, got NaN");
+}
+
+void check_exponents(const Tensor& t, int64_t numel, size_t index) {
+  TORCH_CHECK(t.scalar_type() == at::kChar && t.is_contiguous() && t.dim() == 2 && t.size(0) == 2 &&
+                  t.size(1) == blocks_of(numel),
+              "adamw: expected exponents[", index, "] of shape [2, ", blocks_of(numel),
+              "], adjacent int8, got ", t.sizes(), " ", t.scalar_type());
+}
+
+TensorSlot collect_slot(const StepTensors& t, size_t i, at::ScalarType statistics,
+                        c10::string_view grid, c10::DeviceType device) {
+  const Tensor &param = t.params[i], &grad = t.grads[i], &m = t.exp_avgs[i], &v = t.exp_avg_sqs[i];
+  const Tensor* master = t.masters.empty() ? nullptr : &t.masters[i];
+  const Tensor* exponents = t.exponents.empty() ? nullptr : &t.exponents[i];
+  TORCH_CHECK(param.is_non_overlapping_and_dense(), "adamw: expected params[", i,
+              "] whose elements fill its memory, got shape ", param.sizes(), " and strides ",
+              param.strides());
+  const auto check = [&](const Tensor& tensor, const char* list) {
+    check_place(tensor, device, t.params[0], list, i);
+    check_layout(tensor, param, list, i);
+  };
+  check(param, "params");
+  check(grad, "grads");
+  check(m, "exp_avgs");
+  check(v, "exp_avg_sqs");
+  if (master != nullptr) check(*master, "masters");
+  TORCH_CHECK(m.scalar_type() == statistics && v.scalar_type() == statistics,
+              "adamw: expected exp_avgs and exp_avg_sqs of one type, ", statistics,
+              " as exp_avgs[0] is, got ", m.scalar_type(), " and ", v.scalar_type(), " at ", i);
+  check_floats(t.steps[i], 1, "steps", i);
+  check_place(t.steps[i], device, t.params[0], "steps", i);
+  const int64_t numel = param.numel(), first_element = t.first_elements[i];
+  TORCH_CHECK(first_element >= 0 && first_element % kBlock == 0, "adamw: expected first_elements[",
+              i, "] to be a multiple of ", kBlock, ", got ", first_element);
+  int8_t* exponent = nullptr;
+  if (exponents != nullptr) {
+    check_exponents(*exponents, numel, i);
+    check_place(*exponents, device, t.params[0], "exponents", i);
+    exponent = exponents->mutable_data_ptr<int8_t>();
+  }
+  return {param.mutable_data_ptr(),
+          grad.const_data_ptr(),
+          m.mutable_data_ptr(),
+          v.mutable_data_ptr(),
+          exponent,
+          exponent == nullptr ? nullptr : exponent + blocks_of(numel),
+          master == nullptr ? nullptr : master->mutable_data_ptr(),
+          t.steps[i].const_data_ptr<float>(),
+          numel,
+          first_element,
+          checked_type(param, "params", i),
+          checked_type(grad, "grads", i),
+          form_of(param, master, grid, i)};
+}
+
+}  // namespace
+
+CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper, int64_t seed,
+                              bool stochastic, c10::string_view grid, c10::DeviceType device) {
+  check_lists(t);
+  check_options(hyper, grid);
+  CheckedStep step{{}, {hyper, nullptr, static_cast<uint64_t>(seed), DType::kFloat32, stochastic}};
+  if (t.params.empty()) return step;
+  TORCH_CHECK(t.control.device() == t.params[0].device(), "adamw: expected control on ",
+              t.params[0].device(), " like params[0], got ", t.control.device());
+  check_floats(t.control, 2, "control", 0);
+  step.options.control = t.control.const_data_ptr<float>();
+  const auto statistics = t.exp_avgs[0].scalar_type();
+  step.options.statistics = checked_type(t.exp_avgs[0], "exp_avgs", 0);
+  TORCH_CHECK((statistics == at::kHalf) == !t.exponents.empty(), "adamw: expected ",
+              statistics == at::kHalf ? "exponents with float16" : "no exponents with other",
+              " statistics, got ", t.exponents.size(), " with ", statistics);
+  step.slots.reserve(t.params.size());
+  for (size_t i = 0; i < t.params.size(); ++i) {
+    const auto slot = collect_slot(t, i, statistics, grid, device);
+    if (slot.numel > 0) step.slots.push_back(slot);
+  }
+  return step;
+}
+
+std::vector<GradSlot> collect_gradients(at::TensorList grads, c10::DeviceType device) {
+  std::vector<GradSlot> slots;
+  slots.reserve(grads.size());
+  for (size_t i = 0; i < grads.size(); ++i) {
+    const Tensor& grad = grads[i];
+    TORCH_CHECK(grad.layout() == at::kStrided && grad.is_non_overlapping_and_dense(),
+                "adamw_grad_norm: expected grads[", i, "] whose elements fill its memory, got ",
+                grad.layout(), " of shape ", grad.sizes());
+    TORCH_CHECK(grad.device().type() == device && grad.device() == grads[0].device(),
+                "adamw_grad_norm: expected grads[", i, "] on ", grads[0].device(),
+                " like grads[0], got ", grad.device());
+    const GradSlot slot{grad.const_data_ptr(), grad.numel(), checked_type(grad, "grads", i)};
+    if (slot.numel > 0) slots.push_back(slot);
+  }
+  return slots;
+}
+
+}  // namespace adamw
+
+namespace {
+
+using at::Tensor;
+
+// Blocks that a thread takes at the least.
+constexpr int64_t kGrain = 64;
+
+// The list's pieces as one range: visit(i, begin, end) for every part of [begin, end) that lies in
+// tensor i. starts: [tensors + 1] where each tensor's pieces begin.
+template <typename Visit>
+void visit_parts(const std::vector<int64_t>& starts, int64_t begin, int64_t end,
+                 const Visit& visit) {
+  auto next = std::upper_bound(starts.begin(), starts.end(), begin);
+  while (begin < end) {
+    const size_t i = static_cast<size_t>(next - starts.begin()) - 1;
+    const int64_t stop = std::min(end, *next);
+    visit(i, begin - starts[i], stop - starts[i]);
+    begin = stop;
+    ++next;
+  }
+}
+
+void step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
+          at::TensorList exp_avg_sqs, at::TensorList exponents, at::TensorList masters,
+          at::TensorList steps, at::IntArrayRef first_elements, const Tensor& control, double lr,
+          double beta1, double beta2, double eps, double weight_decay, double maximum, int64_t seed,
+          bool stochastic, c10::string_view grid) {
+  const auto checked = adamw::check_and_collect(
+      {params, grads, exp_avgs, exp_avg_sqs, exponents, masters, steps, first_elements, control},
+      {lr, beta1, beta2, eps, weight_decay, maximum}, seed, stochastic, grid, at::kCPU);
+  const auto& slots = checked.slots;
+  if (slots.empty() || checked.options.control[1] != 0.0f) return;
+  std::vector<int64_t> starts{0};
+  std::vector<adamw::Coefficients> coefficients;
+  for (const auto& slot : slots) {
+    TORCH_CHECK(*slot.step >= 1.0f, "adamw: expected steps from 1 on, got ", *slot.step);
+    starts.push_back(starts.back() + adamw::blocks_of(slot.numel));
+    coefficients.push_back(
+        adamw::coefficients(checked.options.hyper, static_cast<uint32_t>(*slot.step)));
+  }
+  auto* kernel = CLIPFAST_CPU_KERNEL(adamw_blocks);
+  at::parallel_for(0, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+    visit_parts(starts, begin, end, [&](size_t i, int64_t first, int64_t last) {
+      kernel(slots[i], checked.options, coefficients[i], first, last);
+    });
+  });
+}
+
+Tensor grad_norm(at::TensorList grads) {
+  const auto slots = adamw::collect_gradients(grads, at::kCPU);
+  std::vector<int64_t> starts{0};
+  for (const auto& slot : slots) {
+    starts.push_back(starts.back() + (slot.numel + adamw::kNormChunk - 1) / adamw::kNormChunk);
+  }
+  std::vector<double> sums(static_cast<size_t>(starts.back()));
+  auto* kernel = CLIPFAST_CPU_KERNEL(adamw_sum_of_squares);
+  at::parallel_for(0, starts.back(), 1, [&](int64_t begin, int64_t end) {
+    visit_parts(starts, begin, end, [&](size_t i, int64_t first, int64_t last) {
+      for (int64_t chunk = first; chunk < last; ++chunk) {
+        kernel(slots[i], chunk * adamw::kNormChunk,
+               std::min((chunk + 1) * adamw::kNormChunk, slots[i].numel),
+               &sums[static_cast<size_t>(starts[i] + chunk)]);
+      }
+    });
+  });
+  double total = 0.0;
+  for (const double sum : sums) total += sum;
+  Tensor norm = at::empty({}, at::TensorOptions().dtype(at::kFloat));
+  *norm.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(total));
+  return norm;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(clipfast, CPU, m) {
+  m.impl("adamw_", &step);
+  m.impl("adamw_grad_norm", &grad_norm);
+}
+
+}  // namespace clipfast

@@ -1,0 +1,271 @@
+// One AdamW step over blocks of elements; compiled once a CPU capability. A block goes through
+// three stages, with fp32 buffers between them that stay in the first-level cache: the update (a
+// loop for each three types), random numbers, and rounding (a loop for each type).
+#include <algorithm>
+#include <cstring>
+
+#include "../cpu_rows.h"
+#include "adamw.h"
+#include "block_scalar.h"
+#include "block_vector.h"
+
+namespace clipfast::CPU_CAPABILITY {
+namespace {
+
+using adamw::Coefficients;
+using adamw::kBlock;
+using adamw::StepOptions;
+using adamw::TensorSlot;
+using adamw::WeightForm;
+
+#ifdef CLIPFAST_HAS_LANES
+namespace stages = vectors;
+#else
+namespace stages = scalar;
+#endif
+
+constexpr uint32_t kInfinity = 0x7F800000u;
+
+struct alignas(64) Buffers {
+  float weight[kBlock], m[kBlock], v[kBlock];
+  uint16_t random[adamw::kPurposes][kBlock], half[kBlock];
+};
+
+// One block in memory: 256 elements of each, or nullptr where the tensor has no such thing.
+struct Block {
+  void* param;
+  const void* grad;
+  void* m;
+  void* v;
+  int8_t* m_exponent;  // [1]
+  int8_t* v_exponent;
+  void* master;
+};
+
+size_t size_of(DType type) { return type == DType::kFloat32 ? 4 : 2; }
+
+size_t size_of_master(WeightForm form) {
+  return form == WeightForm::kMaster ? 4 : (form == WeightForm::kRemainder ? 2 : 0);
+}
+
+// x of a type of 16 bits, in fp32.
+void widen(const uint16_t* x, DType type, float* out) {
+  const auto widen_all = [out](const auto* p) {
+    for (int i = 0; i < kBlock; i += Pair<float>::size()) store_pair(out + i, load_pair(p + i));
+  };
+  if (type == DType::kFloat16) return widen_all(reinterpret_cast<const c10::Half*>(x));
+  widen_all(reinterpret_cast<const c10::BFloat16*>(x));
+}
+
+// The nearest value of a type of 16 bits, ties to even.
+void narrow(const float* x, DType type, void* out) {
+  const auto narrow_all = [x](auto* p) {
+    for (int i = 0; i < kBlock; i += Pair<float>::size()) store_pair(p + i, load_pair(x + i));
+  };
+  if (type == DType::kFloat16) return narrow_all(static_cast<c10::Half*>(out));
+  narrow_all(static_cast<c10::BFloat16*>(out));
+}
+
+// The random numbers of everything that this tensor rounds stochastically.
+Stream stream_of(const TensorSlot& slot, const StepOptions& options) {
+  const bool rounds_statistics = options.statistics != DType::kFloat32;
+  const uint32_t end = rounds_weights(slot.form) ? adamw::kPurposes : adamw::kWeight;
+  const uint32_t begin = rounds_statistics ? adamw::kFirstMoment : adamw::kWeight;
+  return {options.seed, static_cast<uint32_t>(*slot.step), begin, options.stochastic ? end : begin};
+}
+
+// Where the block's weights are, and their type.
+struct Weights {
+  const void* from;
+  DType type;
+  float* to;  // in fp32
+};
+
+Weights find_weights(const TensorSlot& slot, const Block& block, Buffers& buffers) {
+  switch (slot.form) {
+    case WeightForm::kMaster:
+      return {block.master, DType::kFloat32, static_cast<float*>(block.master)};
+    case WeightForm::kRemainder:
+      stages::join_masters(static_cast<const uint16_t*>(block.param),
+                           static_cast<const int16_t*>(block.master), buffers.weight);
+      return {buffers.weight, DType::kFloat32, buffers.weight};
+    case WeightForm::kStochastic:
+      return {block.param, slot.param_dtype, buffers.weight};
+    default:
+      return {block.param, DType::kFloat32, static_cast<float*>(block.param)};
+  }
+}
+
+Largest update(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
+               const Block& block, const Weights& weights, const Results& results) {
+  Largest largest;
+  const bool scaled = block.m_exponent != nullptr;
+  const float m_scale = scaled ? adamw::decoding_scale(*block.m_exponent) : 1.0f;
+  const float v_scale = scaled ? adamw::decoding_scale(*block.v_exponent) : 1.0f;
+  visit_single(options.statistics, [&](auto statistics) {
+    visit_types(slot.grad_dtype, weights.type, [&](auto grad, auto weight) {
+      using S = typename decltype(statistics)::type;
+      using G = typename decltype(grad)::type;
+      using W = typename decltype(weight)::type;
+      if constexpr (!std::is_same_v<G, double>) {
+        const Inputs<S, G, W> inputs{static_cast<const S*>(block.m),
+                                     static_cast<const S*>(block.v),
+                                     static_cast<const G*>(block.grad),
+                                     static_cast<const W*>(weights.from),
+                                     m_scale,
+                                     v_scale,
+                                     options.control[0]};
+        largest = stages::update(c, inputs, results);
+      }
+    });
+  });
+  return largest;
+}
+
+void store_weights(const TensorSlot& slot, const Block& block, const float* weight,
+                   uint32_t largest, Buffers& buffers) {
+  if (slot.form == WeightForm::kSingle) return;
+  if (slot.form == WeightForm::kMaster) return narrow(weight, slot.param_dtype, block.param);
+  if (slot.form == WeightForm::kRemainder) {
+    return stages::split_masters(weight, largest, static_cast<uint16_t*>(block.param),
+                                 static_cast<int16_t*>(block.master));
+  }
+  const uint16_t* random = buffers.random[adamw::kWeight];
+  const bool in_place = slot.form == WeightForm::kStochastic;
+  const bool is_half =
+      slot.form == WeightForm::kGridHalf || (in_place && slot.param_dtype == DType::kFloat16);
+  uint16_t* out = in_place ? static_cast<uint16_t*>(block.param) : buffers.half;
+  if (is_half) {
+    stages::round_to_half<true>(weight, 1.0f, largest, random, out);
+  } else {
+    stages::round_to_bfloat16(weight, largest, random, out);
+  }
+  if (!in_place) {
+    widen(out, is_half ? DType::kFloat16 : DType::kBFloat16, static_cast<float*>(block.param));
+  }
+}
+
+// statistics = x, fp16 with the block's scale or bf16, stochastically rounded.
+//   kSigned: false where no x has a sign.
+template <bool kSigned>
+void store_statistics(DType type, const float* x, uint32_t largest, const uint16_t* random,
+                      void* statistics, int8_t* exponent) {
+  auto* out = static_cast<uint16_t*>(statistics);
+  if (type == DType::kBFloat16) return stages::round_to_bfloat16(x, largest, random, out);
+  const int e = adamw::block_exponent(largest);
+  *exponent = static_cast<int8_t>(e);
+  // Scaled, finite numbers stay below 2^15.
+  const uint32_t largest_scaled = largest < kInfinity ? adamw::bits_of(0x1p15f) : largest;
+  stages::round_to_half<kSigned>(x, adamw::encoding_scale(e), largest_scaled, random, out);
+}
+
+void step_block(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
+                const Block& block, const stages::Draws& draws, Buffers& buffers) {
+  const Weights weights = find_weights(slot, block, buffers);
+  if (options.statistics == DType::kFloat32) {
+    const Results in_place{static_cast<float*>(block.m), static_cast<float*>(block.v), weights.to};
+    const auto largest = update(slot, options, c, block, weights, in_place);
+    draws.all();
+    return store_weights(slot, block, weights.to, largest.weight, buffers);
+  }
+  const auto largest = update(slot, options, c, block, weights, {buffers.m, buffers.v, weights.to});
+  // Between the other two, so that the processor begins with it while the last roots are found.
+  draws.all();
+  store_statistics<true>(options.statistics, buffers.m, largest.m,
+                         buffers.random[adamw::kFirstMoment], block.m, block.m_exponent);
+  store_statistics<false>(options.statistics, buffers.v, largest.root_v,
+                          buffers.random[adamw::kSecondMoment], block.v, block.v_exponent);
+  store_weights(slot, block, weights.to, largest.weight, buffers);
+}
+
+// The last block of a tensor whose size is no multiple of kBlock, in memory that is: zeros beyond
+// the end change no maximum.
+void step_part(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
+               const Block& block, const stages::Draws& draws, int64_t count, Buffers& buffers) {
+  alignas(64) float param[kBlock] = {}, grad[kBlock] = {}, m[kBlock] = {}, v[kBlock] = {};
+  alignas(64) float master[kBlock] = {};
+  const size_t n = static_cast<size_t>(count), statistics_bytes = n * size_of(options.statistics);
+  const size_t param_bytes = n * size_of(slot.param_dtype);
+  const size_t master_bytes = n * size_of_master(slot.form);
+  std::memcpy(param, block.param, param_bytes);
+  std::memcpy(grad, block.grad, n * size_of(slot.grad_dtype));
+  std::memcpy(m, block.m, statistics_bytes);
+  std::memcpy(v, block.v, statistics_bytes);
+  if (master_bytes > 0) std::memcpy(master, block.master, master_bytes);
+  step_block(slot, options, c, {param, grad, m, v, block.m_exponent, block.v_exponent, master},
+             draws, buffers);
+  std::memcpy(block.param, param, param_bytes);
+  std::memcpy(block.m, m, statistics_bytes);
+  std::memcpy(block.v, v, statistics_bytes);
+  if (master_bytes > 0) std::memcpy(block.master, master, master_bytes);
+}
+
+template <typename T>
+double sum_in_double(const T* x, int64_t count) {
+  // The order of the sums is that of these lanes, whatever the width of the vectors: squares of
+  // float32 are exact in float64.
+  constexpr int kLanes = 32;
+  double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const double wide = static_cast<float>(x[i + lane]);
+      sums[lane] += wide * wide;
+    }
+  }
+  for (int lane = 0; i + lane < count; ++lane) {
+    const double wide = static_cast<float>(x[i + lane]);
+    sums[lane] += wide * wide;
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
+}
+
+}  // namespace
+
+void adamw_blocks(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
+                  int64_t begin, int64_t end) {
+  const auto at = [](auto* p, int64_t bytes) {
+    using Byte =
+        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(p)>>, const char, char>;
+    return p == nullptr ? p : static_cast<decltype(p)>(static_cast<Byte*>(p) + bytes);
+  };
+  const int64_t statistics_size = static_cast<int64_t>(size_of(options.statistics));
+  const int64_t param_size = static_cast<int64_t>(size_of(slot.param_dtype));
+  const int64_t grad_size = static_cast<int64_t>(size_of(slot.grad_dtype));
+  const int64_t master_size = static_cast<int64_t>(size_of_master(slot.form));
+  Buffers buffers;
+  if (!options.stochastic) {
+    std::fill_n(buffers.random[0], adamw::kPurposes * kBlock,
+                static_cast<uint16_t>(adamw::kNearest));
+  }
+  stages::Draws draws(stream_of(slot, options));
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index * kBlock, count = std::min<int64_t>(kBlock, slot.numel - first);
+    const Block block{at(slot.param, first * param_size),
+                      at(slot.grad, first * grad_size),
+                      at(slot.m, first * statistics_size),
+                      at(slot.v, first * statistics_size),
+                      slot.m_exponents == nullptr ? nullptr : slot.m_exponents + index,
+                      slot.v_exponents == nullptr ? nullptr : slot.v_exponents + index,
+                      at(slot.master, first * master_size)};
+    draws.set_block(static_cast<uint64_t>((slot.first_element + first) / adamw::kDraw),
+                    buffers.random);
+    if (count == kBlock) {
+      step_block(slot, options, c, block, draws, buffers);
+    } else {
+      step_part(slot, options, c, block, draws, count, buffers);
+    }
+  }
+}
+
+void adamw_sum_of_squares(const adamw::GradSlot& slot, int64_t begin, int64_t end, double* sum) {
+  visit_single(slot.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    *sum = sum_in_double(static_cast<const T*>(slot.grad) + begin, end - begin);
+  });
+}
+
+}  // namespace clipfast::CPU_CAPABILITY

@@ -1,0 +1,500 @@
+"""torch.ops.clipfast.adamw_ and adamw_grad_norm: the same bits as the plain form for every type,
+layout, capability and number of threads; formats, unbiased rounding, errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipfast.ops import adamw
+from clipfast.ops.adamw import BLOCK, decode, encode, join_master, reference_step, split_master
+from clipfast.ops.extension import load_extension
+from tests.ops.adamw_cases import (
+    FORMS,
+    HALVES,
+    OPTIONS,
+    TYPES,
+    Call,
+    Form,
+    assert_same_bits,
+    make_call,
+    step_agrees_with,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+SINGLE = Form(torch.float32)
+STOCHASTIC = Form(torch.bfloat16)
+
+
+def run(call: Call, **changes) -> Call:
+    torch.ops.clipfast.adamw_(*call, **OPTIONS | changes)
+    return call
+
+
+@pytest.mark.parametrize("stats", TYPES)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_adamw_same_bits_as_the_plain_form(form, stats):
+    for grad_dtype in TYPES:
+        step_agrees_with(reference_step, make_call(form, grad_dtype, stats), grid=form.grid)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stochastic": False},
+        {"maximum": 0.25},
+        {"eps": 0.0, "weight_decay": 0.0},
+        {"lr": 3.0, "beta1": 0.0, "beta2": 0.999},
+        {"seed": 2**62 + 12345},
+    ],
+    ids=str,
+)
+def test_adamw_options_same_bits_as_the_plain_form(changes):
+    for form in (SINGLE, STOCHASTIC, Form(torch.float16)):
+        step_agrees_with(reference_step, make_call(form), **changes)
+
+
+def test_adamw_far_elements_and_late_steps_same_bits_as_the_plain_form():
+    # A draw's index beyond 32 bits, and a step whose powers underflow.
+    call = make_call(STOCHASTIC, step=1_000_003)
+    call.first_elements[:] = [2**37 + first for first in call.first_elements]
+    step_agrees_with(reference_step, call)
+
+
+@pytest.mark.parametrize("stats", TYPES)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_adamw_non_finite_and_huge_gradients_same_bits_as_the_plain_form(form, stats):
+    call = make_call(form, torch.float32, stats, shapes=((3000,),))
+    for i, value in enumerate((float("inf"), -float("inf"), float("nan"), 1e30, -1e18, 1e-30)):
+        call.grads[0][100 + i * 400] = value
+    step_agrees_with(reference_step, call, grid=form.grid)
+    call = make_call(form, torch.float32, stats, shapes=((3000,),))
+    call.params[0][5::500] = float("nan")
+    call.params[0][6::500] = float("inf")
+    step_agrees_with(reference_step, call, grid=form.grid)
+
+
+def test_adamw_largest_weights_stay_finite_where_they_are_rounded_stochastically():
+    for dtype, grid in ((torch.float16, "fp16"), (torch.bfloat16, "bf16")):
+        largest = torch.finfo(dtype).max
+        for form in (Form(dtype), Form(torch.float32, grid=grid)):
+            call = make_call(form, shapes=((5000,),))
+            call.params[0].fill_(largest).mul_(torch.randn(5000).sign())
+            # Away from zero, by less than would overflow fp32.
+            call.grads[0].copy_(-call.params[0].sign())
+            lr = 1000.0 if dtype == torch.float16 else 1e36
+            changes = {"lr": lr, "weight_decay": 0.0, "grid": form.grid}
+            step_agrees_with(reference_step, call, **changes)
+            assert run(call, **changes).params[0].abs().eq(largest).all()
+
+
+@needs_extension
+@pytest.mark.parametrize("form", [SINGLE, STOCHASTIC, Form(torch.bfloat16, torch.int16)], ids=str)
+def test_adamw_same_bits_for_any_number_of_threads(form):
+    call = make_call(form, torch.bfloat16, shapes=((70001,), (5,), (300, 301), (40000,)))
+    expected = call.clone()
+    reference_step(*expected, **OPTIONS)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert_same_bits(run(call.clone()), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+AGREES = """
+import torch
+from clipfast.ops.adamw import reference_step
+from clipfast.ops.extension import load_extension
+from tests.ops.adamw_cases import FORMS, TYPES, make_call, step_agrees_with
+torch.manual_seed(0)
+shapes = ((7,), (257,), (4, 3, 9, 7), (2000,))
+for form in FORMS:
+    for stats in TYPES:
+        call = make_call(form, stats, stats, shapes)
+        step_agrees_with(reference_step, call, grid=form.grid, maximum=0.1)
+        call.grads[3][900:905] = float("inf")
+        call.params[3][1500:1505] = float("nan")
+        step_agrees_with(reference_step, call, grid=form.grid)
+grads = [torch.linspace(-3, 2, n).to(t) for n, t in ((70001, TYPES[0]), (999, TYPES[2]))]
+print(load_extension().cpu_capability, torch.ops.clipfast.adamw_grad_norm(grads).item())
+"""
+
+
+@needs_extension
+def test_adamw_lesser_cpu_capabilities_same_bits_as_the_plain_form():
+    order = ["default", "avx2", "avx512"]
+    machine = torch.backends.cpu.get_cpu_capability().lower()
+    lesser = order[: order.index(machine)] if machine in order else []
+    if not lesser:
+        pytest.skip(f"this machine has {machine} alone, which the other tests run")
+    norms = set()
+    for capability in lesser:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", AGREES],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "CLIPFAST_CPU_CAPABILITY": capability, "PYTHONPATH": str(ROOT)},
+        )
+        name, _, norm = done.stdout.strip().partition(" ")
+        assert name == capability, done.stderr
+        norms.add(norm)
+    grads = [torch.linspace(-3, 2, n).to(t) for n, t in ((70001, TYPES[0]), (999, TYPES[2]))]
+    assert norms == {str(torch.ops.clipfast.adamw_grad_norm(grads).item())}
+
+
+@pytest.mark.parametrize("form", [SINGLE, STOCHASTIC], ids=str)
+@pytest.mark.parametrize("stats", TYPES)
+def test_adamw_slices_at_multiples_of_256_equal_the_whole(form, stats):
+    whole = make_call(form, stats=stats, shapes=((2000,),))
+    cuts = ((0, 512), (512, 1792), (1792, 2000))
+    exponents = [
+        whole.exponents[0][:, a // BLOCK : -(-b // BLOCK)] for a, b in cuts if stats == HALVES[0]
+    ]
+    parts = Call(
+        *([t[0][a:b].clone() for a, b in cuts] for t in whole[:4]),
+        [e.clone() for e in exponents],
+        [],
+        whole.steps * 3,
+        [whole.first_elements[0] + a for a, _ in cuts],
+        whole.control,
+    )
+    run(whole)
+    run(parts)
+    for ours, theirs in zip(whole[:4], parts[:4], strict=True):
+        assert torch.equal(ours[0], torch.cat(theirs))
+    if exponents:
+        assert torch.equal(whole.exponents[0], torch.cat(parts.exponents, dim=1))
+
+
+def test_adamw_random_bits_depend_on_element_step_seed_and_purpose():
+    def bits(first=0, step=1, purpose=0, seed=0) -> Tensor:
+        return adamw.philox(first, 4096, step, purpose, seed, torch.device("cpu"))
+
+    for other in (bits(first=8), bits(step=2), bits(purpose=1), bits(seed=1), bits(seed=2**32)):
+        assert (bits() == other).float().mean() < 0.01
+    assert torch.equal(bits(first=8)[:-8], bits()[8:])
+
+
+def test_adamw_random_bits_are_philox():
+    # The known answer of Random123 for a counter and a key of zeros.
+    words = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    expected = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    assert adamw.philox(0, 8, 0, 0, 0, torch.device("cpu")).tolist() == expected
+
+
+def test_adamw_control_skips_the_step_and_scales_gradients():
+    call = make_call(STOCHASTIC)
+    call.control[1] = 1.0
+    before = call.clone()
+    assert_same_bits(run(call), before)
+    reference_step(*call, **OPTIONS)
+    assert_same_bits(call, before)
+    scaled = make_call(SINGLE)
+    plain = scaled.clone()
+    scaled.control[0], plain.control[0] = 2.0**-9, 1.0
+    for grad in plain.grads:
+        grad.mul_(2.0**-9)
+    assert_same_bits(run(scaled), run(plain))
+
+
+def test_adamw_without_tensors_or_elements_does_nothing():
+    run(make_call(SINGLE, shapes=((0,), (3, 0))))
+    before = make_call(SINGLE, shapes=((5,),))
+    assert not torch.equal(run(before.clone()).params[0], before.params[0])
+
+
+@pytest.mark.parametrize("beta2", [0.98, 0.999])
+def test_adamw_fp32_error_is_at_most_torchs(beta2):
+    weight = torch.randn(3001)
+    call = make_call(SINGLE, stats=torch.float32, shapes=((3001,),))
+    for name in ("exp_avgs", "exp_avg_sqs"):
+        getattr(call, name)[0].zero_()
+    call.params[0].copy_(weight)
+    call.control[0] = 1.0
+    theirs = {t: torch.nn.Parameter(weight.to(t)) for t in (torch.float32, torch.float64)}
+    options = {"lr": 1e-2, "betas": (0.9, beta2), "eps": 1e-8, "weight_decay": 0.1}
+    peers = [(p, torch.optim.AdamW([p], **options)) for p in theirs.values()]
+    for step in range(1, 31):
+        call.grads[0].copy_(torch.randn(3001) * 10.0 ** torch.randint(-5, 1, (3001,)))
+        call.steps[0].fill_(step)
+        run(call, beta2=beta2)
+        for parameter, optimizer in peers:
+            parameter.grad = call.grads[0].to(parameter.dtype)
+            optimizer.step()
+    exact = theirs[torch.float64].detach()
+    bound = (theirs[torch.float32].detach() - exact).norm() + 1e-7 * exact.norm()
+    assert (call.params[0] - exact).norm() <= bound
+
+
+ROUNDED = [
+    *((torch.float16, x) for x in (1 + 2**-11, 1 + 2**-13, -1.0001, 1234.567, 2.0**-14 * 1.0003)),
+    *((torch.float16, x) for x in (2.0**-25, 1e-8, -3.1e-6, 2.0**-24 * 1.5, 6.0974e-5)),
+    *((torch.bfloat16, x) for x in (1 + 2**-8, 1 + 2**-13, -1.003, 1234.567)),
+    *((torch.bfloat16, x) for x in (1e-40, -(2.0**-134), 2.0**-126 * 1.003)),
+]
+
+
+@pytest.mark.parametrize(("dtype", "value"), ROUNDED, ids=str)
+def test_adamw_stochastic_rounding_is_unbiased(dtype, value):
+    # A step with lr 0 rounds the weight and does nothing else to it.
+    count = 100_000
+    grid = "fp16" if dtype == torch.float16 else "bf16"
+    call = make_call(Form(torch.float32, grid=grid), shapes=((count,),))
+    call.params[0].fill_(value)
+    exact = call.params[0][0].double().item()
+    got = run(call, lr=0.0, grid=grid).params[0].double()
+    assert torch.equal(got.to(dtype).double(), got)
+    neighbours = got.unique()
+    assert len(neighbours) == 2
+    assert neighbours[0] < exact < neighbours[1]
+    assert abs(got.mean() - exact) <= 5 * got.std() / count**0.5
+    call.params[0].fill_(value)
+    nearest = run(call, lr=0.0, grid=grid, stochastic=False).params[0].double()
+    assert torch.equal(nearest, nearest[:1].expand(count))
+    assert abs(nearest[0] - exact) > 5 * got.std() / count**0.5
+
+
+def test_adamw_representable_weights_are_left_as_they_are():
+    for dtype in HALVES:
+        bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+        weight = bits.view(dtype)
+        call = make_call(Form(dtype), shapes=(tuple(weight.shape),))
+        call.params[0].copy_(weight)
+        got = run(call, lr=0.0).params[0]
+        assert torch.equal(got[weight.isfinite()], weight[weight.isfinite()])
+        assert got[weight.isnan()].isnan().all()
+
+
+def test_adamw_fp16_block_of_twelve_decades_is_unbiased():
+    decades = 10.0 ** -torch.linspace(0, 12, BLOCK)
+    blocks = 2000
+    call = make_call(SINGLE, shapes=((blocks * BLOCK,),))
+    for tensor in (*call.exp_avgs, *call.exp_avg_sqs):
+        tensor.zero_()
+    call.control[0] = 1.0
+    call.grads[0].copy_(decades.repeat(blocks))
+    run(call)
+    exact_m = decades.double() * 0.1
+    for code, exponents, exact in (
+        (call.exp_avgs[0], call.exponents[0][0], exact_m),
+        (call.exp_avg_sqs[0], call.exponents[0][1], decades.double() * 0.02**0.5),
+    ):
+        value = decode(code, exponents).view(blocks, BLOCK).double()
+        error = (value.mean(0) - exact).abs()
+        # fp32 itself errs by 1e-7; 5 standard errors beyond that.
+        assert (error <= 5 * value.std(0) / blocks**0.5 + 3e-7 * exact).all()
+        assert ((value - exact).abs() <= exact * 2**-10 * 1.001 + exact[0] * 2**-36).all()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_encode_decode_shape_strides_and_error(dtype):
+    for shape in ((3, 4, 5, 6), (1,), (255,), (257,), (0,), (7, 11)):
+        x = torch.randn(shape) * 10.0 ** torch.randint(-4, 1, shape)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        code, exponents = encode(x, dtype)
+        assert (code.dtype, code.shape, code.stride()) == (dtype, x.shape, x.stride())
+        back = decode(code, exponents)
+        assert (back.dtype, back.stride()) == (torch.float32, x.stride())
+        if dtype == torch.float16:
+            assert exponents.shape == (-(-x.numel() // BLOCK),)
+        else:
+            assert exponents is None
+        if x.numel():
+            largest = x.abs().max() if dtype == torch.float16 else 0.0
+            step = 0.0 if dtype == torch.float32 else torch.finfo(dtype).eps / 2
+            assert ((back - x).abs() <= step * x.abs() + largest * 2**-37).all()
+
+
+def test_encode_of_extremes():
+    for value in (3e38, 1e-38, 1e-45, 0.0, -(2.0**-126), 2.0**127):
+        x = torch.full((300,), value)
+        back = decode(*encode(x, torch.float16))
+        assert (back - x).abs().max() <= abs(value) * 2**-11 + 2.0**-149
+    code, exponents = encode(torch.tensor([1.0, float("inf")]), torch.float16)
+    assert code.tolist() == [0.0, float("inf")]
+    assert exponents.tolist() == [127]
+    with pytest.raises(TypeError, match="float64"):
+        encode(torch.ones(3), torch.float64)
+
+
+def test_split_and_join_master_keep_every_bit():
+    bits = torch.randint(-(2**31), 2**31, (200_001,)).to(torch.int32)
+    bits[:4] = torch.tensor([0, -(2**31), 0x7F800000, 0x7F7FFFFF])
+    master = bits.view(torch.float32)
+    weight, remainder = split_master(master)
+    assert (weight.dtype, remainder.dtype) == (torch.bfloat16, torch.int16)
+    back = join_master(weight, remainder)
+    assert torch.equal(back.view(torch.int32)[~master.isnan()], bits[~master.isnan()])
+    assert back[master.isnan()].isnan().all()
+    nearest = (weight.double() - master.double()).abs()[master.isfinite()]
+    rounded = (master.bfloat16().double() - master.double()).abs()[master.isfinite()]
+    assert torch.equal(nearest, rounded)
+
+
+def test_reference_fused_multiply_add_rounds_once():
+    a, b, c = (torch.randn(2000) * 10.0 ** torch.randint(-8, 8, (2000,)) for _ in range(3))
+    # Where the product nearly cancels the addend; and where fp64 rounds to a tie of fp32, which
+    # the addend should break.
+    c[:500] = -(a[:500] * b[:500])
+    a[500:600], b[500:600] = 1 + 2.0**-12, 1 + 2.0**-12
+    c[500:600] = 2.0 ** -torch.arange(31.0, 131.0)
+    c[550:600] *= -1
+    got = adamw.fused_multiply_add(a, b, c)
+    below, above = (got.nextafter(torch.tensor(end)) for end in (-float("inf"), float("inf")))
+    rows = torch.stack([a, b, c, got, below, above], dim=1).tolist()
+    for x, y, z, value, *neighbours in rows:
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        for neighbour in neighbours:
+            assert abs(Fraction(value) - exact) <= abs(Fraction(neighbour) - exact)
+
+
+@needs_extension
+@pytest.mark.parametrize("form", [SINGLE, STOCHASTIC, Form(torch.bfloat16, torch.int16)], ids=str)
+def test_adamw_opcheck(form):
+    call = make_call(form, shapes=((5,), (300,), (2, 3, 4, 5)))
+    torch.library.opcheck(torch.ops.clipfast.adamw_, tuple(call), OPTIONS)
+    torch.library.opcheck(torch.ops.clipfast.adamw_grad_norm, (call.grads,))
+
+
+def broken(field: str, value, form: Form = SINGLE, stats: torch.dtype = torch.float16) -> Call:
+    """A call of one [8, 125] parameter with another value of a field, or its tensor changed."""
+    call = make_call(form, stats=stats, shapes=((8, 125),))
+    old = getattr(call, field)
+    return call._replace(**{field: [value(old[0])] if callable(value) else value})
+
+
+WRONG_CALLS = [
+    ("grads", [], {}, r"grads of length 1 like params, got 0"),
+    ("grads", lambda t: t.double(), {}, r"grads\[0\] of type float32.*got Double"),
+    ("grads", lambda t: t.contiguous(), {}, r"strides \[1, 8\].*got \[8, 125\] \[125, 1\]"),
+    ("grads", lambda t: t[:4], {}, r"shape \[8, 125\].*got \[4, 125\]"),
+    (
+        "params",
+        lambda t: t.expand(8, 125)[:1].expand(8, 125),
+        {},
+        r"params\[0\] whose elements fill",
+    ),
+    ("exp_avgs", lambda t: t.float(), {}, r"no exponents with other statistics, got 1 with Float"),
+    ("exp_avg_sqs", lambda t: t.float(), {}, r"one type, Half.*got Half and Float at 0"),
+    ("exponents", [], {}, r"exponents with float16 statistics, got 0"),
+    ("exponents", lambda t: t[:, :3], {}, r"exponents\[0\] of shape \[2, 4\].*got \[2, 3\]"),
+    ("masters", lambda t: t.float(), {"form": Form(torch.float32)}, r"float32, which is its own"),
+    (
+        *("masters", lambda t: torch.zeros_like(t, dtype=torch.int16)),
+        *({"form": Form(torch.float16, torch.float32)}, r"masters\[0\].*got Short with Half"),
+    ),
+    ("steps", lambda t: t.double(), {}, r"steps\[0\] of 1 adjacent float32.*Double"),
+    ("steps", lambda t: t * 0, {}, r"steps from 1 on, got 0"),
+    ("first_elements", [100], {}, r"first_elements\[0\] to be a multiple of 256, got 100"),
+    ("control", torch.ones(3), {}, r"control\[0\] of 2 adjacent float32 elements, got \[3\]"),
+]
+
+
+@needs_extension
+@pytest.mark.parametrize(("field", "value", "options", "message"), WRONG_CALLS)
+def test_adamw_errors_show_expected_and_given(field, value, options, message):
+    if field == "masters" and options["form"] == SINGLE:
+        call = make_call(SINGLE, shapes=((8, 125),))
+        call.masters.append(call.params[0].clone())
+    else:
+        call = broken(field, value, **options)
+    with pytest.raises(RuntimeError, match=message):
+        run(call)
+
+
+def test_adamw_sparse_gradients_are_refused():
+    with pytest.raises(TypeError, match=r"dense gradients, got torch\.sparse_coo"):
+        run(broken("grads", lambda t: t.to_sparse()))
+
+
+@needs_extension
+def test_adamw_option_errors_show_expected_and_given():
+    for changes, message in (
+        ({"grid": "fp8"}, r"grid '', 'bf16' or 'fp16', got 'fp8'"),
+        ({"lr": float("nan")}, r"finite lr >= 0.*got lr nan"),
+        ({"beta2": 1.0}, r"betas in \[0, 1\), got.*0.9 1"),
+        ({"maximum": float("nan")}, r"maximum"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            run(make_call(SINGLE, shapes=((3,),)), **changes)
+    with pytest.raises(RuntimeError, match=r"params\[0\] of type float32 with grid 'bf16', got BF"):
+        run(make_call(STOCHASTIC, shapes=((3,),)), grid="bf16")
+
+
+def test_adamw_grad_norm_of_all_types_and_sizes():
+    sizes = (1, 7, 0, 255, 70001, 200_003)
+    grads = [torch.randn(n).to(TYPES[i % 3]) for i, n in enumerate(sizes)]
+    grads.append(torch.randn(4, 5, 6, 7).contiguous(memory_format=torch.channels_last))
+    exact = torch.cat([g.double().flatten() for g in grads]).norm()
+    norm = torch.ops.clipfast.adamw_grad_norm(grads)
+    assert (norm.dtype, norm.shape) == (torch.float32, ())
+    assert abs(norm - exact) <= exact * 2**-24
+    assert abs(adamw.reference_grad_norm(grads) - exact) <= exact * 2**-24
+    assert torch.ops.clipfast.adamw_grad_norm([torch.zeros(0)]).item() == 0.0
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.ops.clipfast.adamw_grad_norm(grads), norm)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+def test_adamw_grad_norm_shows_what_is_not_finite(dtype, value):
+    for place in (0, 31, 1023, 70000):
+        grads = [torch.ones(10), torch.ones(70001, dtype=dtype)]
+        grads[1][place] = value
+        assert not torch.ops.clipfast.adamw_grad_norm(grads).isfinite()
+    large = torch.ops.clipfast.adamw_grad_norm([torch.full((999,), 1e30)])
+    torch.testing.assert_close(large.item(), 1e30 * 999**0.5, rtol=1e-6, atol=0)
+
+
+@needs_extension
+def test_adamw_grad_norm_errors_show_expected_and_given():
+    with pytest.raises(RuntimeError, match=r"grads\[0\] whose elements fill.*\[3, 4\]"):
+        torch.ops.clipfast.adamw_grad_norm([torch.ones(3, 8)[:, ::2]])
+    with pytest.raises(RuntimeError, match=r"grads\[1\] of type float32.*Long"):
+        torch.ops.clipfast.adamw_grad_norm([torch.ones(3), torch.ones(3).long()])
+
+
+WITHOUT_EXTENSION = """
+import importlib.util
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "clipfast._C" else real(name, *a)
+import torch
+from clipfast.ops.adamw import reference_step
+from tests.ops.adamw_cases import FORMS, OPTIONS, make_call, step_agrees_with
+call = make_call(FORMS[3], shapes=((300,), (4, 5)))
+step_agrees_with(reference_step, call)
+before = call.clone()
+torch.ops.clipfast.adamw_(*call, **OPTIONS)
+assert not torch.equal(before.params[0], call.params[0])
+norm = torch.ops.clipfast.adamw_grad_norm([torch.ones(4), torch.ones(5)])
+assert norm.item() == 3.0
+print("works")
+"""
+
+
+def test_adamw_without_the_extension_is_plain_torch():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_EXTENSION],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == "works", done.stderr
