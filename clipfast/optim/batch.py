@@ -1,0 +1,102 @@
+"""Tensors that one call of the AdamW operator updates together."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfast.optim import states
+
+
+class Options(tuple):
+    """A group's numbers for the operator: lr, beta1, beta2, eps, weight_decay, maximum."""
+
+    def __new__(cls, group: dict[str, Any]) -> Options:
+        beta1, beta2 = group["betas"]
+        maximum = group.get("maximum")
+        numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
+        return super().__new__(
+            cls, (*map(float, numbers), math.inf if maximum is None else float(maximum))
+        )
+
+
+class Batch:
+    """Tensors that one call of torch.ops.clipfast.adamw_ updates."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        stats_dtype: torch.dtype,
+        kept: torch.dtype | None,
+        grid: str,
+        options: Options,
+    ) -> None:
+        self.device, self.grid, self.options = device, grid, options
+        self.second = "exp_avg_sq" if stats_dtype is torch.float32 else "exp_avg_sqrt"
+        self.has_exponents = stats_dtype is torch.float16
+        self.master = states.MASTER_KEYS.get(kept)
+        self.params, self.grads, self.exp_avgs, self.exp_avg_sqs = [], [], [], []
+        self.exponents, self.masters, self.steps, self.first_elements = [], [], [], []
+
+    def add(self, param: Tensor, grad: Tensor, state: states.State, first_element: int) -> None:
+        """One more tensor, whose gradient and state are in its order."""
+        self.params.append(param)
+        self.grads.append(grad)
+        self.exp_avgs.append(state["exp_avg"])
+        self.exp_avg_sqs.append(state[self.second])
+        if self.has_exponents:
+            self.exponents.append(state["exponents"])
+        if self.master is not None:
+            self.masters.append(state[self.master])
+        self.steps.append(state["step"])
+        self.first_elements.append(first_element)
+
+    def launch(self, control: Tensor, seed: int, stochastic: bool) -> None:
+        """The update; the step counts are those after it."""
+        lr, beta1, beta2, eps, weight_decay, maximum = self.options
+        torch.ops.clipfast.adamw_(
+            self.params,
+            self.grads,
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            self.exponents,
+            self.masters,
+            self.steps,
+            self.first_elements,
+            control,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            eps=eps,
+            weight_decay=weight_decay,
+            maximum=maximum,
+            seed=seed,
+            stochastic=stochastic,
+            grid=self.grid,
+        )
+
+
+def in_layout(param: Tensor, grad: Tensor) -> Tensor:
+    """The gradient with the parameter's strides, copied only where the order differs."""
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"FusedAdamW expects dense gradients, got one of layout {grad.layout} for a parameter "
+            f"of shape {tuple(param.shape)}; for an embedding, leave out sparse=True"
+        )
+    if states.same_order(grad, param):
+        return grad.as_strided(param.shape, param.stride())
+    return states.in_order_of(param, grad)
+
+
+def norm_of(by_device: dict[torch.device, list[Tensor]], home: torch.device) -> Tensor:
+    """2-norm over the gradients of all devices, fp32 [] on one of them."""
+    norms = [torch.ops.clipfast.adamw_grad_norm(grads) for grads in by_device.values()]
+    if len(norms) == 1:
+        return norms[0]
+    return torch.linalg.vector_norm(
+        torch.stack([norm.to(home, non_blocking=True) for norm in norms])
+    )

@@ -1,0 +1,363 @@
+"""AdamW in one pass over memory, with statistics and weights in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfast.ops.adamw import BLOCK
+from clipfast.optim import states
+from clipfast.optim.batch import Batch, Options, in_layout, norm_of
+from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
+
+
+class FusedAdamW(torch.optim.Optimizer):
+    """AdamW (decoupled decay) whose statistics, and where wanted weights, are in half precision.
+
+    .. math::
+        m_t &= \\beta_1 m_{t-1} + (1 - \\beta_1) g, \\qquad
+        v_t = \\beta_2 v_{t-1} + (1 - \\beta_2) g^2 \\\\
+        w_t &= \\min\\Bigl((1 - \\eta \\lambda) w_{t-1} - \\frac{\\eta}{1 - \\beta_1^t}
+        \\frac{m_t}{\\sqrt{v_t / (1 - \\beta_2^t)} + \\epsilon}, \\; \\text{maximum}\\Bigr)
+
+    Equal to ``torch.optim.AdamW`` in fp32; what is kept from step to step is rounded, at random and
+    without bias. Gradients are unscaled, clipped and used in the same pass. On a GPU nothing waits
+    for the device.
+
+    Statistics (``stats_dtype``): float16 keeps m and sqrt(v) with a power of two for each block of
+    256 elements (4.01 bytes a parameter, any range of gradients); bfloat16 without (4 bytes, 8
+    times coarser); float32 keeps m and v (8 bytes).
+
+    Weights (``weights``), for a parameter in half precision:
+
+    - "fp32": beside it an fp32 master (4 bytes), of which it is the nearest value;
+    - "remainder": bf16 only; beside it 16 bits (2 bytes), together the same fp32 weight, bit for
+      bit;
+    - "stochastic": nothing beside it; every update is rounded at random, without bias.
+
+    An fp32 parameter is its own master under the first two. Under "stochastic" it is rounded to
+    the values of ``weights_dtype``, for arrangements that hold an fp32 copy anyway.
+
+    The random bits are a function of (seed, step, element): a run that is resumed, or has another
+    number of threads, repeats them. Elements are numbered in the order in which ``step`` first
+    meets their parameters, with or without a gradient. States are made by ``step`` too, for what
+    then stands in ``param_groups``, so that a wrapper may put others there. A master is the weight:
+    after overwriting a parameter by hand, remove its state.
+
+    Args:
+        params: parameters, or groups with any of the options from ``lr`` to ``weights_dtype`` and
+            ``maximum``, a bound of the weights from above.
+        lr: step size.
+        betas: decay of m and of v.
+        eps: added to sqrt(v).
+        weight_decay: decoupled decay, per step and unit of ``lr``.
+        stats_dtype: torch.float16, torch.bfloat16 or torch.float32.
+        weights: "fp32", "remainder" or "stochastic".
+        weights_dtype: torch.bfloat16 or torch.float16, for fp32 parameters with stochastic weights.
+        max_norm: gradients are scaled down to this 2-norm over all of a ``step``'s parameters, as
+            by ``torch.nn.utils.clip_grad_norm_``; None does not clip.
+        skip_nonfinite: a step in which a gradient is not finite changes nothing and is counted in
+            ``skipped_steps``. Costs one more pass over the gradients, unless they are clipped or a
+            ``torch.amp.GradScaler`` has looked at them.
+        rounding: "stochastic", or "nearest" to show what is lost by it.
+        seed: of the random bits, from 0; the same on every rank that holds the same parameters.
+        first_element: number of the first element, a multiple of 256; ranks that hold different
+            parts of one model give different ones.
+
+    Raises:
+        ValueError: an option is out of its range. What depends on a parameter's type is raised by
+            the first ``step``, since a wrapper may change it until then.
+
+    Source: Loshchilov and Hutter 2019, algorithm 2; Dhariwal et al. 2020 (statistics); Radford et
+    al. 2021, section 2.5 (weights).
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        stats_dtype: torch.dtype = torch.float16,
+        weights: str = "fp32",
+        weights_dtype: torch.dtype | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = True,
+        rounding: str = "stochastic",
+        seed: int = 0,
+        first_element: int = 0,
+    ) -> None:
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(
+                f"expected a max_norm above 0, or None for no clipping; got {max_norm}"
+            )
+        if rounding not in ("stochastic", "nearest"):
+            raise ValueError(f'expected rounding "stochastic" or "nearest", got {rounding!r}')
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"expected a seed from 0 to 2**63 - 1, got {seed}")
+        if first_element < 0 or first_element % BLOCK:
+            raise ValueError(
+                f"expected a first_element that is a multiple of {BLOCK}, from 0; got "
+                f"{first_element}; round up to {-(-first_element // BLOCK) * BLOCK}"
+            )
+        self.max_norm = max_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.rounding = rounding
+        self.seed = seed
+        self._next_element = first_element
+        self._first_elements: dict[Tensor, int] = {}
+        self._skipped: Tensor | None = None
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "stats_dtype": stats_dtype,
+            "weights": weights,
+            "weights_dtype": weights_dtype,
+            "maximum": None,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As in ``torch.optim.Optimizer``; the group's options are checked.
+
+        Raises:
+            ValueError: an option is out of its range.
+        """
+        check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("max_norm", "skip_nonfinite", "rounding", "seed")
+        own += ("_next_element", "_first_elements", "_skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps without effect since construction, for gradients that were not finite.
+
+        Reading it waits for the device.
+        """
+        return 0 if self._skipped is None else int(self._skipped)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        A ``torch.amp.GradScaler`` that calls this leaves the division by its scale to it.
+
+        Args:
+            closure: evaluates the model anew and returns the loss.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            TypeError: a parameter is not fp32, bf16 or fp16, or a gradient is sparse.
+            ValueError: the group's options do not suit a parameter, or its state was damaged.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = self._collect()
+        controls = self._controls(batches)
+        for batch in batches.values():
+            control, taken = controls[batch.device]
+            torch._foreach_add_(batch.steps, taken)
+            batch.launch(control, self.seed, self.rounding == "stochastic")
+        return loss
+
+    def _collect(self) -> dict[tuple, Batch]:
+        """The tensors of one step, in batches that one call of the operator can take."""
+        batches: dict[tuple, Batch] = {}
+        for group in self.param_groups:
+            kinds: dict[torch.dtype, torch.dtype | None] = {}
+            stats_dtype, weights = group["stats_dtype"], group["weights"]
+            weights_dtype, options = group["weights_dtype"], Options(group)
+            for param in group["params"]:
+                first_element = self._first_elements.get(param)
+                if first_element is None:
+                    first_element = self._number(param)
+                grad = param.grad
+                if grad is None:
+                    continue
+                dtype = param.dtype
+                if dtype not in kinds:
+                    kinds[dtype] = states.master_dtype(dtype, weights, weights_dtype)
+                kept = kinds[dtype]
+                state = self.state[param]
+                if not states.fits(param, state, stats_dtype, kept):
+                    states.fit(param, state, stats_dtype, kept)
+                if grad.layout is not torch.strided or grad.stride() != param.stride():
+                    grad = in_layout(param, grad)
+                grid = ""
+                if dtype is torch.float32 and weights == "stochastic":
+                    grid = states.GRIDS[weights_dtype]
+                key = (param.device, dtype, stats_dtype, kept, grid, options)
+                batch = batches.get(key)
+                if batch is None:
+                    batch = batches[key] = Batch(*key)
+                batch.add(param, grad, state, first_element)
+        return batches
+
+    def _number(self, param: Tensor) -> int:
+        """The number of a parameter's first element, given at first sight."""
+        first = self._first_elements[param] = self._next_element
+        self._next_element += -(-param.numel() // BLOCK) * BLOCK
+        return first
+
+    def _controls(
+        self, batches: dict[tuple, Batch]
+    ) -> dict[torch.device, tuple[Tensor, Tensor | int]]:
+        """For each device: [factor of the gradients, whether to skip], and what a step counts."""
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for batch in batches.values():
+            by_device.setdefault(batch.device, []).extend(batch.grads)
+        if not by_device:
+            return {}
+        home = next(iter(by_device))
+        grad_scale = getattr(self, "grad_scale", None)
+        found_inf = getattr(self, "found_inf", None)
+        looks = self.skip_nonfinite and found_inf is None
+        may_skip = self.skip_nonfinite or found_inf is not None
+        factor = torch.ones((), dtype=torch.float32, device=home)
+        skip = torch.zeros((), dtype=torch.bool, device=home)
+        if grad_scale is not None:
+            # In fp64, as GradScaler itself does: an fp32 quotient may be compiled to be inexact.
+            scale = grad_scale.to(device=home, dtype=torch.float64, non_blocking=True)
+            factor = scale.reciprocal().float().reshape(())
+        if self.max_norm is not None or looks:
+            norm = norm_of(by_device, home)
+            if self.max_norm is not None:
+                clip = self.max_norm / (norm * factor + 1e-6)
+                factor = factor * clip.clamp(max=1.0)
+            if self.skip_nonfinite:
+                skip = ~norm.isfinite()
+        if found_inf is not None:
+            skip = skip | (found_inf.to(device=home, non_blocking=True).reshape(()) != 0)
+        if may_skip:
+            self._count(skip)
+        skip = skip.float()
+        control, taken = torch.stack([factor, skip]), 1 - skip
+        return {
+            device: (
+                control.to(device, non_blocking=True),
+                taken.to(device, non_blocking=True) if may_skip else 1,
+            )
+            for device in by_device
+        }
+
+    def _count(self, skip: Tensor) -> None:
+        if self._skipped is None or self._skipped.device != skip.device:
+            before = self.skipped_steps
+            self._skipped = torch.full((), before, dtype=torch.int64, device=skip.device)
+        self._skipped.add_(skip)
+
+    def full_precision(self, param: Tensor) -> Tensor:
+        """The exact fp32 weight of a parameter.
+
+        Args:
+            param: one of the parameters in ``param_groups``.
+
+        Returns:
+            A new fp32 tensor, shape of ``param``: from its master, from bf16 and remainder, or the
+            parameter itself.
+        """
+        return states.exact_weight(param, self.state.get(param, {}))
+
+    def master_parameters(self) -> Iterator[Tensor]:
+        """``full_precision`` of every parameter, in the order of groups and parameters."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                yield self.full_precision(param)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads what ``state_dict`` gave, or ``torch.optim.AdamW.state_dict``.
+
+        Half statistics stay half, bit for bit; ``torch.optim.Optimizer`` would cast them to the
+        parameter's type. Learning rates and the like come from the checkpoint; ``stats_dtype``,
+        ``weights`` and ``weights_dtype`` stay those of this optimizer, and what the checkpoint
+        holds otherwise is re-encoded, statistics at once and weights by the next ``step``. The
+        model's own checkpoint has to be loaded by then. The tensors are copied. ``seed``,
+        ``first_element`` and ``skipped_steps`` are not in it: give the first two as before.
+
+        Args:
+            state_dict: groups and states; the tensors may be on any device.
+
+        Raises:
+            ValueError: the groups differ, a state is none of Adam's or does not have its
+                parameter's shape, or the checkpoint uses amsgrad, maximize or coupled decay.
+        """
+        loaded: dict[Any, Any] = {}
+
+        def convert(_, incoming: dict[str, Any]) -> dict[str, Any]:
+            groups = [
+                merged_options(mine, theirs)
+                for mine, theirs in zip(self.param_groups, incoming["param_groups"], strict=False)
+            ]
+            loaded.update(self._converted(incoming["state"], incoming["param_groups"]))
+            groups += incoming["param_groups"][len(groups) :]
+            return {**incoming, "state": {}, "param_groups": groups}
+
+        def install(_) -> None:
+            self.state.update(loaded)
+
+        # The first hook runs after the caller's own and the second before them, and torch sees no
+        # state that it could cast.
+        handles = [
+            self.register_load_state_dict_pre_hook(convert),
+            self.register_load_state_dict_post_hook(install, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _converted(
+        self, incoming: dict[Any, Any], saved_groups: list[dict[str, Any]]
+    ) -> dict[Any, Any]:
+        converted = dict(incoming)
+        for group, saved in zip(self.param_groups, saved_groups, strict=False):
+            for param, index in zip(group["params"], saved["params"], strict=False):
+                state = converted.pop(index, None)
+                if not state:
+                    continue
+                state = dict(state)
+                states.fit_statistics(param, state, group["stats_dtype"], from_torch=True)
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        state[key] = value.to(param.device, copy=True)
+                converted[param] = state
+        return converted
+
+    def adamw_state_dict(self) -> dict[str, Any]:
+        """What ``torch.optim.AdamW.load_state_dict`` takes, with fp32 statistics.
+
+        The weights are ``master_parameters``.
+        """
+        options = torch.optim.AdamW([torch.zeros(1)]).param_groups[0]
+        own = self.state_dict()
+        groups = [
+            {
+                **{key: value for key, value in options.items() if key != "params"},
+                **{k: v for k, v in group.items() if k not in (*FORMAT_OPTIONS, "maximum")},
+            }
+            for group in own["param_groups"]
+        ]
+        state = {}
+        for index, kept in own["state"].items():
+            if "exp_avg" in kept:
+                first, second = states.moments(kept)
+                step = kept["step"].to("cpu", copy=True)
+                state[index] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+        return {"state": state, "param_groups": groups}
