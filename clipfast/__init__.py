@@ -22,6 +22,7 @@ _HOME = {
     "decode": "clipfast.tokenizer",
     "l2_normalize": "clipfast.ops",
     "patch_open_clip": "clipfast.integrations",
+    "FusedAdamW": "clipfast.optim",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -10,7 +10,7 @@ def config() -> Config:
     """The paper's run on its 400 million pairs."""
     return Config(
         model=ModelConfig("RN101"),
-        optimizer=OptimizerConfig(lr=5e-4, beta2=0.999, eps=1e-8, weight_decay=0.2),
+        optimizer=OptimizerConfig(lr=5e-4, beta2=0.999, eps=1e-8, weight_decay=0.2, stats="fp16"),
         # 400,000,000 pairs / 32,768 = 12,207 steps an epoch; 32 epochs = 390,625 steps.
         schedule=ScheduleConfig(epochs=32, warmup_steps=2000),
         # 64 GPUs x 512 = 32,768. On fewer, or smaller ones: --micro-batch.

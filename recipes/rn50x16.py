@@ -12,7 +12,7 @@ def config() -> Config:
         # A pair leaves 0.39 GB of half-precision activations at 384 px, 50 GB for a share of 128;
         # 0.20 GB with selective recomputation, 0.14 GB with full.
         model=ModelConfig("RN50x16", checkpoint="auto"),
-        optimizer=OptimizerConfig(lr=4e-4, beta2=0.999, eps=1e-8, weight_decay=0.2),
+        optimizer=OptimizerConfig(lr=4e-4, beta2=0.999, eps=1e-8, weight_decay=0.2, stats="fp16"),
         # 400,000,000 pairs / 32,768 = 12,207 steps an epoch; 32 epochs = 390,625 steps.
         schedule=ScheduleConfig(epochs=32, warmup_steps=2000),
         # 256 GPUs x 128 = 32,768. On fewer, or smaller ones: --micro-batch.

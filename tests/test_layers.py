@@ -1,8 +1,8 @@
 """The direction of imports (DESIGN, section 1): nothing points back up.
 
-recipes, benchmarks -> clipfast.engine, clipfast.integrations
-                    -> data, models, loss, optim, eval, tokenizer, ...
-                    -> clipfast.ops -> clipfast.kernels, clipfast._C
+benchmarks -> recipes -> clipfast.engine, clipfast.integrations
+                      -> data, models, loss, optim, eval, tokenizer, ...
+                      -> clipfast.ops -> clipfast.kernels, clipfast._C
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RANKS = {
     # Other people's models with our parts in them: beside the engine, which does not need it.
     "clipfast.integrations": 3,
     "recipes": 4,
-    "benchmarks": 4,
+    "benchmarks": 5,  # some measure what a recipe trains
 }
 MIDDLE = 2
 # The only siblings that may be imported across: captions become tokens as they are loaded.
@@ -83,6 +83,8 @@ def breach(importer: str, imported: str) -> str | None:
     """Why `importer` may not import `imported`; None where it may."""
     here, there = unit_of(importer), unit_of(imported)
     if there is None or there == here:
+        return None
+    if (here, there) == ("benchmarks", "recipes"):
         return None
     if there in ("recipes", "benchmarks", "tests", "kernels"):
         return f"{importer} imports {imported}: nothing imports {there} by that name"

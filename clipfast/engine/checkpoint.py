@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.engine.config import ConfigError
-from clipfast.engine.half_stage0 import masters
 from clipfast.engine.launch import Process
+from clipfast.engine.masters import exact_parameters
 from clipfast.models import export
 
 _NAME = re.compile(r"step(\d{8,})")
@@ -106,7 +106,10 @@ class Checkpoints:
         if differing:
             raise ConfigError(
                 f"--resume {which}: {path} was saved with {', '.join(differing)}. Resume with what "
-                "it was saved with, or start a new run from its weights with --model.weights"
+                "it was saved with: parts of flat tensors, in blocks that share a scale, cannot be "
+                "dealt out anew. To go on otherwise, with new Adam statistics, write its exact weights "
+                f"(resume as saved, with --max-steps {state['step']}: final.safetensors) and start "
+                "from them with --model.weights"
             )
         engine.load_checkpoint(str(path.parent), tag=path.name)
         return state
@@ -144,24 +147,18 @@ def move_aside(folder: Path) -> Path | None:
 
 
 def full_state_dict(engine, process: Process) -> dict[str, Tensor] | None:
-    """The model's parameters and buffers, whole and in float32 where a float32 master exists.
+    """The model's parameters and buffers, whole and in float32: the exact weights where a master or
+    a remainder is kept, the half-precision ones where nothing else exists.
 
     A collective: every rank calls it.
 
     Returns:
         Tensors on the CPU by name on rank 0, None elsewhere.
     """
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    stage0_masters = masters(engine)
     state = {}
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)
-        if full is None:
-            # In float32 at ZeRO 0 there is no master: the parameter itself is all there is.
-            full = stage0_masters.get(id(parameter), parameter)
+    for name, parameter in exact_parameters(engine):
         if process.is_main:
-            state[name] = full.detach().cpu().clone()
+            state[name] = parameter.detach().cpu().clone()
     if not process.is_main:
         return None
     state.update({name: buffer.cpu() for name, buffer in engine.module.named_buffers()})

@@ -15,7 +15,8 @@ def loss_factor(engine) -> float:
 
 
 def forget_first_step(engine) -> None:
-    """Set Adam's step counts back to 0. With a learning rate of 0 the step itself moved nothing."""
+    """Set Adam's step counts back to 0. With a learning rate of 0 the step itself moved nothing:
+    the masters are copies of half-precision weights, which no rounding to their grid changes."""
     if _is_unfused(engine):
         for state in engine.optimizer.optimizer.state.values():
             state["step"].zero_()

@@ -10,12 +10,20 @@ import torch.distributed as dist
 from torch import nn
 
 from clipfast.data import TrainLoader
-from clipfast.engine.config import Config, largest_divisor
+from clipfast.engine.config import Config, OptimizerConfig, largest_divisor
 from clipfast.engine.ds_config import BUCKET
 from clipfast.engine.launch import Process
+from clipfast.engine.optimizer import (
+    DTYPES,
+    optimizer_holds_masters,
+    sums_in_float32,
+    zero_stage,
+)
 from clipfast.models import CLIP, num_parameters
 from clipfast.models.config import get_config
 from clipfast.models.memory import MODES, fastest_checkpoint
+from clipfast.optim import parameter_groups
+from clipfast.optim.states import state_bytes_per_parameter
 from clipfast.tokenizer import tokenize_with_lengths
 
 # Left free for what is not counted: workspaces, decoded images, fragmentation. On a CPU the process
@@ -59,8 +67,14 @@ def resolve_checkpoint(
         model = CLIP(model_config)
     local_batch = config.local_batch(process.world_size)
     micro_batches = config.micro_batches(process.world_size)
-    stage = config.zero.resolve(process.world_size, dtype == torch.float32)
-    taken = state_bytes(model, dtype, stage, process.world_size, micro_batches > 1)
+    taken = state_bytes(
+        model,
+        config.optimizer,
+        dtype,
+        zero_stage(config, dtype, process.world_size),
+        process.world_size,
+        sums_in_float32(config, dtype, process.world_size),
+    ).total
     if micro_batches == 1:
         taken += 4 * local_batch * config.batch_size  # the loss's strip of logits
     available = int((free_bytes(process) - _SLACK) * (1 - _MARGIN)) - taken
@@ -92,37 +106,77 @@ def resolve_checkpoint(
     return ResolvedCheckpoint(mode, line)
 
 
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes that a rank holds beside activations.
+
+    Attributes:
+        weights: that the model computes with.
+        gradients: and their sums over micro-batches.
+        optimizer: masters, remainders and Adam's statistics.
+        passing: what comes and goes: the gradient in the optimizer's type while it steps, buckets
+            on their way between ranks, what stage 3 gathers.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    passing: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them at once."""
+        return self.weights + self.gradients + self.optimizer + self.passing
+
+
 def state_bytes(
-    model: nn.Module, dtype: torch.dtype, stage: int, ranks: int, accumulates: bool
-) -> int:
-    """Bytes a rank holds beside activations: weights, gradients, masters, Adam, buckets.
+    model: nn.Module,
+    options: OptimizerConfig,
+    dtype: torch.dtype,
+    stage: int,
+    ranks: int,
+    sums: bool = False,
+) -> StateBytes:
+    """What a rank holds beside activations.
 
     Args:
         model: its parameters are counted, wherever they are.
+        options: of the optimizer: statistics and weights of each tower.
         dtype: of weights and gradients.
         stage: of ZeRO.
         ranks: that share.
-        accumulates: gradients of several micro-batches are summed (in float32, sharing ranks).
+        sums: half-precision gradients of several micro-batches are summed in float32.
     """
     parameters = num_parameters(model)
     width = dtype.itemsize
-    master = 0 if stage == 0 and dtype == torch.float32 else 4
-    # Adam's two moments; the float32 gradient that a half-precision or flattened step makes.
-    optimizer = master + 8 + (4 if master else 0)
+    # What the optimizer is given; a copy beside the model's weights wherever DeepSpeed wraps it.
+    given = dtype if optimizer_holds_masters(options, dtype, stage) else torch.float32
+    copied = stage > 0 or given != dtype
+    groups = parameter_groups(
+        model, 0.0, image={"weights": options.image_weights}, text={"weights": options.text_weights}
+    )
+    optimizer = parameters * given.itemsize * copied + sum(
+        parameter.numel()
+        * state_bytes_per_parameter(DTYPES[options.stats], group["weights"], given)
+        for group in groups
+        for parameter in group["params"]
+    )
+    passing = parameters * given.itemsize * copied
     weights = gradients = parameters * width
     if stage:
         optimizer /= ranks
-        if accumulates and width < 4:
+        passing /= ranks
+        if sums:
             gradients += parameters * 4 / (ranks if stage > 1 else 1)
     if stage >= 2:
         gradients /= ranks
     if stage == 3:
+        weights /= ranks
         # What is gathered for a forward lies beside the shares: at most the largest tensors.
-        weights = parameters * width / ranks + 2 * width * max(
-            p.numel() for p in model.parameters()
-        )
-    buckets = 2 * width * min(BUCKET, parameters) if ranks > 1 and stage else 0
-    return round(weights + gradients + parameters * optimizer + buckets)
+        passing += 2 * width * max(p.numel() for p in model.parameters())
+    if ranks > 1 and stage:
+        passing += 2 * width * min(BUCKET, parameters)
+    return StateBytes(*(round(count) for count in (weights, gradients, optimizer, passing)))
 
 
 def free_bytes(process: Process) -> int:

@@ -10,9 +10,9 @@ from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.ds_config import deepspeed_config
 from clipfast.engine.half_stage0 import forget_first_step
 from clipfast.engine.launch import Process
+from clipfast.engine.optimizer import build_optimizer
 from clipfast.models import CLIP, AttentionPool2d, create_model, load_weights
 from clipfast.models.compile import compile_blocks
-from clipfast.optim import AdamW, parameter_groups
 
 _THREADS_BESIDE_A_GPU = 4
 
@@ -112,14 +112,7 @@ def initialise_engine(config: Config, process: Process, dtype: torch.dtype, mode
     # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that order.
     # The images' channels_last is what convolutions follow.
     model = model.to(process.device)
-    options = config.optimizer
-    optimizer = AdamW(
-        parameter_groups(model, options.weight_decay),
-        lr=0.0,  # set before every step; none may be taken before the first
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
-        fused=True,
-    )
+    optimizer = build_optimizer(config, process, dtype, model)
     ds_config = deepspeed_config(config, dtype, process.world_size)
     stage = ds_config["zero_optimization"]["stage"]
     if stage == 3:

@@ -18,6 +18,7 @@ from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process, keep_freed_memory
 from clipfast.engine.memory import resolve_checkpoint
 from clipfast.engine.metrics import Metrics, rate
+from clipfast.engine.optimizer import describe, optimizer_holds_masters, zero_stage
 from clipfast.engine.setup import (
     build_loader,
     build_model,
@@ -69,8 +70,14 @@ class Trainer:
         self.process = process
         self.dtype = dtype
         self.folder = Path(config.logging.dir) / config.run_name
-        self.stage = config.zero.resolve(process.world_size, dtype == torch.float32)
-        layout = {"ranks": process.world_size, "ZeRO stage": self.stage, "precision": str(dtype)}
+        self.stage = zero_stage(config, dtype, process.world_size)
+        ours = optimizer_holds_masters(config.optimizer, dtype, self.stage)
+        layout = {
+            "ranks": process.world_size,
+            "ZeRO stage": self.stage,
+            "precision": str(dtype),
+            "masters": "bf16 weights and what the optimizer keeps" if ours else "float32",
+        }
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", config.checkpoint.keep, process, layout
         )
@@ -187,6 +194,8 @@ class Trainer:
         if self.dtype == torch.float16:
             values["loss_scale"] = float(self.engine.optimizer.loss_scale)
             values["skipped_steps"] = self.engine.skipped_steps
+        elif skipped := getattr(self.engine.optimizer, "skipped_steps", 0):
+            values["skipped_steps"] = skipped
         return values
 
     def _require_finite(self, loss: float) -> None:
@@ -261,6 +270,7 @@ class Trainer:
             f"{self.loader.batches_per_epoch} steps an epoch, {self.total_steps} steps in all, "
             f"{self.warmup_steps} of them warm-up; writing to {self.folder}",
         ]
+        lines += describe(config, self.dtype, process.world_size)
         if self.recomputation.line:
             lines.append(self.recomputation.line)
         if self.step:

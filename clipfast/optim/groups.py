@@ -1,32 +1,56 @@
-"""Which parameters decay, which do not, and which are bounded."""
+"""Which parameters decay, which do not, which are bounded, and how each tower's are kept."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 _NORMALIZATION = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+# Where CLIP holds its towers: the first part of a parameter's name.
+_TOWERS = {
+    "visual": "image",
+    "transformer": "text",
+    "token_embedding": "text",
+    "positional_embedding": "text",
+    "ln_final": "text",
+    "text_projection": "text",
+}
 # The largest float32 whose exponential is not above 100; log(100) itself rounds up.
 LOGIT_SCALE_MAXIMUM = float(np.nextafter(np.float32(math.log(100.0)), np.float32(0)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split a CLIP model's parameters into three groups for ``AdamW``.
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    image: Mapping[str, Any] | None = None,
+    text: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Split a CLIP model's parameters into groups for ``FusedAdamW``.
+
+    For the image tower, the text tower and what belongs to neither, two groups each:
 
     1. weights and embeddings, decayed;
     2. gains and biases, not decayed;
-    3. ``logit_scale``, not decayed, bounded so that its exponential stays at or under 100. It has a
-       group of its own so that under ZeRO the bound acts on its master partition alone.
+
+    and last ``logit_scale``, not decayed, bounded so that its exponential stays at or under 100. It
+    has a group of its own so that under ZeRO the bound acts on its master partition alone, and its
+    weight stays exact whatever the towers' do.
 
     Args:
-        model: any module; normalisation layers are recognised by type, biases by name.
-        weight_decay: decoupled decay of the first group, per step and unit of learning rate.
+        model: any module; the towers are recognised by the names CLIP gives them, normalisation
+            layers by type, biases by name.
+        weight_decay: decoupled decay of weights and embeddings, per step and unit of learning rate.
+        image: further options of the image tower's groups, such as ``{"weights": "remainder"}``.
+        text: those of the text tower's.
 
     Returns:
-        Group dictionaries for ``clipfast.optim.AdamW``; groups without parameters are left out.
+        Group dictionaries; groups without parameters are left out.
 
-    Source: Radford et al. 2021, section 2.5 ("all weights that are not gains or biases").
+    Source: Radford et al. 2021, section 2.5 ("all weights that are not gains or biases", and "half-
+    precision stochastically rounded text encoder weights").
     """
     gains = {
         id(parameter)
@@ -34,19 +58,25 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         if isinstance(module, _NORMALIZATION)
         for parameter in module.parameters(recurse=False)
     }
-    decayed, exempt, scale = [], [], []
+    options = {"image": dict(image or {}), "text": dict(text or {}), "neither": {}}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {
+        (tower, decays): {
+            "params": [],
+            "weight_decay": weight_decay if decays else 0.0,
+            "weights": "fp32",
+            **options[tower],
+        }
+        for tower in options
+        for decays in (True, False)
+    }
+    scale = {"params": [], "weight_decay": 0.0, "weights": "fp32", "maximum": LOGIT_SCALE_MAXIMUM}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if name.rpartition(".")[2] == "logit_scale":
-            scale.append(parameter)
-        elif id(parameter) in gains or name.endswith("bias"):
-            exempt.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-        {"params": scale, "weight_decay": 0.0, "maximum": LOGIT_SCALE_MAXIMUM},
-    ]
-    return [group for group in groups if group["params"]]
+            scale["params"].append(parameter)
+            continue
+        tower = _TOWERS.get(name.partition(".")[0], "neither")
+        exempt = id(parameter) in gains or name.endswith("bias")
+        groups[tower, not exempt]["params"].append(parameter)
+    return [group for group in (*groups.values(), scale) if group["params"]]

@@ -1,5 +1,6 @@
-"""Start recipes as a user does, in processes of their own."""
+"""Start recipes as a user does, in processes of their own, or many of them in turn in one."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,7 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.ranks import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = [
@@ -59,6 +63,61 @@ def fail(recipe: str, *options: str) -> str:
     )
     assert done.returncode == 2, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return " ".join((done.stdout + done.stderr).replace("│", " ").split())
+
+
+def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], ranks: int = 1) -> None:
+    """Train the demo's recipe once for each entry, one after the other in the same processes.
+
+    Starting an interpreter, torch and DeepSpeed takes longer than some steps of a tiny model.
+
+    Args:
+        folder: run NAME leaves what it leaves in FOLDER/NAME.
+        runs: names and command lines.
+        ranks: how many processes share each of them.
+    """
+    run_ranks(ranks, _trainings, str(folder), dict(runs), free_port())
+
+
+def start_rank(port: int):
+    """Give DeepSpeed the environment that it reads, inside a process that ``run_ranks`` started.
+
+    Returns:
+        clipfast.engine.launch.Process.
+    """
+    import torch.distributed as dist
+
+    from clipfast.engine.launch import current_process, start
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    values = (rank, rank, world_size, world_size, "127.0.0.1", port)
+    os.environ.update(zip(names, map(str, values), strict=True))
+    process = current_process()
+    start(process)
+    return process
+
+
+def _trainings(folder: str, runs: dict[str, Sequence[str]], port: int) -> None:
+    from clipfast.engine.cli import parse
+    from clipfast.engine.launch import resolve_precision
+    from clipfast.engine.trainer import Trainer
+
+    process = start_rank(port)
+    specification = importlib.util.spec_from_file_location(
+        "recipe", REPOSITORY / "recipes/emoji.py"
+    )
+    recipe = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(recipe)
+    for name, options in runs.items():
+        arguments = [*QUICK, "--logging.no-progress", "--logging.dir", folder]
+        config = parse(recipe.config(), [*arguments, "--logging.name", name, *options])
+        dtype = resolve_precision(config.precision, process.device)
+        try:
+            trainer = Trainer(config, process, dtype)
+            trainer.run()
+            trainer.engine.destroy()
+        except Exception as error:
+            raise RuntimeError(f"run {name}: {' '.join(options)}") from error
 
 
 def rows(folder: Path) -> list[dict]:

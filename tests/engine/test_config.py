@@ -20,6 +20,10 @@ def test_parse_overrides_any_field_and_drops_the_launchers_rank():
     assert (config.batch_size, config.micro_batch, config.zero.stage) == (64, 8, 3)
     assert (config.schedule.max_steps, config.checkpoint.resume) == (5, "latest")
     assert (config.optimizer.lr, config.data.scale) == (1e-4, (0.5, 1.0))
+    options = "--optimizer.stats fp16 --optimizer.text-weights stochastic"
+    optimizer = parse(Config(), options.split()).optimizer
+    assert (optimizer.stats, optimizer.image_weights) == ("fp16", "fp32")
+    assert (optimizer.text_weights, optimizer.has_exact_weights) == ("stochastic", False)
 
 
 def test_parse_keeps_what_the_recipe_set():
@@ -38,8 +42,14 @@ def test_help_explains_every_option(capsys):
         "--resume",
         "--optimizer.beta2",
         "--model.checkpoint",
+        "--optimizer.image-weights",
     )
-    for words in (*options, "loss scaling", "none,selective,full,auto"):
+    for words in (
+        *options,
+        "loss scaling",
+        "none,selective,full,auto",
+        "fp32,remainder,stochastic",
+    ):
         assert words in text
 
 
@@ -60,13 +70,6 @@ def test_help_explains_every_option(capsys):
 def test_impossible_combinations_name_the_option(build, words):
     with pytest.raises(ConfigError, match=words):
         build()
-
-
-def test_zero_auto_shares_nothing_alone_in_float32():
-    assert Config().zero.resolve(1, is_float32=True) == 0
-    assert Config().zero.resolve(1, is_float32=False) == 1
-    assert Config().zero.resolve(8, is_float32=True) == 1
-    assert parse(Config(), ["--zero-stage", "2"]).zero.resolve(1, is_float32=True) == 2
 
 
 def test_micro_batches_counts_the_parts_of_a_ranks_share():

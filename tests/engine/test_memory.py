@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from clipfast.data import TrainLoader
-from clipfast.engine import Config, ConfigError, DataConfig, ModelConfig
+from clipfast.engine import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig
 from clipfast.engine import memory as engine_memory
 from clipfast.engine.launch import Process
 from clipfast.engine.memory import (
@@ -53,7 +53,7 @@ def test_resolve_checkpoint_takes_the_fastest_mode_that_fits(loader, process_gro
         for mode in ("none", "selective", "full")
     }
     with torch.device("meta"):
-        states = state_bytes(create_model("RN-tiny"), FP32, 0, 1, False)
+        states = state_bytes(create_model("RN-tiny"), OptimizerConfig(), FP32, 0, 1).total
 
     def resolved_with(activations: float, **options) -> tuple[str, str]:
         free = (states + activations) / (1 - engine_memory._MARGIN) + engine_memory._SLACK
@@ -77,14 +77,28 @@ def test_resolve_checkpoint_takes_the_fastest_mode_that_fits(loader, process_gro
 def test_state_bytes_of_the_zero_stages():
     with torch.device("meta"):
         model = torch.nn.Linear(1000, 999)
-    count, half = 1_000_000 - 1000 + 999, torch.bfloat16
+    count, half, exact = 1_000_000 - 1000 + 999, torch.bfloat16, OptimizerConfig()
     # Weights, gradients and Adam's two moments, in float32.
-    assert state_bytes(model, FP32, 0, 1, False) == 16 * count
+    assert state_bytes(model, exact, FP32, 0, 1).total == 16 * count
     # Half-precision weights and gradients beside master, moments and one float32 gradient.
-    assert state_bytes(model, half, 1, 1, False) == 20 * count
-    assert state_bytes(model, half, 1, 8, False) == round((4 + 16 / 8 + 4) * count)
-    stages = [state_bytes(model, half, stage, 64, True) for stage in (1, 2)]
+    assert state_bytes(model, exact, half, 1, 1).total == 20 * count
+    assert state_bytes(model, exact, half, 1, 8).total == round((4 + 16 / 8 + 4) * count)
+    stages = [state_bytes(model, exact, half, stage, 64, sums=True).total for stage in (1, 2)]
     assert stages[0] > stages[1]
+
+
+def test_state_bytes_of_the_papers_combination():
+    with torch.device("meta"):
+        model = create_model("RN50")
+    image = sum(p.numel() for p in model.visual.parameters())
+    count = sum(p.numel() for p in model.parameters())
+    paper = OptimizerConfig(stats="fp16", image_weights="remainder", text_weights="stochastic")
+    held = state_bytes(model, paper, torch.bfloat16, 1, 1)
+    # Beside the bf16 weights: DeepSpeed's copy of them, fp16 moments and their exponents.
+    assert held.optimizer == pytest.approx(count * (2 + 4 + 2 / 256) + 2 * image, abs=10)
+    # fp16 on an older GPU: float32 masters and fp16 moments.
+    held = state_bytes(model, paper, torch.float16, 1, 1)
+    assert held.optimizer == pytest.approx(count * (4 + 4 + 2 / 256), abs=10)
 
 
 def test_free_bytes_are_shared_by_the_ranks_of_a_node():

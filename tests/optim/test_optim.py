@@ -1,43 +1,21 @@
-"""Parameter groups, the bound of the logit scale, the schedule."""
+"""The bound of the logit scale, the schedule."""
 
 import math
 
 import pytest
 import torch
 
-from clipfast.models import create_model
-from clipfast.optim import AdamW, parameter_groups, warmup_cosine
+from clipfast.optim import FusedAdamW, warmup_cosine
 from clipfast.optim.groups import LOGIT_SCALE_MAXIMUM
-
-
-@pytest.mark.parametrize("name", ["RN-tiny", "ViT-tiny"])
-def test_parameter_groups_decay_all_but_gains_and_biases(name):
-    model = create_model(name)
-    names = {id(p): n for n, p in model.named_parameters()}
-    decayed, exempt, scale = (
-        {names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.2)
-    )
-    assert scale == {"logit_scale"}
-    assert "token_embedding.weight" in decayed
-    assert "positional_embedding" in decayed
-    assert {n for n in names.values() if n.endswith("bias")} <= exempt
-    assert all(n.endswith("bias") or ".bn" in n or "ln_" in n or "downsample" in n for n in exempt)
-    assert not any(".bn" in n or "ln_" in n for n in decayed)
-    assert len(decayed) + len(exempt) + 1 == len(names)
-    assert [g["weight_decay"] for g in parameter_groups(model, 0.2)] == [0.2, 0.0, 0.0]
-
-
-def test_parameter_groups_leave_out_frozen_parameters():
-    model = create_model("ViT-tiny")
-    model.requires_grad_(False)
-    assert parameter_groups(model, 0.2) == []
 
 
 def test_adamw_keeps_the_maximum_and_otherwise_equals_torch():
     bounded = torch.nn.Parameter(torch.tensor([math.log(99.9)]))
     free, twin = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
-    ours = AdamW(
-        [{"params": [free]}, {"params": [bounded], "maximum": LOGIT_SCALE_MAXIMUM}], lr=0.1
+    ours = FusedAdamW(
+        [{"params": [free]}, {"params": [bounded], "maximum": LOGIT_SCALE_MAXIMUM}],
+        lr=0.1,
+        stats_dtype=torch.float32,
     )
     theirs = torch.optim.AdamW([twin], lr=0.1)
     for step in range(5):
