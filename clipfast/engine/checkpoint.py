@@ -107,9 +107,9 @@ class Checkpoints:
             raise ConfigError(
                 f"--resume {which}: {path} was saved with {', '.join(differing)}. Resume with what "
                 "it was saved with: parts of flat tensors, in blocks that share a scale, cannot be "
-                "dealt out anew. To go on otherwise, with new Adam statistics, write its exact weights "
-                f"(resume as saved, with --max-steps {state['step']}: final.safetensors) and start "
-                "from them with --model.weights"
+                "dealt out anew. To go on otherwise, with new Adam statistics, write its exact "
+                f"weights (resume as saved, with --max-steps {state['step']}: final.safetensors), "
+                "then start from them with --model.weights"
             )
         engine.load_checkpoint(str(path.parent), tag=path.name)
         return state

@@ -100,7 +100,10 @@ def test_state_bytes_are_those_that_tensors_hold_in_every_format_at_every_stage(
         ("fp16", ("remainder", "stochastic")),
         ("bf16", ("stochastic", "fp32")),
     )
-    for ranks, of in ((1, cases(formats)), (2, [cases(formats[1:2])[n] for n in (5, 7)])):
+    paper = cases(formats[1:2])
+    # In float32 the optimizer keeps no weights, whatever the policy: one format will do.
+    one = [case for case in cases(formats) if case[0] == "bf16" or case in paper]
+    for ranks, of in ((1, one), (2, [paper[5], paper[7]])):
         for (precision, stage, options), held in zip(of, measure(of, ranks), strict=True):
             counted = state_bytes(tiny_model(), options, DTYPES[precision], stage, ranks)
             case = f"{precision}, ZeRO {stage} on {ranks}, {options}"
