@@ -98,10 +98,12 @@ class Checkpoints:
                 f"--resume {which}: no complete checkpoint there (no {_COMPLETE}); complete ones "
                 f"of this run: {[str(p) for p in self.complete()] or 'none'}"
             )
+        # Before there was another kind, all masters were float32.
+        saved = {"masters": "float32", **state["layout"]}
         differing = [
-            f"{name} {state['layout'].get(name)}, not {value}"
+            f"{name} {saved.get(name)}, not {value}"
             for name, value in self.layout.items()
-            if state["layout"].get(name) != value
+            if saved.get(name) != value
         ]
         if differing:
             raise ConfigError(

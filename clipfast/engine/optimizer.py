@@ -11,6 +11,7 @@ from torch import nn
 from clipfast.engine.config import Config, OptimizerConfig
 from clipfast.engine.launch import Process
 from clipfast.optim import FusedAdamW, parameter_groups
+from clipfast.optim.options import bound_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Between the first elements of two ranks' random bits: more than a rank can hold.
@@ -73,6 +74,10 @@ def build_optimizer(
         image={"weights": options.image_weights, "weights_dtype": grid},
         text={"weights": options.text_weights, "weights_dtype": grid},
     )
+    for group in groups:
+        if group.get("maximum") is not None:
+            # The model computes with the nearest half of a float32 copy that DeepSpeed keeps.
+            group["maximum"] = bound_in(group["maximum"], dtype, stochastic=False)
     return FusedAdamW(
         groups,
         lr=0.0,

@@ -39,7 +39,7 @@ def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor
             batch.images,
             batch.tokens,
             lengths=batch.lengths,
-            # The gather of the texts is on its way while the image tower runs.
+            # On a GPU the gather of the texts is on its way while the image tower runs.
             on_text_features=lambda features: texts.append(
                 gather_texts(features, batch_sizes=_batch_sizes(features))
             ),

@@ -194,7 +194,9 @@ class Trainer:
         if self.dtype == torch.float16:
             values["loss_scale"] = float(self.engine.optimizer.loss_scale)
             values["skipped_steps"] = self.engine.skipped_steps
-        elif skipped := getattr(self.engine.optimizer, "skipped_steps", 0):
+        elif skipped := self.engine.skipped_steps or getattr(
+            self.engine.optimizer, "skipped_steps", 0
+        ):
             values["skipped_steps"] = skipped
         return values
 

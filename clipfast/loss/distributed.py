@@ -152,7 +152,8 @@ def start_gather(local: Tensor, layout: Layout) -> Tensor:
         layout: B of every rank.
 
     Returns:
-        Rows of all ranks, still on their way, padded to the largest batch where batches differ.
+        Rows of all ranks, still on their way where it :func:`overlaps`, padded to the largest
+        batch where batches differ.
     """
     if layout.group_name is None:
         return local
@@ -177,7 +178,7 @@ def start_reduce_scatter(partial: Tensor, layout: Layout) -> Tensor:
     """Start summing [G, D] over the ranks, each of which receives its own rows.
 
     Returns:
-        [B, D], still on its way: use it after :func:`wait`.
+        [B, D], still on its way where it :func:`overlaps`: use it after :func:`wait`.
     """
     if layout.group_name is None:
         return partial

@@ -10,7 +10,8 @@ The device of the tensors picks the implementation:
     CUDA   csrc/adamw (one launch for many tensors); else `reference_step`
     other  `reference_step`
 
-Every implementation gives the same bits. For that, each sum of csrc/adamw/element.h is one fused
+Every implementation of the step gives the same bits; norms add in orders of their own, in fp64, and
+may differ in the last bit of fp32. For the step, each sum of csrc/adamw/element.h is one fused
 multiply-add and everything else one IEEE operation; here they are fp64 operations, rounded once.
 """
 

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor
 
 from clipfast.optim import states
+from clipfast.optim.options import bound_in
 
 
 class Options(tuple):
     """A group's numbers for the operator: lr, beta1, beta2, eps, weight_decay, maximum."""
 
-    def __new__(cls, group: dict[str, Any]) -> Options:
+    def __new__(cls, group: dict[str, Any], dtype: torch.dtype, grid: str) -> Options:
         beta1, beta2 = group["betas"]
         maximum = group.get("maximum")
         numbers = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
-        return super().__new__(
-            cls, (*map(float, numbers), math.inf if maximum is None else float(maximum))
-        )
+        bound = math.inf if maximum is None else float(maximum)
+        rounded = group["weights_dtype"] if grid else dtype
+        if bound < math.inf and rounded is not torch.float32:
+            bound = bound_in(bound, rounded, group["weights"] == "stochastic")
+        return super().__new__(cls, (*map(float, numbers), bound))
 
 
 class Batch:
@@ -58,6 +61,8 @@ class Batch:
     def launch(self, control: Tensor, seed: int, stochastic: bool) -> None:
         """The update; the step counts are those after it."""
         lr, beta1, beta2, eps, weight_decay, maximum = self.options
+        # A graph that saved these weights must not go backward over the new ones.
+        torch.autograd.graph.increment_version(self.params)
         torch.ops.clipfast.adamw_(
             self.params,
             self.grads,
@@ -92,11 +97,14 @@ def in_layout(param: Tensor, grad: Tensor) -> Tensor:
     return states.in_order_of(param, grad)
 
 
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """On the device. Only copies to the CPU wait: it would read what has not yet arrived."""
+    return value.to(device, non_blocking=device.type != "cpu")
+
+
 def norm_of(by_device: dict[torch.device, list[Tensor]], home: torch.device) -> Tensor:
     """2-norm over the gradients of all devices, fp32 [] on one of them."""
     norms = [torch.ops.clipfast.adamw_grad_norm(grads) for grads in by_device.values()]
     if len(norms) == 1:
         return norms[0]
-    return torch.linalg.vector_norm(
-        torch.stack([norm.to(home, non_blocking=True) for norm in norms])
-    )
+    return torch.linalg.vector_norm(torch.stack([moved(norm, home) for norm in norms]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipfast.ops.adamw import BLOCK
 from clipfast.optim import states
-from clipfast.optim.batch import Batch, Options, in_layout, norm_of
+from clipfast.optim.batch import Batch, Options, in_layout, moved, norm_of
 from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
 
 
@@ -180,9 +180,8 @@ class FusedAdamW(torch.optim.Optimizer):
         """The tensors of one step, in batches that one call of the operator can take."""
         batches: dict[tuple, Batch] = {}
         for group in self.param_groups:
-            kinds: dict[torch.dtype, torch.dtype | None] = {}
+            kinds: dict[torch.dtype, tuple[torch.dtype | None, str, Options]] = {}
             stats_dtype, weights = group["stats_dtype"], group["weights"]
-            weights_dtype, options = group["weights_dtype"], Options(group)
             for param in group["params"]:
                 first_element = self._first_elements.get(param)
                 if first_element is None:
@@ -192,16 +191,16 @@ class FusedAdamW(torch.optim.Optimizer):
                     continue
                 dtype = param.dtype
                 if dtype not in kinds:
-                    kinds[dtype] = states.master_dtype(dtype, weights, weights_dtype)
-                kept = kinds[dtype]
+                    kept = states.master_dtype(dtype, weights, group["weights_dtype"])
+                    on_grid = dtype is torch.float32 and weights == "stochastic"
+                    grid = states.GRIDS[group["weights_dtype"]] if on_grid else ""
+                    kinds[dtype] = (kept, grid, Options(group, dtype, grid))
+                kept, grid, options = kinds[dtype]
                 state = self.state[param]
                 if not states.fits(param, state, stats_dtype, kept):
                     states.fit(param, state, stats_dtype, kept)
                 if grad.layout is not torch.strided or grad.stride() != param.stride():
                     grad = in_layout(param, grad)
-                grid = ""
-                if dtype is torch.float32 and weights == "stochastic":
-                    grid = states.GRIDS[weights_dtype]
                 key = (param.device, dtype, stats_dtype, kept, grid, options)
                 batch = batches.get(key)
                 if batch is None:
@@ -233,8 +232,7 @@ class FusedAdamW(torch.optim.Optimizer):
         skip = torch.zeros((), dtype=torch.bool, device=home)
         if grad_scale is not None:
             # In fp64, as GradScaler itself does: an fp32 quotient may be compiled to be inexact.
-            scale = grad_scale.to(device=home, dtype=torch.float64, non_blocking=True)
-            factor = scale.reciprocal().float().reshape(())
+            factor = moved(grad_scale, home).double().reciprocal().float().reshape(())
         if self.max_norm is not None or looks:
             norm = norm_of(by_device, home)
             if self.max_norm is not None:
@@ -243,15 +241,15 @@ class FusedAdamW(torch.optim.Optimizer):
             if self.skip_nonfinite:
                 skip = ~norm.isfinite()
         if found_inf is not None:
-            skip = skip | (found_inf.to(device=home, non_blocking=True).reshape(()) != 0)
+            skip = skip | (moved(found_inf, home).reshape(()) != 0)
         if may_skip:
             self._count(skip)
         skip = skip.float()
         control, taken = torch.stack([factor, skip]), 1 - skip
         return {
             device: (
-                control.to(device, non_blocking=True),
-                taken.to(device, non_blocking=True) if may_skip else 1,
+                moved(control, device),
+                moved(taken, device) if may_skip else 1,
             )
             for device in by_device
         }

@@ -34,6 +34,23 @@ def merged_options(mine: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any
     return {**defaults, **kept, **formats}
 
 
+def bound_in(maximum: float, dtype: torch.dtype, stochastic: bool) -> float:
+    """The bound to update under, so that what is kept in a half type stays at or under ``maximum``.
+
+    Args:
+        maximum: bound of the weights from above.
+        dtype: that the weights are rounded to.
+        stochastic: whether at random, which reaches the next value above a weight.
+
+    Returns:
+        ``maximum``, or the largest value of ``dtype`` below it.
+    """
+    nearest = torch.tensor(maximum, dtype=torch.float64).to(dtype)
+    if nearest.item() > maximum:
+        return torch.nextafter(nearest, nearest.new_tensor(-math.inf)).item()
+    return nearest.item() if stochastic else maximum
+
+
 def check_options(group: dict[str, Any]) -> None:
     """Raises ValueError for an option out of its range."""
     betas = group["betas"]

@@ -175,21 +175,23 @@ def fits(param: Tensor, state: State, stats_dtype: torch.dtype, kept: torch.dtyp
     if first is None or first.dtype is not stats_dtype or first.stride() != param.stride():
         return False
     second = state.get("exp_avg_sq" if stats_dtype is torch.float32 else "exp_avg_sqrt")
-    if second is None or second.dtype is not stats_dtype or second.device != param.device:
+    if second is None or second.dtype is not stats_dtype or first.shape != param.shape:
         return False
-    if stats_dtype is torch.float16:
-        exponents = state.get("exponents")
-        if exponents is None or exponents.dtype is not torch.int8:
-            return False
-    elif "exponents" in state:
+    device = param.device
+    if first.device != device or second.device != device:
+        return False
+    exponents = state.get("exponents")
+    if (exponents is None) == (stats_dtype is torch.float16):
+        return False
+    if exponents is not None and (exponents.dtype is not torch.int8 or exponents.device != device):
         return False
     step = state["step"]
-    if not isinstance(step, Tensor) or step.dtype is not torch.float32:
+    if not isinstance(step, Tensor) or step.dtype is not torch.float32 or step.device != device:
         return False
     if kept is None:
         return "master" not in state and "remainder" not in state
     master = state.get(MASTER_KEYS[kept])
-    return master is not None and master.dtype is kept
+    return master is not None and master.dtype is kept and master.device == device
 
 
 def fit(param: Tensor, state: State, stats_dtype: torch.dtype, kept: torch.dtype | None) -> None:
@@ -232,7 +234,7 @@ def fit_statistics(
     # The blocks of fp16 codes follow their order in memory: in another order they are others.
     if saved is stats_dtype and (ordered or saved is not torch.float16):
         for key in ("exp_avg", _second(saved)):
-            if state[key].stride() != param.stride() or state[key].device != param.device:
+            if not _lies_like(state[key], param):
                 state[key] = in_order_of(param, state[key])
             state[key] = state[key].to(saved)
         if saved is torch.float16:
@@ -337,6 +339,14 @@ def _encode(state: State, first: Tensor, second: Tensor, stats_dtype: torch.dtyp
         state["exponents"] = torch.stack([first_exponents, second_exponents])
 
 
+def _lies_like(value: Tensor, param: Tensor) -> bool:
+    return (value.shape, value.stride(), value.device) == (
+        param.shape,
+        param.stride(),
+        param.device,
+    )
+
+
 def _restored(state: State) -> State:
     """The tensors of a state's statistics, in the types that they were made in."""
     saved = _format(state)
@@ -375,9 +385,7 @@ def _joined(param: Tensor, state: State) -> Tensor:
 
 def _fit_weight(param: Tensor, state: State, kept: torch.dtype | None) -> None:
     for key in ("master", "remainder"):
-        if key in state and (
-            state[key].stride() != param.stride() or state[key].device != param.device
-        ):
+        if key in state and not _lies_like(state[key], param):
             state[key] = in_order_of(param, state[key])
     if kept is torch.float32:
         state["master"] = (

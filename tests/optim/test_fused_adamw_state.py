@@ -368,3 +368,14 @@ def test_state_bytes_of_what_does_not_exist_are_refused():
         state_bytes_per_parameter(torch.int8, "fp32", torch.float32)
     with pytest.raises(ValueError, match="remainder"):
         state_bytes_per_parameter(torch.float16, "remainder", torch.float16)
+
+
+@pytest.mark.parametrize("stats_dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_load_refuses_statistics_of_another_length(stats_dtype):
+    long, short = (torch.nn.Parameter(torch.ones(n)) for n in (12, 10))
+    optimizers = [FusedAdamW([p], stats_dtype=stats_dtype) for p in (long, short)]
+    for param, optimizer in zip((long, short), optimizers, strict=True):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"shape \(12,\)"):
+        optimizers[0].load_state_dict(optimizers[1].state_dict())

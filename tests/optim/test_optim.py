@@ -36,3 +36,33 @@ def test_warmup_cosine_rises_peaks_and_ends_at_zero():
     assert rates[110] == pytest.approx(0.0, abs=1e-12)
     assert warmup_cosine(0, 2.0, 0, 10) == 2.0
     assert warmup_cosine(500, 2.0, 10, 110) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", ["fp32", "stochastic", "grid"])
+def test_maximum_holds_for_the_half_values_that_are_computed_with(dtype, weights):
+    is_grid = weights == "grid"
+    param = torch.nn.Parameter(torch.full((4096,), 4.5, dtype=torch.float32 if is_grid else dtype))
+    maximum = LOGIT_SCALE_MAXIMUM
+    optimizer = FusedAdamW(
+        [{"params": [param], "maximum": maximum}],
+        lr=0.02,
+        weight_decay=0.0,
+        weights="stochastic" if is_grid else weights,
+        weights_dtype=dtype if is_grid else None,
+    )
+    for _ in range(30):
+        param.grad = -torch.ones_like(param)
+        optimizer.step()
+    assert param.double().max() <= maximum
+    assert param.double().min() > maximum - 2.0**-4
+    assert optimizer.full_precision(param).double().max() <= maximum
+
+
+def test_backward_over_weights_that_a_step_has_changed_is_refused():
+    x, w = (torch.ones(3, 3, requires_grad=True) for _ in range(2))
+    loss = (x @ w).sum()
+    loss.backward(retain_graph=True)
+    FusedAdamW([w]).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
