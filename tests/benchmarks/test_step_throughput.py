@@ -49,7 +49,7 @@ def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys):
             *("loss", "optimizer"),
         }
         assert min(row["parts_ms"].values()) > 0
-        assert f"{row['median_ms']:.3g}" in told
+        assert step_report._digits(row["median_ms"]) in told
     by_key = {(row["precision"], row["contender"]): row for row in rows}
     for precision in ("fp32", "amp_bf16"):
         ours, theirs = (by_key[precision, key] for key in ("clipfast", "openclip"))
