@@ -9,7 +9,6 @@ import copy
 import math
 import re
 import shutil
-import subprocess
 from typing import NamedTuple
 
 import pytest
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from clipfast.ops import adamw
 from tests import cuda_emulator
-from tests.cuda_emulator import volta
+from tests.cuda_emulator import nvcc, volta
 
 KERNELS = [cuda_emulator.CSRC / kernel for kernel in cuda_emulator.ADAMW_KERNELS]
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -401,22 +400,9 @@ ENTRIES = {"adamw_kernel": 3, "adamw_norm_kernel": 2}
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_adamw_compiles_without_spills(source, tmp_path):
-    listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    archs = [a for a in (70, 75, 80, 90) if f"compute_{a}" in listed]
-    assert archs
-    switches = [s for s in cuda_emulator.SWITCHES if s.startswith("-D__CUDA_NO")]
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    done = subprocess.run(
-        [
-            *("nvcc", "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", *switches, *codes),
-            *("-c", str(source), "-o", str(tmp_path / "kernel.o")),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Used ") == ENTRIES[source.stem] * len(archs)
-    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}
+    words, archs = nvcc.assemble(source, tmp_path)
+    assert words.count("Used ") == ENTRIES[source.stem] * archs
+    assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}
 
 
 @pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import subprocess
 from typing import NamedTuple
 
 import pytest
@@ -19,7 +18,7 @@ from clipfast.ops import contrastive_reference as plain
 from clipfast.ops import normalize
 from clipfast.ops.normalize import accumulate_dtype
 from tests import cuda_emulator
-from tests.cuda_emulator import volta
+from tests.cuda_emulator import nvcc, volta
 
 AMPLE = 1 << 28
 HALVES = (torch.float16, torch.bfloat16)
@@ -441,22 +440,9 @@ KERNEL_COUNTS = {"normalize_kernel": 60, "contrastive_kernel": 23, "rows_kernel"
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 @pytest.mark.parametrize("source", KERNELS[1:], ids=lambda path: path.stem)
 def test_cuda_contrastive_compiles_without_spills(source, tmp_path):
-    listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    archs = [a for a in (70, 75, 80, 90) if f"compute_{a}" in listed]
-    assert archs
-    switches = [s for s in cuda_emulator.SWITCHES if s.startswith("-D__CUDA_NO")]
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    done = subprocess.run(
-        [
-            *("nvcc", "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", *switches, *codes),
-            *("-c", str(source), "-o", str(tmp_path / "kernel.o")),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("Used ") == KERNEL_COUNTS[source.stem] * len(archs)
-    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}
+    words, archs = nvcc.assemble(source, tmp_path)
+    assert words.count("Used ") == KERNEL_COUNTS[source.stem] * archs
+    assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}
 
 
 @pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)
