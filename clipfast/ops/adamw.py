@@ -39,6 +39,8 @@ SCHEMAS = {
 }
 BLOCK = 256
 DRAW = 8
+# Of Philox: csrc/adamw/element.h says why so few.
+ROUNDS = 7
 NEAREST = 0x8000
 FIRST_MOMENT, SECOND_MOMENT, WEIGHT = range(3)
 # One draw serves an element's three roundings: csrc/adamw/element.h says why and which.
@@ -52,7 +54,7 @@ INFINITY = 0x7F800000
 def philox(
     first_element: int, numel: int, step: int, purpose: int, seed: int, device: torch.device
 ) -> Tensor:
-    """The 16 random bits of each element: Philox4x32-10 keyed by the seed, then permuted.
+    """The 16 random bits of each element: Philox4x32-7 keyed by the seed, then permuted.
 
     Args:
         first_element: index of element 0 among all of the optimizer's, a multiple of 8.
@@ -72,7 +74,7 @@ def philox(
     c0, c1 = draw & WORD, draw >> 32
     c2, c3 = torch.full_like(draw, step & WORD), torch.zeros_like(draw)
     k0, k1 = seed & WORD, (seed >> 32) & WORD
-    for _ in range(10):
+    for _ in range(ROUNDS):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # modulo 2^64, in two's complement
         c0, c2 = (p1 >> 32 & WORD) ^ c1 ^ k0, (p0 >> 32 & WORD) ^ c3 ^ k1
         c1, c3 = p1 & WORD, p0 & WORD

@@ -1,6 +1,6 @@
 // One AdamW step over blocks of elements; compiled once a CPU capability. A block goes through
-// three stages, with fp32 buffers between them that stay in the first-level cache: the update (a
-// loop for each three types), random numbers, and rounding (a loop for each type).
+// stages, with fp32 buffers between them that stay in the first-level cache: new moments, random
+// numbers, new weights, and the rounding of what has not been rounded along with these.
 #include <algorithm>
 #include <cstring>
 
@@ -27,7 +27,7 @@ namespace stages = scalar;
 constexpr uint32_t kInfinity = 0x7F800000u;
 
 struct alignas(64) Buffers {
-  float weight[kBlock], m[kBlock], v[kBlock];
+  float weight[kBlock], m[kBlock], root_v[kBlock];
   uint16_t random[adamw::kPurposes][kBlock], half[kBlock];
 };
 
@@ -74,52 +74,62 @@ Stream stream_of(const TensorSlot& slot, const StepOptions& options) {
   return {options.seed, static_cast<uint32_t>(*slot.step), begin, options.stochastic ? end : begin};
 }
 
-// Where the block's weights are, and their type.
-struct Weights {
-  const void* from;
-  DType type;
-  float* to;  // in fp32
-};
-
 Weights find_weights(const TensorSlot& slot, const Block& block, Buffers& buffers) {
+  auto* master = static_cast<float*>(block.master);
+  auto* param = static_cast<float*>(block.param);
+  auto* remainder = static_cast<int16_t*>(block.master);
   switch (slot.form) {
+    case WeightForm::kSingle:
+      return {param, DType::kFloat32, param, nullptr, true};
     case WeightForm::kMaster:
-      return {block.master, DType::kFloat32, static_cast<float*>(block.master)};
+      return {master, DType::kFloat32, master, nullptr, true};
     case WeightForm::kRemainder:
-      stages::join_masters(static_cast<const uint16_t*>(block.param),
-                           static_cast<const int16_t*>(block.master), buffers.weight);
-      return {buffers.weight, DType::kFloat32, buffers.weight};
+      return {block.param, slot.param_dtype, buffers.weight, remainder, false};
     case WeightForm::kStochastic:
-      return {block.param, slot.param_dtype, buffers.weight};
+      return {block.param, slot.param_dtype, buffers.weight, nullptr, false};
     default:
-      return {block.param, DType::kFloat32, static_cast<float*>(block.param)};
+      return {param, DType::kFloat32, param, nullptr, false};
   }
 }
 
-Largest update(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
-               const Block& block, const Weights& weights, const Results& results) {
-  Largest largest;
+Moments find_moments(const StepOptions& options, const Block& block, Buffers& buffers) {
+  if (options.statistics != DType::kFloat32) return {buffers.m, nullptr, buffers.root_v};
+  return {static_cast<float*>(block.m), static_cast<float*>(block.v), buffers.root_v};
+}
+
+Ranges new_moments(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
+                   const Block& block, const Moments& moments) {
+  Ranges ranges;
   const bool scaled = block.m_exponent != nullptr;
   const float m_scale = scaled ? adamw::decoding_scale(*block.m_exponent) : 1.0f;
   const float v_scale = scaled ? adamw::decoding_scale(*block.v_exponent) : 1.0f;
-  visit_single(options.statistics, [&](auto statistics) {
-    visit_types(slot.grad_dtype, weights.type, [&](auto grad, auto weight) {
-      using S = typename decltype(statistics)::type;
-      using G = typename decltype(grad)::type;
-      using W = typename decltype(weight)::type;
-      if constexpr (!std::is_same_v<G, double>) {
-        const Inputs<S, G, W> inputs{static_cast<const S*>(block.m),
-                                     static_cast<const S*>(block.v),
-                                     static_cast<const G*>(block.grad),
-                                     static_cast<const W*>(weights.from),
-                                     m_scale,
-                                     v_scale,
-                                     options.control[0]};
-        largest = stages::update(c, inputs, results);
-      }
-    });
+  visit_types(options.statistics, slot.grad_dtype, [&](auto statistics, auto grad) {
+    using S = typename decltype(statistics)::type;
+    using G = typename decltype(grad)::type;
+    if constexpr (!std::is_same_v<S, double>) {
+      const Inputs<S, G> inputs{static_cast<const S*>(block.m),
+                                static_cast<const S*>(block.v),
+                                static_cast<const G*>(block.grad),
+                                m_scale,
+                                v_scale,
+                                options.control[0]};
+      ranges = stages::new_moments(c, inputs, moments);
+    }
   });
-  return largest;
+  return ranges;
+}
+
+// Where the new moments go; of fp16, with the exponents that the block has from now on.
+Statistics find_statistics(const StepOptions& options, const Block& block, const Ranges& ranges) {
+  Statistics statistics{options.statistics, static_cast<uint16_t*>(block.m),
+                        static_cast<uint16_t*>(block.v), 0, 0};
+  if (options.statistics == DType::kFloat16) {
+    statistics.m_exponent = adamw::block_exponent(ranges.m.largest);
+    statistics.v_exponent = adamw::block_exponent(ranges.root_v.largest);
+    *block.m_exponent = static_cast<int8_t>(statistics.m_exponent);
+    *block.v_exponent = static_cast<int8_t>(statistics.v_exponent);
+  }
+  return statistics;
 }
 
 void store_weights(const TensorSlot& slot, const Block& block, const float* weight,
@@ -127,7 +137,7 @@ void store_weights(const TensorSlot& slot, const Block& block, const float* weig
   if (slot.form == WeightForm::kSingle) return;
   if (slot.form == WeightForm::kMaster) return narrow(weight, slot.param_dtype, block.param);
   if (slot.form == WeightForm::kRemainder) {
-    return stages::split_masters(weight, largest, static_cast<uint16_t*>(block.param),
+    return scalar::split_masters(weight, static_cast<uint16_t*>(block.param),
                                  static_cast<int16_t*>(block.master));
   }
   const uint16_t* random = buffers.random[adamw::kWeight];
@@ -145,37 +155,38 @@ void store_weights(const TensorSlot& slot, const Block& block, const float* weig
   }
 }
 
-// statistics = x, fp16 with the block's scale or bf16, stochastically rounded.
+// out = x, fp16 with the block's scale or bf16, stochastically rounded.
 //   kSigned: false where no x has a sign.
 template <bool kSigned>
-void store_statistics(DType type, const float* x, uint32_t largest, const uint16_t* random,
-                      void* statistics, int8_t* exponent) {
-  auto* out = static_cast<uint16_t*>(statistics);
+void store_statistic(DType type, const float* x, uint32_t largest, int exponent,
+                     const uint16_t* random, uint16_t* out) {
   if (type == DType::kBFloat16) return stages::round_to_bfloat16(x, largest, random, out);
-  const int e = adamw::block_exponent(largest);
-  *exponent = static_cast<int8_t>(e);
   // Scaled, finite numbers stay below 2^15.
   const uint32_t largest_scaled = largest < kInfinity ? adamw::bits_of(0x1p15f) : largest;
-  stages::round_to_half<kSigned>(x, adamw::encoding_scale(e), largest_scaled, random, out);
+  stages::round_to_half<kSigned>(x, adamw::encoding_scale(exponent), largest_scaled, random, out);
+}
+
+void store_statistics(const Statistics& to, const Moments& moments, const Ranges& ranges,
+                      const Buffers& buffers) {
+  if (to.type == DType::kFloat32) return;
+  store_statistic<true>(to.type, moments.m, ranges.m.largest, to.m_exponent,
+                        buffers.random[adamw::kFirstMoment], to.m);
+  store_statistic<false>(to.type, moments.root_v, ranges.root_v.largest, to.v_exponent,
+                         buffers.random[adamw::kSecondMoment], to.v);
 }
 
 void step_block(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
                 const Block& block, const stages::Draws& draws, Buffers& buffers) {
   const Weights weights = find_weights(slot, block, buffers);
-  if (options.statistics == DType::kFloat32) {
-    const Results in_place{static_cast<float*>(block.m), static_cast<float*>(block.v), weights.to};
-    const auto largest = update(slot, options, c, block, weights, in_place);
-    draws.all();
-    return store_weights(slot, block, weights.to, largest.weight, buffers);
-  }
-  const auto largest = update(slot, options, c, block, weights, {buffers.m, buffers.v, weights.to});
+  const Moments moments = find_moments(options, block, buffers);
+  const Ranges ranges = new_moments(slot, options, c, block, moments);
   // Between the other two, so that the processor begins with it while the last roots are found.
   draws.all();
-  store_statistics<true>(options.statistics, buffers.m, largest.m,
-                         buffers.random[adamw::kFirstMoment], block.m, block.m_exponent);
-  store_statistics<false>(options.statistics, buffers.v, largest.root_v,
-                          buffers.random[adamw::kSecondMoment], block.v, block.v_exponent);
-  store_weights(slot, block, weights.to, largest.weight, buffers);
+  const Statistics statistics = find_statistics(options, block, ranges);
+  const Finished finished =
+      stages::new_weights(c, moments, weights, statistics, ranges, buffers.random);
+  if (!finished.statistics) store_statistics(statistics, moments, ranges, buffers);
+  if (!finished.weights) store_weights(slot, block, weights.to, finished.largest_weight, buffers);
 }
 
 // The last block of a tensor whose size is no multiple of kBlock, in memory that is: zeros beyond

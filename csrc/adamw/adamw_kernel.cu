@@ -310,9 +310,10 @@ struct Ranges {
   Range m, root;
 };
 
-// element.h's update() of a lane's elements. In: m and v; out: m and v's root, or v where kKeepV.
-// Elements that do not exist are zeros and stay so; or, where the factor is not finite, become NaN,
-// as all do that exist in the block, or infinite, which has the same exponent.
+// element.h's new_moments() and new_weight() of a lane's elements. In: m and v; out: m and v's
+// root, or v where kKeepV. Elements that do not exist are zeros and stay so; or, where the factor
+// is not finite, become NaN, as all do that exist in the block, or infinite, which has the same
+// exponent.
 template <bool kKeepV>
 __device__ __forceinline__ Ranges update_all(float (&weight)[kLane], const float (&grad)[kLane],
                                              float (&m)[kLane], float (&v)[kLane],

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../scalar_type.h"
 #include "element.h"
 
 namespace clipfast::CPU_CAPABILITY {
@@ -18,18 +19,22 @@ struct Stream {
   uint32_t begin, end;
 };
 
-// The block's largest magnitudes, as bits: larger magnitudes have larger bits, and NaN the largest.
-struct Largest {
-  uint32_t m = 0, root_v = 0, weight = 0;
+// Magnitudes as bits: larger ones have larger bits, and NaN the largest.
+struct Range {
+  uint32_t smallest = ~0u;  // of those that are not zero, less one; kept for fp16 statistics alone
+  uint32_t largest = 0;     // kept for half-precision statistics alone
 };
 
-// What a step reads of a block.
-template <typename Statistics, typename Grad, typename Weight>
+struct Ranges {
+  Range m, root_v;
+};
+
+// What new moments come from.
+template <typename Statistics, typename Grad>
 struct Inputs {
   const Statistics* m;
   const Statistics* v;  // the second moment's root but in fp32
   const Grad* grad;
-  const Weight* weight;
   float m_scale, v_scale;  // of fp16 statistics; else 1
   float grad_factor;
 };
@@ -37,10 +42,32 @@ struct Inputs {
 template <typename Statistics>
 constexpr bool kHoldsRoot = !std::is_same_v<Statistics, float>;
 
-// Where a step leaves a block, in fp32; may be what it reads. v: its root where statistics hold
-// that.
-struct Results {
-  float *m, *v, *weight;
+// Where they go in fp32. m and v may be what was read; v only where statistics hold it.
+struct Moments {
+  float *m, *v, *root_v;
+};
+
+// The weights of a block, and where they go.
+struct Weights {
+  void* from;          // fp32, or half precision, which is rounded back to it
+  DType type;          // of `from`
+  float* to;           // in fp32; may be `from`
+  int16_t* remainder;  // of `from`, or nullptr
+  bool keeps_fp32;     // `to` is rounded to nothing, or to the nearest
+};
+
+// What the new moments are rounded to: half precision, or nothing where `type` is fp32.
+struct Statistics {
+  DType type;
+  uint16_t *m, *v;
+  int m_exponent, v_exponent;  // of fp16
+};
+
+// The new weights' largest magnitude, as bits (not kept for those that stay fp32), and what has
+// been rounded on the way.
+struct Finished {
+  uint32_t largest_weight = 0;
+  bool statistics = false, weights = false;
 };
 
 namespace scalar {
@@ -89,26 +116,57 @@ class Draws {
   uint16_t (*random_)[kBlock] = nullptr;
 };
 
-// The step of element.h.
-template <typename Statistics, typename Grad, typename Weight>
-inline Largest update(const adamw::Coefficients& c, const Inputs<Statistics, Grad, Weight>& in,
-                      const Results& out) {
-  constexpr uint32_t kMagnitude = 0x7FFFFFFFu;
-  Largest largest;
+template <typename Statistics, typename Grad>
+inline Ranges new_moments(const adamw::Coefficients& c, const Inputs<Statistics, Grad>& in,
+                          const Moments& out) {
+  Ranges ranges;
+  const auto note = [](Range& range, float x) {
+    const uint32_t magnitude = adamw::bits_of(x) & 0x7FFFFFFFu;
+    range = {std::min(range.smallest, magnitude - 1), std::max(range.largest, magnitude)};
+  };
   for (int i = 0; i < kBlock; ++i) {
     const float m = static_cast<float>(in.m[i]) * in.m_scale;
     const float v = static_cast<float>(in.v[i]) * in.v_scale;
-    const auto e = adamw::update(static_cast<float>(in.weight[i]),
-                                 static_cast<float>(in.grad[i]) * in.grad_factor, m,
-                                 kHoldsRoot<Statistics> ? v * v : v, c);
-    out.weight[i] = e.weight;
+    const auto e = adamw::new_moments(static_cast<float>(in.grad[i]) * in.grad_factor, m,
+                                      kHoldsRoot<Statistics> ? v * v : v, c);
     out.m[i] = e.m;
-    out.v[i] = kHoldsRoot<Statistics> ? e.root_v : e.v;
-    largest.m = std::max(largest.m, adamw::bits_of(e.m) & kMagnitude);
-    largest.root_v = std::max(largest.root_v, adamw::bits_of(e.root_v) & kMagnitude);
-    largest.weight = std::max(largest.weight, adamw::bits_of(e.weight) & kMagnitude);
+    if (!kHoldsRoot<Statistics>) out.v[i] = e.v;
+    out.root_v[i] = e.root_v;
+    note(ranges.m, e.m);
+    note(ranges.root_v, e.root_v);
   }
-  return largest;
+  return ranges;
+}
+
+inline void join_masters(const uint16_t* high, const int16_t* low, float* out) {
+  for (int i = 0; i < kBlock; ++i) out[i] = adamw::join_master(high[i], low[i]);
+}
+
+// Rounds nothing: random, ranges and statistics are for the vector forms.
+inline Finished new_weights(const adamw::Coefficients& c, const Moments& moments,
+                            const Weights& weights, const Statistics& statistics,
+                            const Ranges& ranges, const uint16_t (*random)[kBlock]) {
+  Finished finished;
+  const auto move = [&](const auto* from) {
+    for (int i = 0; i < kBlock; ++i) {
+      const float weight =
+          adamw::new_weight(static_cast<float>(from[i]), moments.m[i], moments.root_v[i], c);
+      weights.to[i] = weight;
+      const uint32_t magnitude = adamw::bits_of(weight) & 0x7FFFFFFFu;
+      finished.largest_weight = std::max(finished.largest_weight, magnitude);
+    }
+  };
+  if (weights.remainder != nullptr) {
+    join_masters(static_cast<const uint16_t*>(weights.from), weights.remainder, weights.to);
+    move(weights.to);
+  } else if (weights.type == DType::kBFloat16) {
+    move(static_cast<const c10::BFloat16*>(weights.from));
+  } else if (weights.type == DType::kFloat16) {
+    move(static_cast<const c10::Half*>(weights.from));
+  } else {
+    move(static_cast<const float*>(weights.from));
+  }
+  return finished;
 }
 
 // largest: what only the vector forms ask for, as kSigned is.
@@ -123,16 +181,12 @@ inline void round_to_bfloat16(const float* x, uint32_t largest, const uint16_t* 
   for (int i = 0; i < kBlock; ++i) out[i] = adamw::round_to_bfloat16(x[i], random[i]);
 }
 
-inline void split_masters(const float* x, uint32_t largest, uint16_t* high, int16_t* low) {
+inline void split_masters(const float* x, uint16_t* high, int16_t* low) {
   for (int i = 0; i < kBlock; ++i) {
     const auto split = adamw::split_master(x[i]);
     high[i] = split.high;
     low[i] = split.low;
   }
-}
-
-inline void join_masters(const uint16_t* high, const int16_t* low, float* out) {
-  for (int i = 0; i < kBlock; ++i) out[i] = adamw::join_master(high[i], low[i]);
 }
 
 }  // namespace scalar

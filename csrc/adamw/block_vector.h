@@ -1,19 +1,18 @@
 // The stages of one block with vectors of AVX-512 or AVX2: the same bits as block_scalar.h, which
 // takes over the rare block that holds an infinity, a NaN or what rounding might overflow.
+//
+// Two passes, since a block's scales are known once its largest moments are. The first waits for
+// roots; the second for quotients, and rounds meanwhile what needs no special cases. The order of
+// the two in between, Philox, needs neither.
 #pragma once
 
-#include "../cpu_rows.h"
-#include "block_scalar.h"
-#include "lanes.h"
+#include "philox_vector.h"
 
 #ifdef CLIPFAST_HAS_LANES
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {
 namespace vectors {
-
-using adamw::kBlock;
-using adamw::kDraw;
 
 constexpr int kStep = Words::size();
 constexpr uint32_t kInfinity = 0x7F800000u;
@@ -22,118 +21,245 @@ constexpr uint32_t kLargestBfloat16 = 0x7F7F0000u;
 
 inline Words magnitude_of(const Floats& x) { return bits_of(x) & Words::all(0x7FFFFFFFu); }
 
-// Philox with one draw a 64-bit lane. A multiplication reads the low half of its lane alone, so
-// the high halves may hold anything, and a product is its own low half. What is the same for all
-// lanes, which is half of the first two rounds, is left to scalar arithmetic.
-class Draws {
- public:
-  explicit Draws(const Stream& stream) : begin_(stream.begin), end_(stream.end) {
-    for (int i = 0; i < kRounds; ++i) {
-      key0_[i] = low(stream.seed + i * uint64_t{0x9E3779B9u});
-      key1_[i] = low((stream.seed >> 32) + i * uint64_t{0xBB67AE85u});
-    }
-    step_product_ = kMultiplier1 * stream.step;
-    round1_ = low(step_product_) ^ key0_[1];
-    // Lanes 0, 2, 4, ... take the first half of the draws, so that interleaving 64-bit halves
-    // leaves the draws in order.
-    for (int i = 0; i < kLanes; ++i) order_[i] = i % 2 * (kLanes / 2) + i / 2;
+// Of numbers as they pass.
+struct RunningRange {
+  Words smallest = Words::all(~0u), largest = Words::all(0);
+
+  // kIsHalf: keep the smallest too.
+  template <bool kIsHalf>
+  void note(const Words& magnitude) {
+    largest = larger(largest, magnitude);
+    if constexpr (kIsHalf) smallest = smaller(smallest, magnitude + Words::all(~0u));
   }
-
-  void set_block(uint64_t first, uint16_t (*random)[kBlock]) {
-    first_ = first;
-    random_ = random;
-    product_ = kMultiplier0 * ((step_product_ >> 32) ^ (first >> 32) ^ key0_[0]);
-    round1_other_ = (product_ >> 32) ^ key1_[1];
-  }
-
-  void all() const {
-    if (begin_ == end_) return;
-    for (int first = 0; first < kBlock / kDraw; first += kChains * kLanes) chains(first);
-    scalar::permute(begin_, end_, random_);
-  }
-
- private:
-  static constexpr int kLanes = Longs::size(), kChains = Longs::chains(), kRounds = 10;
-  static constexpr uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
-
-  static uint64_t low(uint64_t x) { return x & 0xFFFFFFFFu; }
-
-  // kChains vectors of draws, `first` of the block and the ones after it.
-  void chains(int first) const {
-    const Longs multiplier0 = Longs::all(kMultiplier0), multiplier1 = Longs::all(kMultiplier1);
-    const Longs round0 = Longs::all(key1_[0]), round1 = Longs::all(round1_);
-    const Longs round1_other = Longs::all(round1_other_), order = Longs::load(order_);
-    Longs c0[kChains], c1[kChains], c2[kChains], c3[kChains];
-    for (int i = 0; i < kChains; ++i) {
-      const Longs draws = Longs::all(first_ + static_cast<uint64_t>(first + i * kLanes)) + order;
-      const Longs product = multiply_low(draws, multiplier0);
-      c1[i] = multiply_low(exclusive_or(high_half(product), round0), multiplier1);
-      c0[i] = exclusive_or(high_half(c1[i]), round1);
-      c2[i] = exclusive_or(product, round1_other);
-      c3[i] = Longs::all(product_);
-    }
-    for (int round = 2; round < kRounds; ++round) {
-      const Longs key0 = Longs::all(key0_[round]), key1 = Longs::all(key1_[round]);
-      for (int i = 0; i < kChains; ++i) {
-        const Longs p0 = multiply_low(c0[i], multiplier0), p1 = multiply_low(c2[i], multiplier1);
-        c0[i] = exclusive_or(high_half(p1), c1[i], key0);
-        c2[i] = exclusive_or(high_half(p0), c3[i], key1);
-        c1[i] = p1;
-        c3[i] = p0;
-      }
-    }
-    for (int i = 0; i < kChains; ++i) {
-      uint16_t* out = random_[0] + (first + i * kLanes) * kDraw;
-      const Longs words01 = join_low(c0[i], c1[i]), words23 = join_low(c2[i], c3[i]);
-      interleave_even(words01, words23).store(out);
-      interleave_odd(words01, words23).store(out + kLanes / 2 * kDraw);
-    }
-  }
-
-  uint32_t begin_, end_;
-  uint16_t (*random_)[kBlock] = nullptr;
-  uint64_t first_ = 0, step_product_ = 0, product_ = 0, round1_ = 0, round1_other_ = 0;
-  uint64_t key0_[kRounds], key1_[kRounds];
-  alignas(64) uint64_t order_[kLanes];
+  Range range() const { return {smallest.smallest(), largest.largest()}; }
 };
 
-// Widens 16-bit types as it loads: division and root leave the time for it.
-template <typename Statistics, typename Grad, typename Weight>
-inline Largest update(const adamw::Coefficients& c, const Inputs<Statistics, Grad, Weight>& in,
-                      const Results& out) {
-  const Floats beta1(c.beta1), rest1(c.rest1), beta2(c.beta2), rest2(c.rest2), decay(c.decay);
-  const Floats inverse_correction(c.inverse_correction), eps(c.eps), maximum(c.maximum);
-  const Floats minus_step_size(-c.step_size), grad_factor(in.grad_factor);
-  const Floats m_scale(in.m_scale), v_scale(in.v_scale);
-  Words largest_m = Words::all(0), largest_root = Words::all(0), largest_weight = Words::all(0);
-  const auto step = [&](int i, const Floats& grad, const Floats& weight, Floats m, Floats v) {
-    if constexpr (std::is_same_v<Statistics, c10::Half>) {
+template <typename Statistics, typename Grad>
+inline Ranges new_moments(const adamw::Coefficients& c, const Inputs<Statistics, Grad>& in,
+                          const Moments& out) {
+  constexpr bool kIsHalf = std::is_same_v<Statistics, c10::Half>;
+  const Floats beta1(c.beta1), rest1(c.rest1), beta2(c.beta2), rest2(c.rest2);
+  const Floats m_scale(in.m_scale), v_scale(in.v_scale), grad_factor(in.grad_factor);
+  RunningRange m_range, root_range;
+  for (int i = 0; i < kBlock; i += kStep) {
+    Floats m = load_floats(in.m + i), v = load_floats(in.v + i);
+    if constexpr (kIsHalf) {
       m = m * m_scale;
       v = v * v_scale;
     }
     if constexpr (kHoldsRoot<Statistics>) v = v * v;
-    const Floats g = grad * grad_factor;
+    const Floats g = load_floats(in.grad + i) * grad_factor;
     m = at::vec::fmadd(beta1, m, rest1 * g);
     v = at::vec::fmadd(beta2, v, rest2 * (g * g));
     const Floats root = v.sqrt();
-    const Floats direction = m / at::vec::fmadd(root, inverse_correction, eps);
-    // clamp_max keeps a NaN.
-    const Floats new_weight =
-        at::vec::clamp_max(at::vec::fmadd(minus_step_size, direction, decay * weight), maximum);
-    new_weight.store(out.weight + i);
     m.store(out.m + i);
-    (kHoldsRoot<Statistics> ? root : v).store(out.v + i);
-    largest_m = larger(largest_m, magnitude_of(m));
-    largest_root = larger(largest_root, magnitude_of(root));
-    largest_weight = larger(largest_weight, magnitude_of(new_weight));
+    root.store(out.root_v + i);
+    if constexpr (kHoldsRoot<Statistics>) {
+      m_range.note<kIsHalf>(magnitude_of(m));
+      root_range.note<kIsHalf>(magnitude_of(root));
+    } else {
+      v.store(out.v + i);
+    }
+  }
+  if constexpr (!kHoldsRoot<Statistics>) return {};
+  return {m_range.range(), root_range.range()};
+}
+
+// Where weights come from, by the index of a vector's first element.
+
+template <typename T>
+struct OneNumber {
+  const T* from;
+
+  Floats operator()(int i) const { return load_floats(from + i); }
+};
+
+struct HighAndLow {
+  const uint16_t* high;
+  const int16_t* low;
+
+  Floats operator()(int i) const {
+    return floats_of(shift_left_16(Words::load(high + i)) + Words::load(low + i));
+  }
+};
+
+// What the second pass rounds on the way, two vectors at a time. Of weights, kKeep says whether
+// they are stored in fp32 as well, and their largest magnitude found.
+
+enum class Keep { kNothing, kWeights, kWeightsAndLargest };
+
+template <Keep kOfWeights>
+struct NothingYet {
+  static constexpr Keep kKeep = kOfWeights;
+
+  template <typename... Vectors>
+  void operator()(int, const Vectors&...) const {}
+};
+
+inline bool any_above(const Floats& a, const Floats& b, uint32_t bound) {
+  return any_above(larger(magnitude_of(a), magnitude_of(b)), bound);
+}
+
+// kChecks: false where nothing can overflow.
+template <bool kChecks>
+struct ToBfloat16 {
+  static constexpr Keep kKeep = Keep::kNothing;
+  const uint16_t* random;
+  uint16_t* out;
+
+  void operator()(int i, const Floats& a, const Floats& b) const {
+    if (kChecks && any_above(a, b, kLargestBfloat16)) return singly(i, a, b);
+    store_high_halves(bits_of(a) + Words::load(random + i),
+                      bits_of(b) + Words::load(random + i + kStep), out + i);
+  }
+  void singly(int i, const Floats& a, const Floats& b) const {
+    float x[2 * kStep];
+    a.store(x);
+    b.store(x + kStep);
+    for (int j = 0; j < 2 * kStep; ++j) {
+      out[i + j] = adamw::round_to_bfloat16(x[j], random[i + j]);
+    }
+  }
+};
+
+struct ToHighAndLow {
+  static constexpr Keep kKeep = Keep::kNothing;
+  uint16_t* high;
+  int16_t* low;
+
+  void operator()(int i, const Floats& a, const Floats& b) const {
+    if (any_above(a, b, kInfinity)) return singly(i, a, b);
+    const Words half = Words::all(0x8000u);
+    store_high_halves(bits_of(a) + half, bits_of(b) + half, high + i);
+    store_low_halves(bits_of(a), bits_of(b), reinterpret_cast<uint16_t*>(low) + i);
+  }
+  void singly(int i, const Floats& a, const Floats& b) const {
+    float x[2 * kStep];
+    a.store(x);
+    b.store(x + kStep);
+    for (int j = 0; j < 2 * kStep; ++j) {
+      const auto split = adamw::split_master(x[j]);
+      high[i + j] = split.high;
+      low[i + j] = split.low;
+    }
+  }
+};
+
+struct MomentsToBfloat16 {
+  ToBfloat16<false> to_m, to_v;
+
+  void operator()(int i, const Floats& m_a, const Floats& m_b, const Floats& root_a,
+                  const Floats& root_b) const {
+    to_m(i, m_a, m_b);
+    to_v(i, root_a, root_b);
+  }
+};
+
+struct MomentsToHalf {
+  Floats m_scale, v_scale;
+  const uint16_t *m_random, *v_random;
+  uint16_t *m, *v;
+
+  void operator()(int i, const Floats& m_a, const Floats& m_b, const Floats& root_a,
+                  const Floats& root_b) const {
+    one(i, m_a, root_a);
+    one(i + kStep, m_b, root_b);
+  }
+  void one(int i, const Floats& new_m, const Floats& root) const {
+    store_rounded_normal_half(bits_of(new_m * m_scale), Words::load(m_random + i), m + i);
+    store_rounded_normal_half(bits_of(root * v_scale), Words::load(v_random + i), v + i);
+  }
+};
+
+// Whether all numbers of a block are zero or, scaled, normal in fp16: not below 2^-14.
+inline bool are_normal(const Range& range, int exponent) {
+  const uint32_t lowest = exponent >= -98 ? static_cast<uint32_t>(exponent + 99) << 23 : 0;
+  return range.largest < kInfinity && range.smallest >= lowest - 1;
+}
+
+// Returns the weights' largest magnitude where it is kept, else 0. Takes all by value: what lies in
+// memory would be read again after every store, which might have changed it.
+template <typename LoadWeights, typename RoundWeights, typename RoundMoments>
+inline uint32_t second_pass(const adamw::Coefficients& c, const Moments moments,
+                            const LoadWeights load, float* const out,
+                            const RoundWeights round_weights, const RoundMoments round_moments) {
+  const Floats decay(c.decay), minus_step_size(-c.step_size), maximum(c.maximum);
+  const Floats inverse_correction(c.inverse_correction), eps(c.eps);
+  const float *const m = moments.m, *const root_v = moments.root_v;
+  Words largest = Words::all(0);
+  const auto move = [&](int i) {
+    const Floats root = Floats::loadu(root_v + i);
+    const Floats direction = Floats::loadu(m + i) / at::vec::fmadd(root, inverse_correction, eps);
+    // clamp_max keeps a NaN.
+    const Floats weight =
+        at::vec::clamp_max(at::vec::fmadd(minus_step_size, direction, decay * load(i)), maximum);
+    if constexpr (RoundWeights::kKeep != Keep::kNothing) weight.store(out + i);
+    if constexpr (RoundWeights::kKeep == Keep::kWeightsAndLargest) {
+      largest = larger(largest, magnitude_of(weight));
+    }
+    return weight;
   };
   for (int i = 0; i < kBlock; i += 2 * kStep) {
-    const auto grad = load_pair(in.grad + i), weight = load_pair(in.weight + i);
-    const auto m = load_pair(in.m + i), v = load_pair(in.v + i);
-    step(i, grad.lo, weight.lo, m.lo, v.lo);
-    step(i + kStep, grad.hi, weight.hi, m.hi, v.hi);
+    const int j = i + kStep;
+    const Floats weight_i = move(i), weight_j = move(j);
+    round_moments(i, Floats::loadu(m + i), Floats::loadu(m + j), Floats::loadu(root_v + i),
+                  Floats::loadu(root_v + j));
+    round_weights(i, weight_i, weight_j);
   }
-  return {largest_m.largest(), largest_root.largest(), largest_weight.largest()};
+  return largest.largest();
+}
+
+template <typename RoundMoments>
+inline Finished move_weights(const adamw::Coefficients& c, const Moments& moments,
+                             const Weights& weights, const uint16_t* random,
+                             const RoundMoments& round_moments) {
+  const auto pass = [&](const auto& load, const auto& round_weights) {
+    return second_pass(c, moments, load, weights.to, round_weights, round_moments);
+  };
+  auto* param = static_cast<uint16_t*>(weights.from);
+  if (weights.remainder != nullptr) {
+    pass(HighAndLow{param, weights.remainder}, ToHighAndLow{param, weights.remainder});
+    return {0, false, true};
+  }
+  if (weights.type == DType::kBFloat16) {
+    const auto* from = static_cast<const c10::BFloat16*>(weights.from);
+    pass(OneNumber<c10::BFloat16>{from}, ToBfloat16<true>{random, param});
+    return {0, false, true};
+  }
+  constexpr NothingYet<Keep::kWeights> keep;
+  constexpr NothingYet<Keep::kWeightsAndLargest> keep_largest;
+  if (weights.type == DType::kFloat16) {
+    const auto* from = static_cast<const c10::Half*>(weights.from);
+    return {pass(OneNumber<c10::Half>{from}, keep_largest), false, false};
+  }
+  const OneNumber<float> load{static_cast<const float*>(weights.from)};
+  return {weights.keeps_fp32 ? pass(load, keep) : pass(load, keep_largest), false, false};
+}
+
+// The new weights; on the way, rounds the moments and the weights where that is simple.
+inline Finished new_weights(const adamw::Coefficients& c, const Moments& moments,
+                            const Weights& weights, const Statistics& statistics,
+                            const Ranges& ranges, const uint16_t (*random)[kBlock]) {
+  const auto* m_random = random[adamw::kFirstMoment];
+  const auto* v_random = random[adamw::kSecondMoment];
+  const auto with = [&](const auto& round_moments, bool rounds) {
+    auto finished = move_weights(c, moments, weights, random[adamw::kWeight], round_moments);
+    finished.statistics = rounds;
+    return finished;
+  };
+  const bool is_half = statistics.type == DType::kFloat16;
+  if (is_half && are_normal(ranges.m, statistics.m_exponent) &&
+      are_normal(ranges.root_v, statistics.v_exponent)) {
+    return with(MomentsToHalf{Floats(adamw::encoding_scale(statistics.m_exponent)),
+                              Floats(adamw::encoding_scale(statistics.v_exponent)), m_random,
+                              v_random, statistics.m, statistics.v},
+                true);
+  }
+  if (statistics.type == DType::kBFloat16 && ranges.m.largest <= kLargestBfloat16 &&
+      ranges.root_v.largest <= kLargestBfloat16) {
+    return with(MomentsToBfloat16{{m_random, statistics.m}, {v_random, statistics.v}}, true);
+  }
+  return with(NothingYet<Keep::kNothing>{}, false);
 }
 
 // largest: bits of the largest magnitude of x * scale, or of any number that is not below it.
@@ -157,26 +283,9 @@ inline void round_to_bfloat16(const float* x, uint32_t largest, const uint16_t* 
   if (largest > kLargestBfloat16) {
     return scalar::round_to_bfloat16(x, largest, random, out);
   }
+  const ToBfloat16<false> round{random, out};
   for (int i = 0; i < kBlock; i += 2 * kStep) {
-    store_high_halves(bits_of(Floats::loadu(x + i)) + Words::load(random + i),
-                      bits_of(Floats::loadu(x + i + kStep)) + Words::load(random + i + kStep),
-                      out + i);
-  }
-}
-
-inline void split_masters(const float* x, uint32_t largest, uint16_t* high, int16_t* low) {
-  if (largest > kInfinity) return scalar::split_masters(x, largest, high, low);
-  const Words half = Words::all(0x8000u);
-  for (int i = 0; i < kBlock; i += 2 * kStep) {
-    const Words a = bits_of(Floats::loadu(x + i)), b = bits_of(Floats::loadu(x + i + kStep));
-    store_high_halves(a + half, b + half, high + i);
-    store_low_halves(a, b, reinterpret_cast<uint16_t*>(low) + i);
-  }
-}
-
-inline void join_masters(const uint16_t* high, const int16_t* low, float* out) {
-  for (int i = 0; i < kBlock; i += kStep) {
-    floats_of(shift_left_16(Words::load(high + i)) + Words::load(low + i)).store(out + i);
+    round(i, Floats::loadu(x + i), Floats::loadu(x + i + kStep));
   }
 }
 

@@ -21,6 +21,8 @@ using Floats = at::vec::Vectorized<float>;
 
 #define CLIPFAST_HAS_LANES 1
 
+constexpr int kTowardsZero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+
 // 16 lanes of 32 bits.
 struct Words {
   __m512i lanes;
@@ -35,6 +37,7 @@ struct Words {
     return {_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
   uint32_t largest() const { return _mm512_reduce_max_epu32(lanes); }
+  uint32_t smallest() const { return _mm512_reduce_min_epu32(lanes); }
 };
 
 inline Words bits_of(const Floats& x) { return {_mm512_castps_si512(x)}; }
@@ -47,6 +50,17 @@ inline Words operator&(const Words& a, const Words& b) {
 }
 inline Words shift_left_16(const Words& a) { return {_mm512_slli_epi32(a.lanes, 16)}; }
 inline Words larger(const Words& a, const Words& b) { return {_mm512_max_epu32(a.lanes, b.lanes)}; }
+inline Words smaller(const Words& a, const Words& b) {
+  return {_mm512_min_epu32(a.lanes, b.lanes)};
+}
+inline bool any_above(const Words& a, uint32_t bound) {
+  return _mm512_cmpgt_epu32_mask(a.lanes, Words::all(bound).lanes) != 0;
+}
+
+inline Floats load_floats(const float* p) { return Floats::loadu(p); }
+inline Floats load_floats(const c10::Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 
 // 32 numbers: bits 0 to 15 of a, then of b.
 inline void store_low_halves(const Words& a, const Words& b, uint16_t* p) {
@@ -61,6 +75,14 @@ inline void store_high_halves(const Words& a, const Words& b, uint16_t* p) {
   _mm512_storeu_si512(p, _mm512_permutex2var_epi16(a.lanes, _mm512_load_si512(kOdd), b.lanes));
 }
 
+// element.h's round_to_half of zeros and of what is normal in fp16 and stays below 2^16. The
+// conversion cuts 13 bits off.
+inline void store_rounded_normal_half(const Words& bits, const Words& noise, uint16_t* p) {
+  const __m512i carried = _mm512_add_epi32(bits.lanes, _mm512_srli_epi32(noise.lanes, 3));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(_mm512_castsi512_ps(carried), kTowardsZero));
+}
+
 // element.h's round_to_half of finite numbers up to 65504, with the sign of `bits` where kSigned.
 // The conversion cuts a normal number's 13 bits off. To what will be subnormal in fp16, the noise
 // is added in floating point; both that sum and the conversion round towards zero, and the grid of
@@ -68,7 +90,6 @@ inline void store_high_halves(const Words& a, const Words& b, uint16_t* p) {
 template <bool kSigned>
 inline void store_rounded_half(const Words& magnitude, const Words& bits, const Words& noise,
                                uint16_t* p) {
-  constexpr int kTowardsZero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
   const __mmask16 subnormal =
       _mm512_cmplt_epi32_mask(magnitude.lanes, _mm512_set1_epi32(0x38800000));
   const __m512i carry = _mm512_maskz_srli_epi32(_knot_mask16(subnormal), noise.lanes, 3);
@@ -125,6 +146,8 @@ inline Longs interleave_odd(const Longs& a, const Longs& b) {
 
 #define CLIPFAST_HAS_LANES 1
 
+constexpr int kTowardsZero = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
+
 // 8 lanes of 32 bits.
 struct Words {
   __m256i lanes;
@@ -142,6 +165,11 @@ struct Words {
     _mm256_store_si256(reinterpret_cast<__m256i*>(words), lanes);
     return *std::max_element(words, words + size());
   }
+  uint32_t smallest() const {
+    alignas(32) uint32_t words[size()];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(words), lanes);
+    return *std::min_element(words, words + size());
+  }
 };
 
 inline Words bits_of(const Floats& x) { return {_mm256_castps_si256(x)}; }
@@ -154,6 +182,18 @@ inline Words operator&(const Words& a, const Words& b) {
 }
 inline Words shift_left_16(const Words& a) { return {_mm256_slli_epi32(a.lanes, 16)}; }
 inline Words larger(const Words& a, const Words& b) { return {_mm256_max_epu32(a.lanes, b.lanes)}; }
+inline Words smaller(const Words& a, const Words& b) {
+  return {_mm256_min_epu32(a.lanes, b.lanes)};
+}
+// Both below 2^31: AVX2 compares with sign.
+inline bool any_above(const Words& a, uint32_t bound) {
+  return _mm256_movemask_epi8(_mm256_cmpgt_epi32(a.lanes, Words::all(bound).lanes)) != 0;
+}
+
+inline Floats load_floats(const float* p) { return Floats::loadu(p); }
+inline Floats load_floats(const c10::Half* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 
 // 16 numbers: bits 16 to 31 of a, then of b.
 inline void store_high_halves(const Words& a, const Words& b, uint16_t* p) {
@@ -165,7 +205,14 @@ inline void store_low_halves(const Words& a, const Words& b, uint16_t* p) {
   store_high_halves(shift_left_16(a), shift_left_16(b), p);
 }
 
-// As for AVX-512, whose rounding AVX2 lacks: in the integers of element.h.
+// As for AVX-512.
+inline void store_rounded_normal_half(const Words& bits, const Words& noise, uint16_t* p) {
+  const __m256i carried = _mm256_add_epi32(bits.lanes, _mm256_srli_epi32(noise.lanes, 3));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(_mm256_castsi256_ps(carried), kTowardsZero));
+}
+
+// As for AVX-512, whose sum with a rounding of its own AVX2 lacks: in the integers of element.h.
 template <bool kSigned>
 inline void store_rounded_half(const Words& magnitude, const Words& bits, const Words& noise,
                                uint16_t* p) {
@@ -220,6 +267,14 @@ inline Longs interleave_even(const Longs& a, const Longs& b) {
 }
 inline Longs interleave_odd(const Longs& a, const Longs& b) {
   return {_mm256_unpackhi_epi64(a.lanes, b.lanes)};
+}
+
+#endif
+
+#ifdef CLIPFAST_HAS_LANES
+
+inline Floats load_floats(const c10::BFloat16* p) {
+  return floats_of(shift_left_16(Words::load(reinterpret_cast<const uint16_t*>(p))));
 }
 
 #endif
