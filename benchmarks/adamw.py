@@ -11,8 +11,9 @@ its target's lines before it overwrites them, unless it streams past the caches,
 counted; an optimizer's step overwrites only what it has read, so it can pass 100% of a copy. The
 floor is by the faster of the two.
 
-On the flat slice all contenders alternate; models' lists go one contender at a time, for their
-memory, and "x torch" then compares each by its copies.
+On the flat slice all contenders alternate; on models' lists, for their memory, each alternates with
+torch's fused step alone, and foreach, which makes copies of everything, with none: "x torch" then
+goes by its copies.
 
 Each contender is checked first (``adamw_check.py``): AdamW in float64, and ours the reference's
 bits. What fails has no figures.
@@ -61,6 +62,7 @@ _LARGEST_COPY = 1 << 30
 # Random numbers that tensors are filled with over and over.
 _NOISE = 1 << 22
 BASE = "torch-fused"
+HUNGRY = "torch-foreach"
 
 Absences = dict[str, str]
 
@@ -205,20 +207,31 @@ def check_all(keys: Sequence[str], device: torch.device) -> tuple[dict[str, Row]
     return found, absent, failed
 
 
+def beside(contender: Contender, checks: dict[str, Row]) -> list[Contender]:
+    """Whom a contender alternates with on models' lists."""
+    is_alone = contender.key in (BASE, HUNGRY) or BASE not in checks
+    return [] if is_alone else [CONTENDERS[BASE]]
+
+
 def measure_list(
     name: str, options: argparse.Namespace, checks: dict[str, Row]
 ) -> tuple[list[Row], Absences]:
-    """All contenders on one list of parameters, together where that is the flat slice."""
+    """All contenders on one list of parameters, together as the top of the file says."""
     problem = Problem(shapes_of(name, options.elements), torch.device(options.device))
     measurement = Measurement(name, problem, options.runs)
     chosen = [CONTENDERS[key] for key in checks]
-    groups = [chosen] if name == FLAT else [[contender] for contender in chosen]
+    groups = (
+        [chosen]
+        if name == FLAT
+        else [[*beside(contender, checks), contender] for contender in chosen]
+    )
     rows, absent = [], {}
-    total = (len(chosen) + 2 * len(groups)) * (options.runs + 1)
+    total = (sum(map(len, groups)) + 2 * len(groups)) * (options.runs + 1)
     with tqdm(total=total, desc=name, unit=" runs", leave=False) as bar:
         for group in groups:
             new, missing = measurement.measure(group, checks, bar.update)
-            rows += new
+            # A companion has its row from the group that is its own.
+            rows += [row for row in new if name == FLAT or row["contender"] == group[-1].key]
             absent |= missing
             if options.device == "cuda":
                 torch.cuda.empty_cache()

@@ -14,6 +14,7 @@ namespace {
 
 using adamw::Coefficients;
 using adamw::kBlock;
+using adamw::kInfinity;
 using adamw::StepOptions;
 using adamw::TensorSlot;
 using adamw::WeightForm;
@@ -23,8 +24,6 @@ namespace stages = vectors;
 #else
 namespace stages = scalar;
 #endif
-
-constexpr uint32_t kInfinity = 0x7F800000u;
 
 struct alignas(64) Buffers {
   float weight[kBlock], m[kBlock], root_v[kBlock];
@@ -120,16 +119,17 @@ Ranges new_moments(const TensorSlot& slot, const StepOptions& options, const Coe
 }
 
 // Where the new moments go; of fp16, with the exponents that the block has from now on.
-Statistics find_statistics(const StepOptions& options, const Block& block, const Ranges& ranges) {
-  Statistics statistics{options.statistics, static_cast<uint16_t*>(block.m),
-                        static_cast<uint16_t*>(block.v), 0, 0};
+StoredMoments find_stored_moments(const StepOptions& options, const Block& block,
+                                  const Ranges& ranges) {
+  StoredMoments stored{options.statistics, static_cast<uint16_t*>(block.m),
+                       static_cast<uint16_t*>(block.v), 0, 0};
   if (options.statistics == DType::kFloat16) {
-    statistics.m_exponent = adamw::block_exponent(ranges.m.largest);
-    statistics.v_exponent = adamw::block_exponent(ranges.root_v.largest);
-    *block.m_exponent = static_cast<int8_t>(statistics.m_exponent);
-    *block.v_exponent = static_cast<int8_t>(statistics.v_exponent);
+    stored.m_exponent = adamw::block_exponent(ranges.m.largest);
+    stored.v_exponent = adamw::block_exponent(ranges.root_v.largest);
+    *block.m_exponent = static_cast<int8_t>(stored.m_exponent);
+    *block.v_exponent = static_cast<int8_t>(stored.v_exponent);
   }
-  return statistics;
+  return stored;
 }
 
 void store_weights(const TensorSlot& slot, const Block& block, const float* weight,
@@ -158,21 +158,21 @@ void store_weights(const TensorSlot& slot, const Block& block, const float* weig
 // out = x, fp16 with the block's scale or bf16, stochastically rounded.
 //   kSigned: false where no x has a sign.
 template <bool kSigned>
-void store_statistic(DType type, const float* x, uint32_t largest, int exponent,
-                     const uint16_t* random, uint16_t* out) {
+void store_moment(DType type, const float* x, uint32_t largest, int exponent,
+                  const uint16_t* random, uint16_t* out) {
   if (type == DType::kBFloat16) return stages::round_to_bfloat16(x, largest, random, out);
   // Scaled, finite numbers stay below 2^15.
   const uint32_t largest_scaled = largest < kInfinity ? adamw::bits_of(0x1p15f) : largest;
   stages::round_to_half<kSigned>(x, adamw::encoding_scale(exponent), largest_scaled, random, out);
 }
 
-void store_statistics(const Statistics& to, const Moments& moments, const Ranges& ranges,
-                      const Buffers& buffers) {
+void store_moments(const StoredMoments& to, const Moments& moments, const Ranges& ranges,
+                   const Buffers& buffers) {
   if (to.type == DType::kFloat32) return;
-  store_statistic<true>(to.type, moments.m, ranges.m.largest, to.m_exponent,
-                        buffers.random[adamw::kFirstMoment], to.m);
-  store_statistic<false>(to.type, moments.root_v, ranges.root_v.largest, to.v_exponent,
-                         buffers.random[adamw::kSecondMoment], to.v);
+  store_moment<true>(to.type, moments.m, ranges.m.largest, to.m_exponent,
+                     buffers.random[adamw::kFirstMoment], to.m);
+  store_moment<false>(to.type, moments.root_v, ranges.root_v.largest, to.v_exponent,
+                      buffers.random[adamw::kSecondMoment], to.v);
 }
 
 void step_block(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
@@ -182,10 +182,10 @@ void step_block(const TensorSlot& slot, const StepOptions& options, const Coeffi
   const Ranges ranges = new_moments(slot, options, c, block, moments);
   // Between the other two, so that the processor begins with it while the last roots are found.
   draws.all();
-  const Statistics statistics = find_statistics(options, block, ranges);
+  const StoredMoments stored = find_stored_moments(options, block, ranges);
   const Finished finished =
-      stages::new_weights(c, moments, weights, statistics, ranges, buffers.random);
-  if (!finished.statistics) store_statistics(statistics, moments, ranges, buffers);
+      stages::new_weights(c, moments, weights, stored, ranges, buffers.random);
+  if (!finished.moments) store_moments(stored, moments, ranges, buffers);
   if (!finished.weights) store_weights(slot, block, weights.to, finished.largest_weight, buffers);
 }
 
@@ -193,8 +193,9 @@ void step_block(const TensorSlot& slot, const StepOptions& options, const Coeffi
 // the end change no maximum.
 void step_part(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
                const Block& block, const stages::Draws& draws, int64_t count, Buffers& buffers) {
-  alignas(64) float param[kBlock] = {}, grad[kBlock] = {}, m[kBlock] = {}, v[kBlock] = {};
-  alignas(64) float master[kBlock] = {};
+  constexpr size_t kBytes = kBlock * sizeof(float);
+  alignas(64) unsigned char param[kBytes] = {}, grad[kBytes] = {}, m[kBytes] = {}, v[kBytes] = {};
+  alignas(64) unsigned char master[kBytes] = {};
   const size_t n = static_cast<size_t>(count), statistics_bytes = n * size_of(options.statistics);
   const size_t param_bytes = n * size_of(slot.param_dtype);
   const size_t master_bytes = n * size_of_master(slot.form);

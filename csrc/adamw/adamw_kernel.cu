@@ -43,8 +43,6 @@ __device__ __forceinline__ Range range_of(const float (&v)[kLane]) {
   return range;
 }
 
-constexpr uint32_t kInfinity = 0x7F800000u;
-
 // Bits of 2^exponent.
 __device__ constexpr uint32_t power_bits(int exponent) {
   return static_cast<uint32_t>(exponent + 127) << 23;

@@ -21,8 +21,8 @@ struct Stream {
 
 // Magnitudes as bits: larger ones have larger bits, and NaN the largest.
 struct Range {
-  uint32_t smallest = ~0u;  // of those that are not zero, less one; kept for fp16 statistics alone
-  uint32_t largest = 0;     // kept for half-precision statistics alone
+  uint32_t largest = 0;
+  uint32_t smallest = ~0u;  // of those that are not zero, less one; for the vector forms' fp16
 };
 
 struct Ranges {
@@ -49,15 +49,15 @@ struct Moments {
 
 // The weights of a block, and where they go.
 struct Weights {
-  void* from;          // fp32, or half precision, which is rounded back to it
+  void* from;          // fp32, or half precision, which takes the new weights too
   DType type;          // of `from`
   float* to;           // in fp32; may be `from`
   int16_t* remainder;  // of `from`, or nullptr
   bool keeps_fp32;     // `to` is rounded to nothing, or to the nearest
 };
 
-// What the new moments are rounded to: half precision, or nothing where `type` is fp32.
-struct Statistics {
+// Where the new moments end: rounded to half precision, or where they are if `type` is fp32.
+struct StoredMoments {
   DType type;
   uint16_t *m, *v;
   int m_exponent, v_exponent;  // of fp16
@@ -67,14 +67,13 @@ struct Statistics {
 // been rounded on the way.
 struct Finished {
   uint32_t largest_weight = 0;
-  bool statistics = false, weights = false;
+  bool moments = false, weights = false;
 };
 
 namespace scalar {
 
 using adamw::kBlock;
 using adamw::kDraw;
-using adamw::kPurposes;
 
 // The random numbers of the purposes [begin, end) from those drawn, which are the first purpose's.
 inline void permute(uint32_t begin, uint32_t end, uint16_t (*random)[kBlock]) {
@@ -92,7 +91,7 @@ class Draws {
   explicit Draws(const Stream& stream) : stream_(stream) {}
 
   // first: of the block's first element, a multiple of kBlock / kDraw.
-  // random: [kPurposes, kBlock] in the order of the elements.
+  // random: [adamw::kPurposes, kBlock] in the order of the elements.
   void set_block(uint64_t first, uint16_t (*random)[kBlock]) {
     first_ = first;
     random_ = random;
@@ -121,8 +120,7 @@ inline Ranges new_moments(const adamw::Coefficients& c, const Inputs<Statistics,
                           const Moments& out) {
   Ranges ranges;
   const auto note = [](Range& range, float x) {
-    const uint32_t magnitude = adamw::bits_of(x) & 0x7FFFFFFFu;
-    range = {std::min(range.smallest, magnitude - 1), std::max(range.largest, magnitude)};
+    range.largest = std::max(range.largest, adamw::bits_of(x) & 0x7FFFFFFFu);
   };
   for (int i = 0; i < kBlock; ++i) {
     const float m = static_cast<float>(in.m[i]) * in.m_scale;
@@ -142,10 +140,10 @@ inline void join_masters(const uint16_t* high, const int16_t* low, float* out) {
   for (int i = 0; i < kBlock; ++i) out[i] = adamw::join_master(high[i], low[i]);
 }
 
-// Rounds nothing: random, ranges and statistics are for the vector forms.
+// Rounds nothing on the way: the vector forms do, and need more to know.
 inline Finished new_weights(const adamw::Coefficients& c, const Moments& moments,
-                            const Weights& weights, const Statistics& statistics,
-                            const Ranges& ranges, const uint16_t (*random)[kBlock]) {
+                            const Weights& weights, const StoredMoments&, const Ranges&,
+                            const uint16_t (*)[kBlock]) {
   Finished finished;
   const auto move = [&](const auto* from) {
     for (int i = 0; i < kBlock; ++i) {

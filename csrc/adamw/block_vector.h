@@ -1,9 +1,9 @@
-// The stages of one block with vectors of AVX-512 or AVX2: the same bits as block_scalar.h, which
-// takes over the rare block that holds an infinity, a NaN or what rounding might overflow.
+// The stages of one block with vectors of AVX-512 or AVX2: the same bits as block_scalar.h and
+// element.h, which take over the rare numbers that are infinite, NaN, or might overflow.
 //
 // Two passes, since a block's scales are known once its largest moments are. The first waits for
-// roots; the second for quotients, and rounds meanwhile what needs no special cases. The order of
-// the two in between, Philox, needs neither.
+// roots. The second waits for quotients, and rounds meanwhile what needs no special cases; fp16
+// with subnormal codes and weights without a fast form of their own are rounded after it.
 #pragma once
 
 #include "philox_vector.h"
@@ -14,24 +14,24 @@ namespace clipfast::CPU_CAPABILITY {
 namespace {
 namespace vectors {
 
+using adamw::kInfinity;
+
 constexpr int kStep = Words::size();
-constexpr uint32_t kInfinity = 0x7F800000u;
 constexpr uint32_t kLargestHalf = 0x477FE000u;  // 65504
 constexpr uint32_t kLargestBfloat16 = 0x7F7F0000u;
 
 inline Words magnitude_of(const Floats& x) { return bits_of(x) & Words::all(0x7FFFFFFFu); }
 
 // Of numbers as they pass.
+template <bool kKeepsSmallest>
 struct RunningRange {
-  Words smallest = Words::all(~0u), largest = Words::all(0);
+  Words largest = Words::all(0), smallest = Words::all(~0u);
 
-  // kIsHalf: keep the smallest too.
-  template <bool kIsHalf>
   void note(const Words& magnitude) {
     largest = larger(largest, magnitude);
-    if constexpr (kIsHalf) smallest = smaller(smallest, magnitude + Words::all(~0u));
+    if constexpr (kKeepsSmallest) smallest = smaller(smallest, magnitude + Words::all(~0u));
   }
-  Range range() const { return {smallest.smallest(), largest.largest()}; }
+  Range range() const { return {largest.largest(), kKeepsSmallest ? smallest.smallest() : ~0u}; }
 };
 
 template <typename Statistics, typename Grad>
@@ -40,7 +40,7 @@ inline Ranges new_moments(const adamw::Coefficients& c, const Inputs<Statistics,
   constexpr bool kIsHalf = std::is_same_v<Statistics, c10::Half>;
   const Floats beta1(c.beta1), rest1(c.rest1), beta2(c.beta2), rest2(c.rest2);
   const Floats m_scale(in.m_scale), v_scale(in.v_scale), grad_factor(in.grad_factor);
-  RunningRange m_range, root_range;
+  RunningRange<kIsHalf> m_range, root_range;
   for (int i = 0; i < kBlock; i += kStep) {
     Floats m = load_floats(in.m + i), v = load_floats(in.v + i);
     if constexpr (kIsHalf) {
@@ -55,8 +55,9 @@ inline Ranges new_moments(const adamw::Coefficients& c, const Inputs<Statistics,
     m.store(out.m + i);
     root.store(out.root_v + i);
     if constexpr (kHoldsRoot<Statistics>) {
-      m_range.note<kIsHalf>(magnitude_of(m));
-      root_range.note<kIsHalf>(magnitude_of(root));
+      m_range.note(magnitude_of(m));
+      // A sum of squares has no sign, and a NaN's makes it larger still.
+      root_range.note(bits_of(root));
     } else {
       v.store(out.v + i);
     }
@@ -100,6 +101,15 @@ inline bool any_above(const Floats& a, const Floats& b, uint32_t bound) {
   return any_above(larger(magnitude_of(a), magnitude_of(b)), bound);
 }
 
+// visit(offset, number) for each of two vectors.
+template <typename Visit>
+inline void for_each(const Floats& a, const Floats& b, const Visit& visit) {
+  float numbers[2 * kStep];
+  a.store(numbers);
+  b.store(numbers + kStep);
+  for (int j = 0; j < 2 * kStep; ++j) visit(j, numbers[j]);
+}
+
 // kChecks: false where nothing can overflow.
 template <bool kChecks>
 struct ToBfloat16 {
@@ -108,17 +118,12 @@ struct ToBfloat16 {
   uint16_t* out;
 
   void operator()(int i, const Floats& a, const Floats& b) const {
-    if (kChecks && any_above(a, b, kLargestBfloat16)) return singly(i, a, b);
+    if (kChecks && any_above(a, b, kLargestBfloat16)) {
+      return for_each(
+          a, b, [&](int j, float x) { out[i + j] = adamw::round_to_bfloat16(x, random[i + j]); });
+    }
     store_high_halves(bits_of(a) + Words::load(random + i),
                       bits_of(b) + Words::load(random + i + kStep), out + i);
-  }
-  void singly(int i, const Floats& a, const Floats& b) const {
-    float x[2 * kStep];
-    a.store(x);
-    b.store(x + kStep);
-    for (int j = 0; j < 2 * kStep; ++j) {
-      out[i + j] = adamw::round_to_bfloat16(x[j], random[i + j]);
-    }
   }
 };
 
@@ -128,20 +133,16 @@ struct ToHighAndLow {
   int16_t* low;
 
   void operator()(int i, const Floats& a, const Floats& b) const {
-    if (any_above(a, b, kInfinity)) return singly(i, a, b);
+    if (any_above(a, b, kInfinity)) {
+      return for_each(a, b, [&](int j, float x) {
+        const auto split = adamw::split_master(x);
+        high[i + j] = split.high;
+        low[i + j] = split.low;
+      });
+    }
     const Words half = Words::all(0x8000u);
     store_high_halves(bits_of(a) + half, bits_of(b) + half, high + i);
     store_low_halves(bits_of(a), bits_of(b), reinterpret_cast<uint16_t*>(low) + i);
-  }
-  void singly(int i, const Floats& a, const Floats& b) const {
-    float x[2 * kStep];
-    a.store(x);
-    b.store(x + kStep);
-    for (int j = 0; j < 2 * kStep; ++j) {
-      const auto split = adamw::split_master(x[j]);
-      high[i + j] = split.high;
-      low[i + j] = split.low;
-    }
   }
 };
 
@@ -177,8 +178,8 @@ inline bool are_normal(const Range& range, int exponent) {
   return range.largest < kInfinity && range.smallest >= lowest - 1;
 }
 
-// Returns the weights' largest magnitude where it is kept, else 0. Takes all by value: what lies in
-// memory would be read again after every store, which might have changed it.
+// Returns the weights' largest magnitude where it is kept, else 0. Takes by value what every
+// turn needs: from memory it would be read again after each store, which might have changed it.
 template <typename LoadWeights, typename RoundWeights, typename RoundMoments>
 inline uint32_t second_pass(const adamw::Coefficients& c, const Moments moments,
                             const LoadWeights load, float* const out,
@@ -238,26 +239,26 @@ inline Finished move_weights(const adamw::Coefficients& c, const Moments& moment
 
 // The new weights; on the way, rounds the moments and the weights where that is simple.
 inline Finished new_weights(const adamw::Coefficients& c, const Moments& moments,
-                            const Weights& weights, const Statistics& statistics,
+                            const Weights& weights, const StoredMoments& stored,
                             const Ranges& ranges, const uint16_t (*random)[kBlock]) {
   const auto* m_random = random[adamw::kFirstMoment];
   const auto* v_random = random[adamw::kSecondMoment];
   const auto with = [&](const auto& round_moments, bool rounds) {
     auto finished = move_weights(c, moments, weights, random[adamw::kWeight], round_moments);
-    finished.statistics = rounds;
+    finished.moments = rounds;
     return finished;
   };
-  const bool is_half = statistics.type == DType::kFloat16;
-  if (is_half && are_normal(ranges.m, statistics.m_exponent) &&
-      are_normal(ranges.root_v, statistics.v_exponent)) {
-    return with(MomentsToHalf{Floats(adamw::encoding_scale(statistics.m_exponent)),
-                              Floats(adamw::encoding_scale(statistics.v_exponent)), m_random,
-                              v_random, statistics.m, statistics.v},
+  const bool is_half = stored.type == DType::kFloat16;
+  if (is_half && are_normal(ranges.m, stored.m_exponent) &&
+      are_normal(ranges.root_v, stored.v_exponent)) {
+    return with(MomentsToHalf{Floats(adamw::encoding_scale(stored.m_exponent)),
+                              Floats(adamw::encoding_scale(stored.v_exponent)), m_random, v_random,
+                              stored.m, stored.v},
                 true);
   }
-  if (statistics.type == DType::kBFloat16 && ranges.m.largest <= kLargestBfloat16 &&
+  if (stored.type == DType::kBFloat16 && ranges.m.largest <= kLargestBfloat16 &&
       ranges.root_v.largest <= kLargestBfloat16) {
-    return with(MomentsToBfloat16{{m_random, statistics.m}, {v_random, statistics.v}}, true);
+    return with(MomentsToBfloat16{{m_random, stored.m}, {v_random, stored.v}}, true);
   }
   return with(NothingYet<Keep::kNothing>{}, false);
 }

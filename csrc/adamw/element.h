@@ -76,6 +76,9 @@ CLIPFAST_HOST_DEVICE Draw bits_for(uint32_t purpose, const Draw& draw) {
 // The 16 bits that, for every purpose, round to the nearest instead (ties away from zero).
 constexpr uint32_t kNearest = 0x8000;
 
+// Bits of a magnitude that is infinite; those of a NaN are larger.
+constexpr uint32_t kInfinity = 0x7F800000u;
+
 CLIPFAST_HOST_DEVICE uint32_t bits_of(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof(bits));
@@ -94,8 +97,8 @@ CLIPFAST_HOST_DEVICE float float_of(uint32_t bits) {
 CLIPFAST_HOST_DEVICE uint16_t round_to_half(float x, uint32_t random) {
   const uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
   uint32_t half;
-  if (magnitude >= 0x7F800000u) {
-    half = magnitude > 0x7F800000u ? 0x7E00u : 0x7C00u;
+  if (magnitude >= kInfinity) {
+    half = magnitude > kInfinity ? 0x7E00u : 0x7C00u;
   } else if (magnitude >= 0x38800000u) {  // 2^-14: normal in fp16, 13 bits are lost
     half = ((magnitude + (random >> 3)) >> 13) - (112u << 10);
     half = half > 0x7BFFu ? 0x7BFFu : half;
@@ -108,8 +111,8 @@ CLIPFAST_HOST_DEVICE uint16_t round_to_half(float x, uint32_t random) {
 // bf16 bits of x, likewise; finite values stay finite.
 CLIPFAST_HOST_DEVICE uint16_t round_to_bfloat16(float x, uint32_t random) {
   const uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return 0x7FC0u;
-  if (magnitude == 0x7F800000u) return static_cast<uint16_t>(bits >> 16);
+  if (magnitude > kInfinity) return 0x7FC0u;
+  if (magnitude == kInfinity) return static_cast<uint16_t>(bits >> 16);
   const uint32_t rounded = (magnitude + random) >> 16;
   return static_cast<uint16_t>(((bits >> 16) & 0x8000u) | (rounded > 0x7F7Fu ? 0x7F7Fu : rounded));
 }
@@ -122,7 +125,7 @@ struct Split {
 
 CLIPFAST_HOST_DEVICE Split split_master(float x) {
   const uint32_t bits = bits_of(x);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {0x7FC0u, 0};
+  if ((bits & 0x7FFFFFFFu) > kInfinity) return {0x7FC0u, 0};
   return {static_cast<uint16_t>((bits + 0x8000u) >> 16), static_cast<int16_t>(bits & 0xFFFFu)};
 }
 

@@ -44,6 +44,27 @@ def test_adamw_times_ours_and_torchs(capsys, monkeypatch, tmp_path):
     assert written[-1]["times_torch_fused"] == 1.0
 
 
+def test_models_lists_alternate_with_torchs_step(monkeypatch):
+    monkeypatch.setattr(adamw, "shapes_of", lambda name, elements: [torch.Size([65, 64])] * 3)
+    met = []
+    measure = adamw.Measurement.measure
+
+    def noted(self, contenders, checks, tick):
+        met.append([contender.key for contender in contenders])
+        return measure(self, contenders, checks, tick)
+
+    monkeypatch.setattr(adamw.Measurement, "measure", noted)
+    keys = ["fp16", "torch-fused", "torch-foreach"]
+    options = adamw.plan([*QUICK, *keys])
+    checks, _, failed = adamw.check_all(keys, CPU)
+    rows, absent = adamw.measure_list("RN50x64", options, checks)
+    assert not failed
+    assert not absent
+    assert met == [["torch-fused", "fp16"], ["torch-fused"], ["torch-foreach"]]
+    assert [row["contender"] for row in rows] == keys
+    assert rows[0]["times_torch_fused"] == 1 / rows[0]["ratio_to_torch-fused"]
+
+
 @pytest.mark.parametrize(
     ("key", "counted"),
     [

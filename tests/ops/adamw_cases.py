@@ -56,9 +56,14 @@ class Call(NamedTuple):
         return Call(*lists, list(self.first_elements), self.control.clone())
 
     def to(self, device: str) -> Call:
-        """The same call on another device, strides kept."""
-        lists = [[t.to(device) for t in field] for field in self[:7]]
-        return Call(*lists, list(self.first_elements), self.control.to(device))
+        """A copy whose tensors lie as far from 16-byte boundaries as these, strides kept."""
+
+        def move(t: Tensor) -> Tensor:
+            whole = t.as_strided((t.storage_offset() + t.numel(),), (1,), 0)
+            return whole.to(device, copy=True).as_strided(t.shape, t.stride(), t.storage_offset())
+
+        lists = [[move(t) for t in field] for field in self[:7]]
+        return Call(*lists, list(self.first_elements), move(self.control))
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that a step may write."""

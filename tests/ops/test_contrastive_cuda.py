@@ -25,27 +25,12 @@ HALVES = (torch.float16, torch.bfloat16)
 KERNELS = [cuda_emulator.CSRC / kernel for kernel in cuda_emulator.KERNELS]
 
 
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    reason = cuda_emulator.obstacle()
-    if reason is not None:
-        pytest.skip(reason)
-    cuda_emulator.load(tmp_path_factory.mktemp("cuda_emulator"))
-    return torch.ops.clipfast_emulated, "cpu"
-
-
-@pytest.fixture(
-    params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)],
-)
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def target(request):
     """(operators, device)"""
     if request.param == "emulated":
-        return request.getfixturevalue("emulated")
-    from clipfast.ops.extension import has_cuda_operators
-
-    if not has_cuda_operators():
-        pytest.skip("clipfast._C has no CUDA operators")
-    return torch.ops.clipfast, "cuda"
+        return request.getfixturevalue("emulated_operators")
+    return request.getfixturevalue("gpu_operators"), "cuda"
 
 
 class Strip(NamedTuple):
