@@ -370,8 +370,8 @@ def check_finish(target, x, other, grad):
         torch.testing.assert_close(dot.double().cpu(), exact_dot, rtol=0, atol=32 * step * scale)
 
 
-def test_results_are_the_same_bits_in_any_order_of_threads(emulated, monkeypatch):
-    ops, _ = emulated
+def test_results_are_the_same_bits_in_any_order_of_threads(emulated_operators, monkeypatch):
+    ops, _ = emulated_operators
     x, y = opposed(130, 300, 16, [5])
     for strip in (random_strip(130, 300, 16, torch.float16, 14.3), make_strip(x, y, 100.0)):
         runs = []
@@ -398,8 +398,8 @@ def test_wrong_arguments_are_explained(target):
         ops.contrastive_statistics(*strip._replace(y=strip.y.half()), 0, False, AMPLE)
 
 
-def test_emulated_l2_normalize_agrees_with_fp64(emulated):
-    ops, _ = emulated
+def test_emulated_l2_normalize_agrees_with_fp64(emulated_operators):
+    ops, _ = emulated_operators
     for shape in row_cases():
         for dtype, out in ((torch.float32, torch.float16), (torch.bfloat16, None)):
             x = torch.randn(shape).to(dtype)
