@@ -40,6 +40,7 @@ RUNS = {
     "nearest": (TO_NEAREST, "fp32", "stochastic", "stochastic"),
 }
 CONTROLS = ("nearest",)
+EPOCH = 7  # steps
 # The last part of the cosine, where the rate is under 15% of its peak.
 LATE = 0.75
 # Two-sided 95% of Student's distribution, by pairs less one.
@@ -169,8 +170,7 @@ def figures(rows: Sequence[dict[str, float]]) -> Row:
     for row in rows:
         last.update({key: value for key, value in row.items() if key.startswith("eval/")})
     late = losses[int(LATE * len(losses)) :]
-    # Seven steps are an epoch.
-    ends = losses[-7:]
+    ends = losses[-EPOCH:]
     return {
         "steps": len(losses),
         "final_loss": sum(ends) / len(ends),
@@ -239,6 +239,55 @@ def table(rows: Sequence[Row]) -> str:
                 f"   {verdict}"
             )
     return "\n".join(lines) if len(lines) > 1 else "fewer than two pairs: nothing to compare"
+
+
+def plot(rows: Sequence[Row], path: Path) -> Path:
+    """Draw the loss by epoch, and how far above fp32's of the same seed it is.
+
+    Args:
+        rows: Of :func:`run`.
+        path: PNG to write.
+
+    Returns:
+        The file written.
+    """
+    # The object interface: pyplot would pick a display and keep the figure alive.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs = {
+        (row["name"], row["seed"]): [
+            statistics.fmean(row["losses"][i : i + EPOCH]) for i in range(0, row["steps"], EPOCH)
+        ]
+        for row in rows
+    }
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, distances = figure.subplots(1, 2)
+    for color, name in enumerate(RUNS):
+        seeds = [seed for other, seed in epochs if other == name]
+        for i, seed in enumerate(seeds):
+            label = None if i else f"{name}, {len(seeds)} seeds"
+            style = {"color": f"C{color}", "label": label, "linewidth": 1, "alpha": 0.8}
+            curve = epochs[name, seed]
+            losses.plot(range(1, len(curve) + 1), curve, **style)
+            base = epochs.get(("fp32", seed))
+            if name != "fp32" and base is not None:
+                apart = [own - other for own, other in zip(curve, base, strict=True)]
+                distances.plot(range(1, len(curve) + 1), apart, **style)
+    losses.set_yscale("log")
+    losses.minorticks_off()
+    losses.set_yticks([0.2, 0.5, 1.0, 2.0, 5.0], ["0.2", "0.5", "1", "2", "5"])
+    losses.set_title("The demo's loss", fontsize=10)
+    distances.axhline(0.0, color="C0", linewidth=1)
+    distances.set_title("above fp32's of the same seed", fontsize=10)
+    for axes in (losses, distances):
+        axes.set_xlabel("epoch, the rate going along its cosine to 0")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
 
 
 def complaints(rows: Sequence[Row]) -> list[str]:

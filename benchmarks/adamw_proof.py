@@ -146,6 +146,10 @@ def run_demo(options: argparse.Namespace) -> list[str]:
     )
     print("\nThe demo, seeds in pairs with fp32 statistics and weights")
     print(adamw_demo.table(rows))
+    if options.save:
+        kept = harness.read_rows(adamw_demo.SUBJECT)
+        picture = harness.RESULTS / f"{adamw_demo.SUBJECT}.png"
+        print(f"plot: {adamw_demo.plot(kept, picture)}")
     return adamw_demo.complaints(rows)
 
 

@@ -127,6 +127,7 @@ def test_demo_goes_on_where_it_was_interrupted_and_compares_pairs(monkeypatch, t
     table = adamw_demo.table(rows)
     assert "DIFFERS" in table
     assert "within seed variance" in table
+    assert adamw_demo.plot(rows, tmp_path / "demo.png").stat().st_size > 10_000
     same = [row for row in rows if row["name"] == "fp32"]
     same += [{**row, "name": "nearest"} for row in same]
     assert adamw_demo.complaints(same) == ["nearest: a control, and it trains like fp32"]
