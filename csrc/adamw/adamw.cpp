@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -201,8 +202,23 @@ namespace {
 
 using at::Tensor;
 
-// Blocks that a thread takes at the least.
-constexpr int64_t kGrain = 64;
+// Blocks that a thread takes at a time: at the least, and where there are many. Fewer would begin
+// the streams that the processor fetches ahead too often.
+constexpr int64_t kFewBlocks = 64, kManyBlocks = 1024;
+
+// visit(begin, end) for pieces of [0, blocks), from several threads. Each takes the next piece when
+// it has finished one, so that nobody waits long for a core that others keep busy.
+template <typename Visit>
+void for_each_piece(int64_t blocks, const Visit& visit) {
+  const int64_t threads = at::get_num_threads();
+  const int64_t piece = std::clamp(blocks / (4 * threads), kFewBlocks, kManyBlocks);
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min(threads, (blocks + piece - 1) / piece), 1, [&](int64_t, int64_t) {
+    for (int64_t begin = next.fetch_add(piece); begin < blocks; begin = next.fetch_add(piece)) {
+      visit(begin, std::min(begin + piece, blocks));
+    }
+  });
+}
 
 // The list's pieces as one range: visit(i, begin, end) for every part of [begin, end) that lies in
 // tensor i. starts: [tensors + 1] where each tensor's pieces begin.
@@ -238,7 +254,7 @@ void step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
         adamw::coefficients(checked.options.hyper, static_cast<uint32_t>(*slot.step)));
   }
   auto* kernel = CLIPFAST_CPU_KERNEL(adamw_blocks);
-  at::parallel_for(0, starts.back(), kGrain, [&](int64_t begin, int64_t end) {
+  for_each_piece(starts.back(), [&](int64_t begin, int64_t end) {
     visit_parts(starts, begin, end, [&](size_t i, int64_t first, int64_t last) {
       kernel(slots[i], checked.options, coefficients[i], first, last);
     });
