@@ -33,7 +33,7 @@ except ImportError as error:
 ROOT = Path(__file__).resolve().parent
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
-# The order is the link order, and it matters: csrc/cpu_dispatch.h says why.
+# The order is the link order, and it matters: csrc/common/cpu_dispatch.h says why.
 CPU_CAPABILITIES = {"DEFAULT": []}
 if IS_X86:
     CPU_CAPABILITIES["AVX2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -199,6 +199,8 @@ def read_version() -> str:
 
 
 os.chdir(ROOT)
+PACKAGES = find_packages(include=["clipfast", "clipfast.*"])
+PACKAGES += ["clipfast.kernels", *(f"clipfast.kernels.{name}" for name in find_packages("kernels"))]
 WITH_CUDA, CUDA_REASON = decide_cuda()
 CUDA_ARCHS = set_cuda_archs() if WITH_CUDA else ""
 
@@ -209,7 +211,7 @@ if __name__ == "__main__":
         description="A low-level, performance-first training engine for CLIP",
         license="MIT",
         python_requires=">=3.10",
-        packages=[*find_packages(include=["clipfast", "clipfast.*"]), "clipfast.kernels"],
+        packages=PACKAGES,
         package_dir={"clipfast.kernels": "kernels"},
         package_data={"clipfast": ["assets/**/*", "data/sample/**/*"]},
         install_requires=[

@@ -4,8 +4,8 @@
 #include <torch/library.h>
 
 #include "clipfast_build_info.h"  // written by setup.py
+#include "common/cpu_dispatch.h"
 #include "contrastive/contrastive.h"
-#include "cpu_dispatch.h"
 
 TORCH_LIBRARY(clipfast, m) {
   // y[i] = x[i] * inv_norm[i], inv_norm[i] = 1 / |x[i]|, or 0 where |x[i]| <= eps.

@@ -151,7 +151,7 @@ def test_layers_relative_and_dynamic_imports_are_seen():
     assert {"clipfast.ops", "clipfast.loss", "clipfast.engine", "clipfast.eval"} <= found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
 def test_layers_kernels_import_only_torch_and_triton(path):
     allowed = {"torch", "triton", "clipfast"} | set(sys.stdlib_module_names)
     imports = imports_in(path.read_text(), module_name(path), path.name == "__init__.py")

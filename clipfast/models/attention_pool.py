@@ -40,7 +40,7 @@ def attention_pool(
         c_weight: [D, C].
         c_bias: [D] or None.
         num_heads: must divide C.
-        impl: "auto", "torch" or "triton"; see clipfast/ops/attention_pool.py.
+        impl: "auto", "torch" or "triton"; see clipfast/ops/attention_pool.
 
     Returns:
         [B, D], the type of the weights (autocast's under autocast).
@@ -70,7 +70,7 @@ class AttentionPool2d(nn.Module):
         y    = Wc [head_1 ... head_n] + bc
 
     Equal to row 0 of `F.multi_head_attention_forward(t, t, t)`, without its other HW queries and
-    without the keys and values: clipfast/ops/attention_pool.py moves both projections to the
+    without the keys and values: clipfast/ops/attention_pool moves both projections to the
     query's side. Takes the place of OpenAI's and OpenCLIP's module of this name.
 
     The projections' weights are read without calling the projections, so hooks on those do not

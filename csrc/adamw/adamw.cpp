@@ -11,8 +11,8 @@
 #include <cmath>
 #include <vector>
 
-#include "../torch_types.h"
 #include "checks.h"
+#include "common/torch_types.h"
 
 namespace clipfast {
 namespace adamw {

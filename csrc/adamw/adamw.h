@@ -15,8 +15,8 @@
 
 #include <cstdint>
 
-#include "../cpu_dispatch.h"
-#include "../scalar_type.h"
+#include "common/cpu_dispatch.h"
+#include "common/scalar_type.h"
 #include "element.h"
 
 namespace clipfast::adamw {

@@ -2,11 +2,14 @@
 // forms leave to it. For adamw_cpu_kernel.cpp only, which is compiled once a CPU capability.
 #pragma once
 
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-#include "../scalar_type.h"
+#include "common/scalar_type.h"
 #include "element.h"
 
 namespace clipfast::CPU_CAPABILITY {

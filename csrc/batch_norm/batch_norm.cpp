@@ -12,7 +12,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../torch_types.h"
+#include "common/torch_types.h"
 
 namespace clipfast {
 namespace {

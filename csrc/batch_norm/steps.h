@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "../cpu_rows.h"
+#include "common/cpu_rows.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {

@@ -10,7 +10,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../torch_types.h"
+#include "common/torch_types.h"
 
 #ifdef CLIPFAST_CUDA
 #include <c10/cuda/CUDAGuard.h>

@@ -4,7 +4,7 @@
 // scale it; torch.nn.functional.normalize sends x through memory twice and a [B, D] denominator is
 // expanded in between. Backward does the same with x and grad_y, where eager autograd makes four
 // [B, D] temporaries.
-#include "../cpu_rows.h"
+#include "common/cpu_rows.h"
 #include "normalize.h"
 
 namespace clipfast::CPU_CAPABILITY {

@@ -4,7 +4,7 @@
 // first 32 elements a thread (16 for float64) stay in registers between the sum and the scaling, so
 // rows of up to 8,192 (4,096) elements are read from memory exactly once; what lies beyond is read
 // again, from the caches. Every sum has one fixed order, so results are the same bits on every run.
-#include "../cuda_rows.cuh"
+#include "common/cuda_rows.cuh"
 #include "normalize.h"
 
 namespace clipfast {

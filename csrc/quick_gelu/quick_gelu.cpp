@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "../torch_types.h"
+#include "common/torch_types.h"
 
 namespace clipfast {
 namespace {

@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
-#include "../cpu_dispatch.h"
-#include "../scalar_type.h"
+#include "common/cpu_dispatch.h"
+#include "common/scalar_type.h"
 
 namespace clipfast {
 

@@ -1,7 +1,7 @@
 // QuickGELU with ATen's vector types; compiled once a CPU capability.
 #include "quick_gelu.h"
 
-#include "../cpu_rows.h"
+#include "common/cpu_rows.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {

@@ -22,10 +22,10 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = [
     "normalize/normalize_kernel.cu",
-    "contrastive/contrastive_kernel.cu",
-    "contrastive/rows_kernel.cu",
+    "contrastive/cuda/contrastive_kernel.cu",
+    "contrastive/cuda/rows_kernel.cu",
 ]
-ADAMW_KERNELS = ["adamw/adamw_kernel.cu", "adamw/adamw_norm_kernel.cu"]
+ADAMW_KERNELS = ["adamw/cuda/adamw_kernel.cu", "adamw/cuda/adamw_norm_kernel.cu"]
 NORMALIZE_SCHEMAS = {
     "l2_normalize": "(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)",
     "l2_normalize_backward": "(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor",

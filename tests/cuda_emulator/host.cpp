@@ -5,8 +5,8 @@
 #include "registration.h"
 
 #include "adamw/adamw.cpp"
-#include "adamw/adamw_cuda.cpp"
-#include "contrastive/contrastive_cuda.cpp"
+#include "adamw/cuda/adamw_cuda.cpp"
+#include "contrastive/cuda/contrastive_cuda.cpp"
 #include "normalize/normalize.h"
 
 namespace clipfast {

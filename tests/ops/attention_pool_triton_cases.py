@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clipfast.ops import attention_pool as ops
-from clipfast.ops import attention_pool_torch as plain
+from clipfast.ops.attention_pool import plain
 from tests.ops.attention_pool_cases import errors_against_fp64, make_inputs, value_and_grads
 from tests.ops.triton_tools import run_cases
 

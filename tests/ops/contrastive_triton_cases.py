@@ -10,7 +10,7 @@ import contextlib
 
 import torch
 
-from clipfast.ops import contrastive_reference as plain
+from clipfast.ops.contrastive import plain
 from tests.ops.triton_tools import run_cases
 
 # Largest relative error of rounding Q. The interpreter cuts bf16 off where a GPU rounds to nearest.
@@ -271,7 +271,7 @@ def case_strided_features(device):
 
 
 def check_prepare(x, normalize, work_dtype):
-    from clipfast.kernels.contrastive_rows import launch_prepare
+    from clipfast.kernels.contrastive.rows import launch_prepare
 
     work, *vectors = launch_prepare(x, normalize, work_dtype)
     true_work, *true_vectors = plain.prepare(x.double(), normalize, work_dtype)
@@ -289,7 +289,7 @@ def check_prepare(x, normalize, work_dtype):
 
 
 def check_rows(x, other, normalize, work_dtype):
-    from clipfast.kernels.contrastive_rows import launch_diagonal, launch_finish
+    from clipfast.kernels.contrastive.rows import launch_diagonal, launch_finish
 
     _, inverse_norm, factor, _ = check_prepare(x, normalize, work_dtype)
     _, other_inverse_norm, _, _ = check_prepare(other, normalize, work_dtype)
@@ -331,7 +331,7 @@ def case_rows(device):
 
 
 def case_rows_of_extreme_norms(device):
-    from clipfast.kernels.contrastive_rows import launch_prepare
+    from clipfast.kernels.contrastive.rows import launch_prepare
 
     x = torch.randn(7, 40, device=device)
     x[1], x[2], x[3] = 0, x[2] * 1e30, x[3] * 1e-30
@@ -360,11 +360,11 @@ CASES = [name.removeprefix("case_") for name in dict(globals()) if name.startswi
 
 def run_interpreted():
     """Runs the cases with small tiles for every architecture."""
-    from clipfast.kernels import contrastive_configs
+    from clipfast.kernels.contrastive import configs
 
-    for arch, kernel, width in contrastive_configs.TABLE:
-        tile = contrastive_configs.Config(16, 32, 64, 2, 4, 1)
-        contrastive_configs.TABLE[arch, kernel, width] = tile
+    for arch, kernel, width in configs.TABLE:
+        tile = configs.Config(16, 32, 64, 2, 4, 1)
+        configs.TABLE[arch, kernel, width] = tile
     run_cases({name: globals()[f"case_{name}"] for name in CASES})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipfast.ops import attention_pool as ops
-from clipfast.ops import attention_pool_torch as steps
+from clipfast.ops.attention_pool import plain as steps
 from tests.ops.attention_pool_cases import (
     NAMES,
     errors_against_fp64,

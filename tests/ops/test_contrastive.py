@@ -11,8 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipfast.ops import contrastive
-from clipfast.ops import contrastive_reference as plain
-from clipfast.ops.contrastive import operators
+from clipfast.ops.contrastive import operators, plain
 
 HERE = [name for name in contrastive.available_impls("cpu") if name != "triton"]
 HAS_BFLOAT16 = "cpu" in HERE and contrastive._HAS_BFLOAT16_PRODUCT

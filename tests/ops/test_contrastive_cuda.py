@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipfast.ops import contrastive_reference as plain
 from clipfast.ops import normalize
+from clipfast.ops.contrastive import plain
 from clipfast.ops.normalize import accumulate_dtype
 from tests import cuda_emulator
 from tests.cuda_emulator import nvcc, volta

@@ -67,18 +67,18 @@ SHARED_KIB = {80: 163, 86: 99, 90: 227}  # a program's limit; sm_86 stands for t
 )
 def test_triton_contrastive_products_compile_without_spills(arch, width, kernel):
     pytest.importorskip("triton")
-    from clipfast.kernels import contrastive_configs, contrastive_tiles
+    from clipfast.kernels.contrastive import configs, tiles
 
     name, _, keep = kernel.partition("_")
     functions = {
-        "statistics": contrastive_tiles.statistics_kernel,
-        "maxima": contrastive_tiles.maxima_kernel,
-        "gradients": contrastive_tiles.weights_kernel,
-        "kept": contrastive_tiles.kept_weights_kernel,
+        "statistics": tiles.statistics_kernel,
+        "maxima": tiles.maxima_kernel,
+        "gradients": tiles.weights_kernel,
+        "kept": tiles.kept_weights_kernel,
     }
     is_half = width == "half"
     dtype = torch.float16 if is_half else torch.float32
-    config = contrastive_configs.configuration(f"sm_{arch}", name, dtype)
+    config = configs.configuration(f"sm_{arch}", name, dtype)
     constants = {
         **config.options(),
         **{"D": 512, "PRECISION": "ieee", "Q_SCALE": 2.0**14 if is_half else 1.0},
@@ -100,7 +100,8 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
 @pytest.mark.parametrize("arch", [80, 90])
 def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
     pytest.importorskip("triton")
-    from clipfast.kernels import contrastive, contrastive_rows, contrastive_tiles
+    from clipfast.kernels import contrastive
+    from clipfast.kernels.contrastive import rows, tiles
     from clipfast.kernels.normalize import tile_shape
 
     sums = dict.fromkeys(
@@ -108,9 +109,9 @@ def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
     ) | {"row_sum_ptr": "*fp32", "column_sum_ptr": "*fp32", "log_columns": "fp32"}
     blocks = {"BLOCK_T": contrastive.BLOCK_T, "BLOCK_N": contrastive.BLOCK_N, "ACCUMULATE": True}
     made = [
-        compile_for(contrastive_tiles.add_partials_kernel, arch, sums, blocks, 4),
-        compile_for(contrastive_tiles.combine_maxima_kernel, arch, sums, blocks, 4),
-        compile_for(contrastive_tiles.shift_kernel, arch, sums, {"BLOCK": 8192}, 16),
+        compile_for(tiles.add_partials_kernel, arch, sums, blocks, 4),
+        compile_for(tiles.combine_maxima_kernel, arch, sums, blocks, 4),
+        compile_for(tiles.shift_kernel, arch, sums, {"BLOCK": 8192}, 16),
     ]
     vectors = "inverse_norm factor norm x_inverse_norm y_inverse_norm cosine other_inverse_norm"
     for element, acc, work, dim in (
@@ -125,9 +126,9 @@ def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
         types |= {"threshold": "fp32"}
         constants = {"NORMALIZE": True, "LOW": 2.0**-100, "HIGH": 3.0e38}
         for kernel, shape in (
-            (contrastive_rows.prepare_kernel, tile_shape),
-            (contrastive_rows.diagonal_kernel, tile_shape),
-            (contrastive_rows.finish_kernel, contrastive_rows.finish_shape),
+            (rows.prepare_kernel, tile_shape),
+            (rows.diagonal_kernel, tile_shape),
+            (rows.finish_kernel, rows.finish_shape),
         ):
             block_b, block_d, num_warps = shape(dim)
             constants |= {"BLOCK_B": block_b, "BLOCK_D": block_d}

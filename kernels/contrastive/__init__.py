@@ -1,7 +1,7 @@
 """Launchers of the contrastive loss's products in Triton: allocation, waves and grids.
 
-The kernels, and what is fused in them, are in kernels/contrastive_tiles.py; tile shapes in
-kernels/contrastive_configs.py. A wave is a strip of rows small enough for the workspace: kernels
+The kernels, and what is fused in them, are in kernels/contrastive/tiles.py; tile shapes in
+kernels/contrastive/configs.py. A wave is a strip of rows small enough for the workspace: kernels
 see it as a problem of its own, with its rows' slices and its own first column. Legend: B rows, G
 columns, D width; the operators as in clipfast/ops/contrastive.py. For sm_80 and newer. Nothing here
 waits for the device.
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import torch
 import triton
 
-from clipfast.kernels import contrastive_tiles as tiles
-from clipfast.kernels.contrastive_configs import Config, architecture, configuration
+from clipfast.kernels.contrastive import tiles
+from clipfast.kernels.contrastive.configs import Config, architecture, configuration
 
 Q_SCALE = 2.0**14  # |Q| <= 2: fp16 holds Q * 2^14, and small entries keep all their bits
 LEAST_WAVE_ROWS = 1024  # a small workspace may not ask for fewer: it would starve the GEMMs

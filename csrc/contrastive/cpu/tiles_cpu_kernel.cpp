@@ -11,7 +11,7 @@
 #include <limits>
 #include <vector>
 
-#include "contrastive.h"
+#include "contrastive/contrastive.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {

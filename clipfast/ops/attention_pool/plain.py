@@ -1,6 +1,6 @@
 """The steps of attention pooling that read tokens, in plain torch on any device.
 
-The algebra and the legend are in clipfast/ops/attention_pool.py. Tokens with their positions are a
+The algebra and the legend are in clipfast/ops/attention_pool. Tokens with their positions are a
 temporary of a few samples: adding p there costs one pass over data in cache, whereas separate
 products with p would double the FLOP.
 """

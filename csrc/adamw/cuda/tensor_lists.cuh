@@ -2,8 +2,8 @@
 // elements of any type, as packs of 16 bytes where they can be. Free of torch headers.
 #pragma once
 
-#include "../cuda_rows.cuh"
 #include "adamw_cuda.h"
+#include "common/cuda_rows.cuh"
 
 namespace clipfast::adamw {
 namespace {

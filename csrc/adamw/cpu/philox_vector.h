@@ -1,7 +1,7 @@
 // element.h's philox with one draw a 64-bit lane of AVX-512 or AVX2.
 #pragma once
 
-#include "block_scalar.h"
+#include "adamw/block_scalar.h"
 #include "lanes.h"
 
 #ifdef CLIPFAST_HAS_LANES

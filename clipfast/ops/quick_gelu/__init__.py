@@ -6,7 +6,7 @@
 Only x is saved. The device of x picks the implementation of torch.ops.clipfast.quick_gelu:
 
     CPU    csrc/quick_gelu (vectorised, threaded); plain torch where clipfast._C is absent
-    CUDA   kernels/quick_gelu.py (Triton) from sm_80; plain torch below it or without Triton
+    CUDA   kernels/quick_gelu (Triton) from sm_80; plain torch below it or without Triton
     other  plain torch
 """
 

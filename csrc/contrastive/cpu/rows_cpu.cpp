@@ -8,8 +8,8 @@
 #include <optional>
 #include <tuple>
 
-#include "../torch_types.h"
-#include "contrastive.h"
+#include "common/torch_types.h"
+#include "contrastive/contrastive.h"
 
 namespace clipfast {
 namespace {

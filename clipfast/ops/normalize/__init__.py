@@ -7,7 +7,7 @@ One operator, torch.ops.clipfast.l2_normalize, has up to three implementations. 
 picks among those that this module finds when it is imported:
 
     CPU    csrc/normalize (vectorised, threaded); plain torch where clipfast._C is absent
-    CUDA   csrc/normalize_kernel.cu; else kernels/normalize.py (Triton); else plain torch
+    CUDA   csrc/normalize; else kernels/normalize (Triton); else plain torch
     other  plain torch
 """
 

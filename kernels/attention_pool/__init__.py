@@ -1,4 +1,4 @@
-"""Tiles and launches of attention pooling's Triton kernels (kernels/attention_pool_tokens.py).
+"""Tiles and launches of attention pooling's Triton kernels (kernels/attention_pool/tokens.py).
 
 Not measured on a GPU. Tile shapes are chosen from `ptxas -v`: no spilled register in half precision
 (in fp32 up to 128 tokens), and shared memory within what sm_86 grants, the least of those served.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from clipfast.kernels.attention_pool_tokens import (
+from clipfast.kernels.attention_pool.tokens import (
     attend_backward_kernel,
     attend_kernel,
     grad_tokens_kernel,

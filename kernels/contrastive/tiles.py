@@ -15,7 +15,7 @@ where it lies (4BGD FLOP), accumulating in fp32. Memory is bounded by the wave.
 
 Legend: B rows (images of this rank, or of one wave), G columns (texts of all ranks), D width, T
 tiles along the other dimension. S, Q and the operators as in clipfast/ops/contrastive.py. For sm_80
-and newer; launched by kernels/contrastive.py.
+and newer; launched by kernels/contrastive.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@
 
 #include <cstdint>
 
-#include "../scalar_type.h"
+#include "common/scalar_type.h"
 
 namespace clipfast {
 

@@ -1,6 +1,6 @@
 // The rows of the contrastive loss with ATen's vector types; compiled once a CPU capability.
-#include "../cpu_rows.h"
-#include "contrastive.h"
+#include "common/cpu_rows.h"
+#include "contrastive/contrastive.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {

@@ -3,7 +3,7 @@
 // As in l2_normalize, a row belongs to one warp or to one block, and stays in registers between its
 // sum and what follows from it, so each input is read from memory once and each output written
 // once. finish replaces seven passes over [B, D] in plain torch. Sums have one fixed order.
-#include "../cuda_rows.cuh"
+#include "common/cuda_rows.cuh"
 #include "contrastive_cuda.h"
 
 namespace clipfast {

@@ -6,7 +6,7 @@
 // scale.
 #pragma once
 
-#include "../cuda_rows.cuh"
+#include "common/cuda_rows.cuh"
 #include "contrastive_cuda.h"
 
 namespace clipfast {

@@ -21,8 +21,8 @@ Statistics and gradients exist several times; :func:`choose` says which one serv
 
     cpu        csrc/contrastive: blocked GEMM with the epilogue in cache
     cuda       csrc/contrastive: cuBLAS over a chunk, then a fused epilogue; sm_70 and newer
-    triton     kernels/contrastive.py: GEMM with the epilogue fused; sm_80 and newer
-    torch      clipfast/ops/contrastive_reference.py: chunked plain torch, on any device
+    triton     kernels/contrastive: GEMM with the epilogue fused; sm_80 and newer
+    torch      clipfast/ops/contrastive/plain.py: chunked plain torch, on any device
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipfast.ops import contrastive_reference as plain
+from clipfast.ops.contrastive import plain
 from clipfast.ops.extension import has_cuda_operators, has_triton, import_kernels, load_extension
 from clipfast.ops.normalize import accumulate_dtype
 
@@ -241,7 +241,7 @@ def _register() -> None:
     # Below every backend's key: these serve whatever device their names are called on.
     anywhere = "CompositeExplicitAutograd"
     for name, schema in SCHEMAS.items():
-        module = "contrastive" if name in ("statistics", "gradients") else "contrastive_rows"
+        module = "contrastive" if name in ("statistics", "gradients") else "contrastive.rows"
         library.define(f"clipfast::contrastive_{name}_torch", schema)
         library.impl(f"clipfast::contrastive_{name}_torch", anywhere)(getattr(plain, name))
         library.define(f"clipfast::contrastive_{name}_triton", schema)

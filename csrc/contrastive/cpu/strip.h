@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "contrastive.h"
+#include "contrastive/contrastive.h"
 
 namespace clipfast {
 

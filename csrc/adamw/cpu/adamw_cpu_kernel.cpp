@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../cpu_rows.h"
-#include "adamw.h"
-#include "block_scalar.h"
+#include "adamw/adamw.h"
+#include "adamw/block_scalar.h"
 #include "block_vector.h"
+#include "common/cpu_rows.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {

@@ -20,8 +20,8 @@ to 1. No key or value exists: 4HNC + 6C^2 FLOP a sample forward, where they alon
 The backward pass keeps x, A and two vectors a sample. a and ctx, H / N of the size of x, are
 computed again. Products with weights are the library's; the steps that read tokens exist twice:
 
-    torch    clipfast/ops/attention_pool_torch.py, on any device
-    triton   kernels/attention_pool.py: sm_80 and newer, up to 256 tokens, not in fp64. Picked for
+    torch    clipfast/ops/attention_pool/plain.py, on any device
+    triton   kernels/attention_pool: sm_80 and newer, up to 256 tokens, not in fp64. Picked for
              half precision only
 """
 
@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipfast.ops import attention_pool_torch as plain
+from clipfast.ops.attention_pool import plain
 from clipfast.ops.extension import has_triton, import_kernels
 from clipfast.ops.normalize import DTYPES, accumulate_dtype
 
@@ -58,7 +58,7 @@ SCHEMAS = {
 }
 IMPLS = ("torch", "triton")
 MAX_TRITON_SAMPLES = 65_535  # a dimension of the grid
-MAX_TRITON_TOKENS = 256  # as in kernels/attention_pool.py, which takes long to import
+MAX_TRITON_TOKENS = 256  # as in kernels/attention_pool, which takes long to import
 # Inputs whose gradients `wanted` selects, in the order of the backward operator's results.
 _DIFFERENTIABLE = ("x", "positions", "q_weight", "q_bias", "k_weight", "v_weight", "v_bias")
 _INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
@@ -205,7 +205,7 @@ def attention_pool(
 
 
 class Steps(NamedTuple):
-    """One implementation's steps; see clipfast/ops/attention_pool_torch.py."""
+    """One implementation's steps; see clipfast/ops/attention_pool/plain.py."""
 
     mean_token: Callable[..., Tensor]
     attend: Callable[..., tuple[Tensor, Tensor]]

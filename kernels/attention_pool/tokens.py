@@ -9,7 +9,7 @@ one GEMM a sample whose two products and the mean token's share meet in one accu
 written once.
 
 Legend: B samples, N tokens, C channels, H heads. Row 0 of what has N + 1 rows is the mean token's.
-The algebra is in clipfast/ops/attention_pool.py, the launches are in kernels/attention_pool.py.
+The algebra is in clipfast/ops/attention_pool, the launches are in kernels/attention_pool.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 // device, so nothing waits for the host.
 #pragma once
 
-#include "adamw.h"
+#include "adamw/adamw.h"
 
 namespace clipfast::adamw {
 
