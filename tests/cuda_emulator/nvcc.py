@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from tests.cuda_emulator import SWITCHES
+from tests.cuda_emulator import CSRC, SWITCHES
 
 
 def assemble(source: Path, folder: Path) -> tuple[str, int]:
@@ -18,7 +18,7 @@ def assemble(source: Path, folder: Path) -> tuple[str, int]:
     done = subprocess.run(
         [
             *("nvcc", "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", *switches, *codes),
-            *("-c", str(source), "-o", str(folder / "kernel.o")),
+            *(f"-I{CSRC}", "-c", str(source), "-o", str(folder / "kernel.o")),
         ],
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda_emulator import nvcc
 from tests.ops.triton_tools import assemble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,26 +111,10 @@ def test_triton_l2_normalize_compiles_without_spills(arch, x_type, y_type, acc, 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 def test_cuda_l2_normalize_compiles_without_spills(tmp_path):
-    listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    archs = [a for a in (70, 75, 80, 90) if f"compute_{a}" in listed]
-    assert archs
-    # What torch's build passes as well: a stray implicit half conversion must fail here too.
-    switches = [f"-D__CUDA_NO_{name}__" for name in ("HALF_OPERATORS", "HALF_CONVERSIONS")]
-    switches += ["-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "-D__CUDA_NO_HALF2_OPERATORS__"]
-    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
-    source = ROOT / "csrc" / "normalize" / "normalize_kernel.cu"
-    done = subprocess.run(
-        [
-            *("nvcc", "-std=c++17", "-O3", "--threads", "2", "-Xptxas", "-v", *switches, *codes),
-            *("-c", str(source), "-o", str(tmp_path / "kernel.o")),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    words, archs = nvcc.assemble(ROOT / "csrc" / "normalize" / "normalize_kernel.cu", tmp_path)
     # 10 type pairs x (16-byte, 16-byte with a block a row, unaligned) x (forward, backward).
-    assert done.stderr.count("Used ") == 60 * len(archs)
-    assert set(re.findall(r"(\d+) bytes spill", done.stderr)) == {"0"}
+    assert words.count("Used ") == 60 * archs
+    assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}
 
 
 def test_kernels_missing_is_explained(tmp_path):
