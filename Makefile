@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
-# One file a subject; the harness and whatever else they share cannot be run.
+# Whatever can be run; benchmarks/parts holds what they share.
 BENCHMARKS = $(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py)))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"

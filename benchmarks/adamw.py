@@ -30,19 +30,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import adamw_check, adamw_report, harness  # noqa: E402
-from benchmarks.adamw_contenders import (  # noqa: E402
+from benchmarks.parts.adamw import check as adamw_check
+from benchmarks.parts.adamw import report as adamw_report
+from benchmarks.parts.adamw.contenders import (
     CONTENDERS,
     Contender,
     NotMeasured,
@@ -50,8 +46,9 @@ from benchmarks.adamw_contenders import (  # noqa: E402
     state_bytes,
     version,
 )
-from benchmarks.harness import Row  # noqa: E402
-from clipfast.models import create_model  # noqa: E402
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.harness import Row
+from clipfast.models import create_model
 
 SUBJECT = "adamw"
 FLAT = "flat"

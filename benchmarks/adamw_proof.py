@@ -15,7 +15,6 @@ that an interrupted demo goes on. The program ends with status 1 where a claim d
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import (  # noqa: E402
-    adamw_demo,
-    adamw_error,
-    adamw_gradients,
-    adamw_rounding,
-    adamw_weights,
-    harness,
-)
-from benchmarks.harness import Row  # noqa: E402
+from benchmarks.parts.adamw import demo as adamw_demo
+from benchmarks.parts.adamw import error as adamw_error
+from benchmarks.parts.adamw import gradients as adamw_gradients
+from benchmarks.parts.adamw import rounding as adamw_rounding
+from benchmarks.parts.adamw import weights as adamw_weights
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.harness import Row
 
 SUBJECT = "adamw_proof"
 PARTS = ("error", "replay", "late", "rounding", "demo")

@@ -24,21 +24,16 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import harness  # noqa: E402
-from benchmarks.peers import import_open_clip  # noqa: E402
-from clipfast import AttentionPool2d  # noqa: E402
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.peers import import_open_clip
+from clipfast import AttentionPool2d
 
 SUBJECT = "attention_pool"
 # Side of the map, channels, heads, width of the embedding.

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,13 +32,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import harness, loss_report  # noqa: E402
-from benchmarks.loss_measure import Absence, Plan, measure_case, measure_on_ranks  # noqa: E402
-from benchmarks.loss_peers import KEPT, PEERS  # noqa: E402
-from benchmarks.loss_problem import LOGIT_SCALE, Case, compute_truth, make_features  # noqa: E402
+from benchmarks.parts.common import harness
+from benchmarks.parts.loss import report as loss_report
+from benchmarks.parts.loss.measure import Absence, Plan, measure_case, measure_on_ranks
+from benchmarks.parts.loss.peers import KEPT, PEERS
+from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, compute_truth, make_features
 
 SUBJECT = "loss_throughput"
 IMPLS = ("auto", "all", "reference", "torch", "cpu", "cuda", "triton")

@@ -24,7 +24,6 @@ options or with --save; with others, to where --json and --plot say.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +31,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import harness, peers, step_measure, step_report  # noqa: E402
-from benchmarks.captions import SOURCES  # noqa: E402
-from benchmarks.step_contenders import CONTENDERS, PRECISIONS, Case  # noqa: E402
-from clipfast.models import list_models  # noqa: E402
+from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common.captions import SOURCES
+from benchmarks.parts.step import measure as step_measure
+from benchmarks.parts.step import report as step_report
+from benchmarks.parts.step.contenders import CONTENDERS, PRECISIONS, Case
+from clipfast.models import list_models
 
 SUBJECT = "step_throughput"
 # Largest batches at which plain OpenCLIP fits beside the other contenders' weights.

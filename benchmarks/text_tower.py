@@ -19,7 +19,6 @@ or with --save; with others, to where --json and --plot say.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +28,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import harness, peers, step_measure, step_report  # noqa: E402
-from benchmarks.captions import SOURCES, Captions, make_captions  # noqa: E402
-from benchmarks.loss_report import device_name  # noqa: E402
-from benchmarks.step_check import exact_products, relative_error, tower_of  # noqa: E402
-from benchmarks.step_contenders import PRECISIONS, Case, NotMeasured, share_parameters  # noqa: E402
+from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common.captions import SOURCES, Captions, make_captions
+from benchmarks.parts.loss.report import device_name
+from benchmarks.parts.step import measure as step_measure
+from benchmarks.parts.step import report as step_report
+from benchmarks.parts.step.check import exact_products, relative_error, tower_of
+from benchmarks.parts.step.contenders import PRECISIONS, Case, NotMeasured, share_parameters
 
 SUBJECT = "text_tower"
 # A model with a text tower of that width; its image tower is cut to almost nothing.

@@ -23,7 +23,6 @@ import json
 import os
 import random
 import re
-import sys
 import sysconfig
 import tarfile
 import time
@@ -33,11 +32,9 @@ from types import ModuleType
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import harness  # noqa: E402
-from clipfast.tokenizer import Tokenizer, tokenize  # noqa: E402
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.captions import SAMPLE
+from clipfast.tokenizer import Tokenizer, tokenize
 
 TEMPLATES = (
     "a photo of a {0}, with {1} and {2} in the background",
@@ -68,7 +65,7 @@ ENTITIES = ("salt &amp; pepper", "&quot;the end&quot;", "it&#39;s here")
 def sample_captions(rng: random.Random) -> Iterator[str]:
     """Yield sentences made of the captions and keywords of the embedded emoji sample."""
     names: set[str] = set()
-    for path in sorted((ROOT / "clipfast" / "data" / "sample").glob("*.tar")):
+    for path in sorted(SAMPLE.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
                 if member.name.endswith(".json"):

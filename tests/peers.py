@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import peers
+from benchmarks.parts.common import peers
 
 
 def import_open_clip() -> ModuleType:

@@ -116,7 +116,7 @@ def test_layers_imports_point_down(path):
         ("clipfast.eval.zero_shot", "clipfast.models"),
         ("clipfast.integrations", "clipfast.engine"),
         ("clipfast.models", "clipfast.integrations"),
-        ("clipfast.loss", "benchmarks.harness"),
+        ("clipfast.loss", "benchmarks.parts.common.harness"),
         ("clipfast.engine", "recipes.rn50"),
         ("clipfast.kernels.normalize", "clipfast.ops"),
         ("clipfast.ops", "kernels.normalize"),

@@ -8,8 +8,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import adamw, adamw_check, adamw_report, harness
-from benchmarks.adamw_contenders import CONTENDERS, NotMeasured, make, state_bytes
+from benchmarks import adamw
+from benchmarks.parts.adamw import check as adamw_check
+from benchmarks.parts.adamw import report as adamw_report
+from benchmarks.parts.adamw.contenders import CONTENDERS, NotMeasured, make, state_bytes
+from benchmarks.parts.common import harness
 from clipfast.optim.fused_adamw import FusedAdamW
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness import (
+from benchmarks.parts.common.harness import (
     CheckFailed,
     measure,
     measure_together,

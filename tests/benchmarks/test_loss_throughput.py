@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 
 import clipfast.loss
-from benchmarks import loss_measure, loss_peers, loss_problem, loss_throughput
-from benchmarks.harness import RESULTS
-from benchmarks.loss_problem import Case, compute_truth, make_features, measure_errors
+from benchmarks import loss_throughput
+from benchmarks.parts.common.harness import RESULTS
+from benchmarks.parts.loss import measure as loss_measure
+from benchmarks.parts.loss import peers as loss_peers
+from benchmarks.parts.loss import problem as loss_problem
+from benchmarks.parts.loss.problem import Case, compute_truth, make_features, measure_errors
 
 TINY = ["--device", "cpu", "--batch-sizes", "64", "--dims", "16", "--runs", "1"]
 CASE = Case(64, 16, torch.float32, torch.device("cpu"))

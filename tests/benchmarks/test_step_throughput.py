@@ -8,8 +8,12 @@ import pytest
 import torch
 
 import clipfast
-from benchmarks import harness, peers, step_check, step_flop, step_report, step_throughput
-from benchmarks.step_contenders import Case, Field, NotMeasured, share_parameters
+from benchmarks import step_throughput
+from benchmarks.parts.common import harness, peers
+from benchmarks.parts.step import check as step_check
+from benchmarks.parts.step import flop as step_flop
+from benchmarks.parts.step import report as step_report
+from benchmarks.parts.step.contenders import Case, Field, NotMeasured, share_parameters
 from clipfast.models import num_parameters
 from tests.peers import import_open_clip
 

@@ -7,8 +7,12 @@ import math
 import pytest
 import torch
 
-from benchmarks import adamw_demo, adamw_error, adamw_gradients, adamw_rounding, adamw_weights
-from benchmarks.adamw_followers import CONTENDERS
+from benchmarks.parts.adamw import demo as adamw_demo
+from benchmarks.parts.adamw import error as adamw_error
+from benchmarks.parts.adamw import gradients as adamw_gradients
+from benchmarks.parts.adamw import rounding as adamw_rounding
+from benchmarks.parts.adamw import weights as adamw_weights
+from benchmarks.parts.adamw.followers import CONTENDERS
 
 CONTROLS = {contender.name for contender in CONTENDERS if contender.is_control}
 ELEMENTS = 1 << 12

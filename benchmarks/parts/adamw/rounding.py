@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Row
+from benchmarks.parts.common.harness import Row
 from clipfast.ops.adamw import BLOCK, decode
 from clipfast.optim.fused_adamw import FusedAdamW
 

@@ -26,13 +26,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import harness
-from benchmarks.harness import Row
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.harness import Row
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 SUBJECT = "adamw_demo"
 RECIPE = [str(ROOT / "recipes" / "emoji.py")]
-TO_NEAREST = ["-c", "from benchmarks.adamw_demo import train_to_nearest; train_to_nearest()"]
+TO_NEAREST = ["-c", "from benchmarks.parts.adamw.demo import train_to_nearest; train_to_nearest()"]
 # The program, its statistics, its text and its image weights.
 RUNS = {
     "fp32": (RECIPE, "fp32", "fp32", "fp32"),

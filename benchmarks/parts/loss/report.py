@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row
+from benchmarks.parts.common.harness import Row
 
 ERRORS = ("error_loss", "error_image_grad", "error_text_grad", "error_scale_grad")
 

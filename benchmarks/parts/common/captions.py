@@ -26,6 +26,7 @@ import clipfast.data
 from clipfast.data.reader import ShardReader
 from clipfast.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, START_OF_TEXT, tokenize_with_lengths
 
+SAMPLE = Path(clipfast.data.__file__).parent / "sample"
 SOURCES = ("sample", "web")
 WEB_MEAN, WEB_SIGMA = 20.0, 0.6
 SHORTEST = 3
@@ -103,8 +104,7 @@ def web_lengths(quantiles: Tensor) -> Tensor:
 @functools.cache
 def _sample_captions() -> list[str]:
     """All captions of the embedded sample, shortest first."""
-    folder = Path(clipfast.data.__file__).parent / "sample"
-    reader = ShardReader([str(path) for path in sorted(folder.glob("*.tar"))])
+    reader = ShardReader([str(path) for path in sorted(SAMPLE.glob("*.tar"))])
     captions = [
         reader.caption(shard, row)
         for shard in range(len(reader.shards))

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import clipfast
-from benchmarks import peers
-from benchmarks.captions import Captions, make_captions
+from benchmarks.parts.common import peers
+from benchmarks.parts.common.captions import Captions, make_captions
 from clipfast.models import CLIP, create_model
 
 PRECISIONS = ("fp32", "amp_bf16")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Row
-from benchmarks.loss_report import device_name
+from benchmarks.parts.common.harness import Row
+from benchmarks.parts.loss.report import device_name
 
 
 def table(rows: Sequence[Row]) -> str:

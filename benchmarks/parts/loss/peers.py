@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clipfast.loss
-from benchmarks.loss_problem import LOGIT_SCALE, Case, Loss
+from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, Loss
 
 # Largest relative L2 error of ours, by what the towers give: float32 sums over the batch, and the
 # rounding of the result to the features' own dtype.

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness
-from benchmarks.harness import Row
-from benchmarks.loss_report import device_name
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.harness import Row
+from benchmarks.parts.loss.report import device_name
 
 PART_NAMES = {
     "image_forward": "image fwd",

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from benchmarks.adamw_followers import CLAIM, CONTENDERS, Adam64, Contender
-from benchmarks.harness import Row
+from benchmarks.parts.adamw.followers import CLAIM, CONTENDERS, Adam64, Contender
+from benchmarks.parts.common.harness import Row
 
 BETA2 = (0.999, 0.98)
 # Where rows of different fates share a block, the bias of v is reported and not judged.

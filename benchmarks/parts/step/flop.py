@@ -17,8 +17,8 @@ from torch.utils.flop_counter import (
 )
 
 import clipfast.ops.attention_pool  # noqa: F401  (registers the operators counted below)
-from benchmarks import peers
-from benchmarks.step_contenders import Case
+from benchmarks.parts.common import peers
+from benchmarks.parts.step.contenders import Case
 
 
 def model_flop(case: Case) -> int:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.step_contenders import Contender, Field, NotMeasured
+from benchmarks.parts.common import peers
+from benchmarks.parts.step.contenders import Contender, Field, NotMeasured
 
 # A logit is a product of features, rounded to the precision, times the scale of 14 that training
 # starts with. (One step's error of a single number, as the loss, says little about the next one's.)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks import harness
-from benchmarks.captions import make_captions
-from benchmarks.step_check import check, compute_truth
-from benchmarks.step_contenders import Case, Contender, Field, NotMeasured
-from benchmarks.step_flop import count_flop, model_flop
+from benchmarks.parts.common import harness
+from benchmarks.parts.common.captions import make_captions
+from benchmarks.parts.step.check import check, compute_truth
+from benchmarks.parts.step.contenders import Case, Contender, Field, NotMeasured
+from benchmarks.parts.step.flop import count_flop, model_flop
 
 PARTS = (
     "image_forward",

@@ -15,15 +15,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from benchmarks import harness
-from benchmarks.loss_peers import (
+from benchmarks.parts.common import harness
+from benchmarks.parts.loss.peers import (
     ROUNDING,
     Contender,
     NotMeasured,
     our_contenders,
     peer_contenders,
 )
-from benchmarks.loss_problem import (
+from benchmarks.parts.loss.problem import (
     SAMPLED_ABOVE,
     Case,
     Features,

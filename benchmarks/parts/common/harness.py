@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.adamw_contenders import BETAS, EPS, LR, WEIGHT_DECAY, Contender, make
-from benchmarks.harness import Row
+from benchmarks.parts.adamw.contenders import BETAS, EPS, LR, WEIGHT_DECAY, Contender, make
+from benchmarks.parts.common.harness import Row
 from clipfast.ops.adamw import BLOCK, reference_step
 from clipfast.optim.fused_adamw import FusedAdamW
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.adamw_followers import BETA1, EPS, Adam64
-from benchmarks.adamw_gradients import Trace
-from benchmarks.harness import Row
+from benchmarks.parts.adamw.followers import BETA1, EPS, Adam64
+from benchmarks.parts.adamw.gradients import Trace
+from benchmarks.parts.common.harness import Row
 from clipfast.optim.fused_adamw import FusedAdamW
 
 # How far progress may be from that of float32 or float64, besides its standard errors. Replayed

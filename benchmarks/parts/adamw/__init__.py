@@ -1,0 +1,1 @@
+"""Parts of ``adamw.py`` and ``adamw_proof.py``."""

@@ -1,0 +1,1 @@
+"""Parts of ``loss_throughput.py``."""

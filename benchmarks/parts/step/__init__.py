@@ -1,0 +1,1 @@
+"""Parts of ``step_throughput.py``; ``text_tower.py`` uses some of them."""
