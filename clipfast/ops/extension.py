@@ -57,13 +57,13 @@ def has_triton() -> bool:
 
 
 def import_kernels(name: str) -> ModuleType:
-    """Imports clipfast.kernels.<name>, on first use: Triton takes long to import.
+    """Imports the launchers of an operator, on first use: Triton takes long to import.
 
     Args:
-        name: the module's name, such as "normalize".
+        name: the operator's room, such as "normalize".
 
     Returns:
-        The module.
+        The module clipfast.kernels.<name>.launch.
 
     Raises:
         ImportError: `kernels/` is not installed as clipfast.kernels. That is so when clipfast is
@@ -71,7 +71,7 @@ def import_kernels(name: str) -> ModuleType:
             PYTHONPATH to it) and hides an install that is not editable.
     """
     try:
-        return importlib.import_module(f"clipfast.kernels.{name}")
+        return importlib.import_module(f"clipfast.kernels.{name}.launch")
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("clipfast.kernels"):
             raise

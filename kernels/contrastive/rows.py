@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from clipfast.kernels.normalize import _RANGE, _adjacent, tile_shape
+from clipfast.kernels.normalize.launch import _RANGE, _adjacent, tile_shape
 
 
 @triton.jit

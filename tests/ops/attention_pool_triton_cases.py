@@ -25,9 +25,9 @@ ROUNDING = {
 
 
 def kernels():
-    from clipfast.kernels import attention_pool
+    from clipfast.kernels.attention_pool import launch
 
-    return attention_pool
+    return launch
 
 
 def shapes_for(device):

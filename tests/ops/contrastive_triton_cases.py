@@ -22,9 +22,9 @@ PLENTY = 1 << 28  # bytes: one wave
 
 
 def kernels():
-    from clipfast.kernels import contrastive
+    from clipfast.kernels.contrastive import launch
 
-    return contrastive
+    return launch
 
 
 def make_features(rows, dim, dtype, device, normalize=True, spread=1.0):
@@ -271,7 +271,7 @@ def case_strided_features(device):
 
 
 def check_prepare(x, normalize, work_dtype):
-    from clipfast.kernels.contrastive.rows import launch_prepare
+    from clipfast.kernels.contrastive.launch import launch_prepare
 
     work, *vectors = launch_prepare(x, normalize, work_dtype)
     true_work, *true_vectors = plain.prepare(x.double(), normalize, work_dtype)
@@ -289,7 +289,7 @@ def check_prepare(x, normalize, work_dtype):
 
 
 def check_rows(x, other, normalize, work_dtype):
-    from clipfast.kernels.contrastive.rows import launch_diagonal, launch_finish
+    from clipfast.kernels.contrastive.launch import launch_diagonal, launch_finish
 
     _, inverse_norm, factor, _ = check_prepare(x, normalize, work_dtype)
     _, other_inverse_norm, _, _ = check_prepare(other, normalize, work_dtype)
@@ -331,7 +331,7 @@ def case_rows(device):
 
 
 def case_rows_of_extreme_norms(device):
-    from clipfast.kernels.contrastive.rows import launch_prepare
+    from clipfast.kernels.contrastive.launch import launch_prepare
 
     x = torch.randn(7, 40, device=device)
     x[1], x[2], x[3] = 0, x[2] * 1e30, x[3] * 1e-30

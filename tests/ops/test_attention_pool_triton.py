@@ -40,7 +40,7 @@ def test_triton_attention_pool_on_gpu_agrees_with_fp64(case):
 
 def compiled_kernels(arch, element, name, batch):
     """(kernel's name, tile, what compile_for gives) of every kernel of a pool."""
-    from clipfast.kernels import attention_pool as kernels
+    from clipfast.kernels.attention_pool import launch as kernels
 
     tokens, channels, heads = HEADS[name]
     dtype, processors = ELEMENTS[element], PROCESSORS[arch]

@@ -100,9 +100,9 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
 @pytest.mark.parametrize("arch", [80, 90])
 def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
     pytest.importorskip("triton")
-    from clipfast.kernels import contrastive
+    from clipfast.kernels.contrastive import launch as contrastive
     from clipfast.kernels.contrastive import rows, tiles
-    from clipfast.kernels.normalize import tile_shape
+    from clipfast.kernels.normalize.launch import tile_shape
 
     sums = dict.fromkeys(
         ("partial_ptr", "sum_ptr", "max_ptr", "bound_ptr", "shift_ptr"), "*fp32"

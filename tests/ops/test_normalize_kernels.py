@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 INTERPRETED = """
 import torch
-from clipfast.kernels.normalize import launch_l2_normalize, launch_l2_normalize_backward
+from clipfast.kernels.normalize.launch import launch_l2_normalize, launch_l2_normalize_backward
 from clipfast.ops.normalize import reference_backward, reference_forward
 
 torch.manual_seed(0)
@@ -85,7 +85,7 @@ def test_triton_l2_normalize_compiles_without_spills(arch, x_type, y_type, acc, 
     pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
 
-    from clipfast.kernels import normalize
+    from clipfast.kernels.normalize import launch as normalize
 
     block_b, block_d, num_warps = normalize.tile_shape(dim)
     tile = {"BLOCK_B": block_b, "BLOCK_D": block_d}

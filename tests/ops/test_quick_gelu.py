@@ -189,7 +189,7 @@ print("agreed")
 
 def test_triton_quick_gelu_interpreted_agrees_with_fp64():
     pytest.importorskip("triton")
-    script = AGREES.replace("SOURCE", "clipfast.kernels.quick_gelu")
+    script = AGREES.replace("SOURCE", "clipfast.kernels.quick_gelu.launch")
     script = script.replace("FORWARD", "launch_quick_gelu")
     script = script.replace("BACKWARD", "launch_quick_gelu_backward")
     done = run_script(script, TRITON_INTERPRET="1")
@@ -222,7 +222,7 @@ def test_triton_quick_gelu_compiles_without_spills(arch, dtype, acc):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from clipfast.kernels import quick_gelu as kernels
+    from clipfast.kernels.quick_gelu import launch as kernels
 
     pointers = [f"{name}_ptr" for name in ("grad_y", "x", "grad_x")]
     for kernel, names in (

@@ -224,11 +224,11 @@ _FAKES = {
 }
 
 
-def _triton(module: str, launcher: str) -> Callable:
+def _triton(launcher: str) -> Callable:
     """A launcher of kernels/, imported when first called."""
 
     def launch(*arguments):
-        kernels = import_kernels(module)
+        kernels = import_kernels("contrastive")
         device = arguments[0].device
         with torch.cuda.device(device if device.type == "cuda" else -1):
             return getattr(kernels, launcher)(*arguments)
@@ -241,13 +241,10 @@ def _register() -> None:
     # Below every backend's key: these serve whatever device their names are called on.
     anywhere = "CompositeExplicitAutograd"
     for name, schema in SCHEMAS.items():
-        module = "contrastive" if name in ("statistics", "gradients") else "contrastive.rows"
         library.define(f"clipfast::contrastive_{name}_torch", schema)
         library.impl(f"clipfast::contrastive_{name}_torch", anywhere)(getattr(plain, name))
         library.define(f"clipfast::contrastive_{name}_triton", schema)
-        library.impl(f"clipfast::contrastive_{name}_triton", anywhere)(
-            _triton(module, f"launch_{name}")
-        )
+        library.impl(f"clipfast::contrastive_{name}_triton", anywhere)(_triton(f"launch_{name}"))
         for impl, suffix in (("cpu", ""), ("triton", "_triton"), ("torch", "_torch")):
             if suffix or _HAS_EXTENSION:
                 # What is kept, and so its type, is each implementation's own.
