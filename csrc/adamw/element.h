@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "adamw/constants.h"
+
 #if defined(__CUDACC__) || defined(CLIPFAST_EMULATED_CUDA)
 #define CLIPFAST_HOST_DEVICE __host__ __device__ __forceinline__
 #else
@@ -17,36 +19,28 @@
 
 namespace clipfast::adamw {
 
-// Elements that share one scale.
-constexpr int kBlock = 256;
-// Elements that one draw of Philox serves: 128 bits, 16 each.
-constexpr int kDraw = 8;
-
 struct Draw {
   uint32_t word[4];
 };
 
-// Philox4x32-7 (Salmon et al. 2011: the fewest rounds that pass every test of BigCrush): counter
-// (draw, step, 0), key seed.
+// Philox4x32 of kRounds rounds (Salmon et al. 2011): counter (draw, step, 0), key seed.
 //   draw: index of the element among all of the optimizer's, divided by kDraw.
 // The 16 bits of element kDraw * draw + 2 w + h are bits 16 h to 16 h + 15 of word w.
-constexpr int kRounds = 7;
-
 CLIPFAST_HOST_DEVICE Draw philox(uint64_t draw, uint32_t step, uint64_t seed) {
   uint32_t c0 = static_cast<uint32_t>(draw), c1 = static_cast<uint32_t>(draw >> 32);
   uint32_t c2 = step, c3 = 0;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < kRounds; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c0;
-    const uint64_t p1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;
+    const uint64_t p0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
+    const uint64_t p1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c2;
     const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
     const uint32_t n2 = static_cast<uint32_t>(p0 >> 32) ^ c3 ^ k1;
     c1 = static_cast<uint32_t>(p1);
     c3 = static_cast<uint32_t>(p0);
     c0 = n0;
     c2 = n2;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kPhiloxKeyStep0;
+    k1 += kPhiloxKeyStep1;
   }
   return {{c0, c1, c2, c3}};
 }
@@ -60,7 +54,9 @@ enum Purpose : uint32_t { kFirstMoment = 0, kSecondMoment = 1, kWeight = 2 };
 constexpr uint32_t kPurposes = 3;
 
 CLIPFAST_HOST_DEVICE uint32_t multiplier(uint32_t purpose) {
-  return purpose == kFirstMoment ? 1u : (purpose == kSecondMoment ? 0x1663u : 0x2F8Fu);
+  return purpose == kFirstMoment    ? kFirstMomentMultiplier
+         : purpose == kSecondMoment ? kSecondMomentMultiplier
+                                    : kWeightMultiplier;
 }
 
 // The bits of a draw for one purpose.
@@ -72,9 +68,6 @@ CLIPFAST_HOST_DEVICE Draw bits_for(uint32_t purpose, const Draw& draw) {
   }
   return bits;
 }
-
-// The 16 bits that, for every purpose, round to the nearest instead (ties away from zero).
-constexpr uint32_t kNearest = 0x8000;
 
 // Bits of a magnitude that is infinite; those of a NaN are larger.
 constexpr uint32_t kInfinity = 0x7F800000u;
@@ -133,19 +126,19 @@ CLIPFAST_HOST_DEVICE float join_master(uint16_t high, int16_t low) {
   return float_of((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(int32_t{low}));
 }
 
-// A block's exponent e, from the bits of its largest magnitude, is kept in 8 bits. Multiplied by
-// 2^(14 - e) the block's largest value lies in [2^14, 2^15), as high in fp16 as rounding up allows.
+// A block's exponent e, from the bits of its largest magnitude, is kept in 8 bits. The block is
+// stored times 2^(kTopExponent - e).
 CLIPFAST_HOST_DEVICE int block_exponent(uint32_t largest_magnitude_bits) {
   const int e = static_cast<int>(largest_magnitude_bits >> 23) - 127;
-  return e < -112 ? -112 : (e > 127 ? 127 : e);
+  return e < kSmallestExponent ? kSmallestExponent : (e > kLargestExponent ? kLargestExponent : e);
 }
 
 CLIPFAST_HOST_DEVICE float encoding_scale(int exponent) {
-  return float_of(static_cast<uint32_t>(141 - exponent) << 23);
+  return float_of(static_cast<uint32_t>(127 + kTopExponent - exponent) << 23);
 }
 
 CLIPFAST_HOST_DEVICE float decoding_scale(int exponent) {
-  return float_of(static_cast<uint32_t>(exponent + 113) << 23);
+  return float_of(static_cast<uint32_t>(127 - kTopExponent + exponent) << 23);
 }
 
 // The coefficients of one step of one tensor.

@@ -13,7 +13,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "scalar_type.h"
+#include "common/constants.h"
+#include "common/scalar_type.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {
@@ -149,7 +150,7 @@ acc_t<X> inverse_norm(const X* x, int64_t dim, double eps) {
   using Limits = std::numeric_limits<Acc>;
   // Below `low` some squares have rounded to zero; above `high` the sum may have overflowed.
   constexpr bool kSingle = std::is_same_v<Acc, float>;
-  constexpr Acc low = kSingle ? Acc(0x1p-100) : Acc(0x1p-900);
+  constexpr Acc low = kSingle ? Acc(kSmallestSquares) : Acc(kSmallestSquaresDouble);
   const Acc threshold = std::max(static_cast<Acc>(eps), Limits::min());
   const Acc total = sum_of_squares(x, dim);
   if (!(total >= low && total <= Limits::max())) return scaled_inverse_norm(x, dim, threshold);

@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "scalar_type.h"
+#include "common/constants.h"
+#include "common/scalar_type.h"
 
 namespace clipfast {
 namespace {
@@ -57,15 +58,15 @@ template <>
 struct Limits<float> {
   static constexpr float kTiny = 1.17549435e-38f;
   static constexpr float kMax = 3.40282347e+38f;
-  static constexpr float kLow = 7.88860905e-31f;  // 2^-100
-  static constexpr int kMaxScale = 126;           // 2^126 and 2^-126 are both normal numbers
+  static constexpr float kLow = kSmallestSquares;
+  static constexpr int kMaxScale = 126;  // 2^126 and 2^-126 are both normal numbers
 };
 
 template <>
 struct Limits<double> {
   static constexpr double kTiny = 2.2250738585072014e-308;
   static constexpr double kMax = 1.7976931348623157e+308;
-  static constexpr double kLow = 1.1830521861667747e-271;  // 2^-900
+  static constexpr double kLow = kSmallestSquaresDouble;
   static constexpr int kMaxScale = 1022;
 };
 

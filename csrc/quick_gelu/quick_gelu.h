@@ -11,6 +11,7 @@
 
 #include "common/cpu_dispatch.h"
 #include "common/scalar_type.h"
+#include "quick_gelu/constants.h"
 
 namespace clipfast {
 

@@ -6,8 +6,6 @@
 namespace clipfast::CPU_CAPABILITY {
 namespace {
 
-constexpr double kSlope = 1.702;
-
 // Where 1.702 x is below -88, exp overflows to infinity and the sigmoid is the 0 it rounds to.
 template <typename Acc>
 inline Vectorized<Acc> sigmoid(const Vectorized<Acc>& x) {

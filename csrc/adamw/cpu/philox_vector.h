@@ -20,8 +20,8 @@ class Draws {
  public:
   explicit Draws(const Stream& stream) : begin_(stream.begin), end_(stream.end) {
     for (int i = 0; i < kRounds; ++i) {
-      key0_[i] = low(stream.seed + i * uint64_t{0x9E3779B9u});
-      key1_[i] = low((stream.seed >> 32) + i * uint64_t{0xBB67AE85u});
+      key0_[i] = low(stream.seed + i * uint64_t{adamw::kPhiloxKeyStep0});
+      key1_[i] = low((stream.seed >> 32) + i * uint64_t{adamw::kPhiloxKeyStep1});
     }
     step_product_ = kMultiplier1 * stream.step;
     round1_ = low(step_product_) ^ key0_[1];
@@ -46,7 +46,8 @@ class Draws {
  private:
   static constexpr int kLanes = Longs::size(), kChains = Longs::chains();
   static constexpr int kRounds = adamw::kRounds;
-  static constexpr uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
+  static constexpr uint64_t kMultiplier0 = adamw::kPhiloxMultiplier0;
+  static constexpr uint64_t kMultiplier1 = adamw::kPhiloxMultiplier1;
 
   static uint64_t low(uint64_t x) { return x & 0xFFFFFFFFu; }
 

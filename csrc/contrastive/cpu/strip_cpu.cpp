@@ -8,16 +8,13 @@
 #include <cmath>
 #include <tuple>
 
+#include "contrastive/constants.h"
 #include "strip.h"
 
 namespace clipfast {
 namespace {
 
 using at::Tensor;
-
-constexpr double kLog2e = 1.44269504088896340736;
-// Sums below this have lost their small terms, see clipfast/ops/contrastive.py.
-constexpr double kSmallestSum = 0x1p-100;
 
 StripDriver* driver_for(at::ScalarType type) {
   StripDriver* driver = brgemm_driver(type);
@@ -103,8 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
       keep ? at::empty({strip.rows, strip.columns}, at::kFloat) : at::empty({0}, at::kFloat);
   float* kept_data = keep ? kept.mutable_data_ptr<float>() : nullptr;
 
-  const float shift = std::max(
-      0.0f, *bound.const_data_ptr<float>() - 87.0f + std::log(static_cast<float>(strip.columns)));
+  const float shift =
+      std::max(0.0f, *bound.const_data_ptr<float>() - static_cast<float>(kShiftMargin) +
+                         std::log(static_cast<float>(strip.columns)));
   Sums sums;
   sums.row.assign(strip.rows, 0.0);
   sums.column.assign(strip.columns, 0.0);

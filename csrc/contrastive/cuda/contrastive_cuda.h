@@ -27,6 +27,7 @@
 #include <cstdint>
 
 #include "common/scalar_type.h"
+#include "contrastive/constants.h"
 
 namespace clipfast {
 
@@ -36,11 +37,6 @@ constexpr int64_t kTileColumns = 256;
 
 constexpr int64_t tiles(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-// What the 16 bits of a kept logit stand for: S = kept * bound / 32767.
-constexpr int kKeptSteps = 32767;
-// fp16 weights are stored times 2^14: |P| <= 2 stays in range and P down to 2^-38 stays nonzero.
-constexpr double kHalfWeightScale = 16384.0;
-
 // One chunk: rows x columns of the strip. acc below is float, or double where is_double.
 struct ContrastiveChunk {
   void* products;             // [rows, columns] acc <x_i, y_j>, rows products_stride apart, 16-byte
@@ -49,10 +45,10 @@ struct ContrastiveChunk {
   const void* column_factor;  // [columns] acc
   const void* scale;          // [1] acc
   const void* bound;          // [1] acc
-  void* kept;                 // [rows, columns] rows kept_stride apart, or null: int16 where
-                              // is_kept_short, else acc
-  int64_t products_stride;    // elements, a multiple of 4
-  int64_t kept_stride;        // elements
+  void* kept;               // [rows, columns] rows kept_stride apart, or null: acc, or int16 where
+                            // is_kept_short: S = kept bound / kKeptSteps
+  int64_t products_stride;  // elements, a multiple of 4
+  int64_t kept_stride;      // elements
   int64_t rows;
   int64_t columns;
   int64_t pair;        // the column that pairs with row 0; row i pairs with pair + i. Counted

@@ -13,16 +13,17 @@ constexpr int kRowsTogether = sizeof(Acc) == 8 ? 2 : 4;
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fc00000); }
 
-// a = max(0, bound - 87 + ln G), 700 in fp64: G terms exp(S - a) do not overflow. A NaN stays one.
+// a = max(0, bound - margin + ln G): G terms exp(S - a) do not overflow. A NaN stays one.
 template <typename Acc>
 __device__ __forceinline__ Acc fixed_shift(Acc bound, double log_columns) {
-  const Acc a = bound + static_cast<Acc>(log_columns - (sizeof(Acc) == 8 ? 700.0 : 87.0));
+  constexpr double kMargin = sizeof(Acc) == 8 ? kShiftMarginDouble : kShiftMargin;
+  const Acc a = bound + static_cast<Acc>(log_columns - kMargin);
   return a < 0 ? Acc(0) : a;
 }
 
 template <typename Acc>
 __device__ __forceinline__ bool is_sound(Acc sum) {
-  return sum >= Acc(7.888609052210118e-31) && sum <= Limits<Acc>::kMax;
+  return sum >= Acc(kSmallestSum) && sum <= Limits<Acc>::kMax;
 }
 
 // Maxima of nothing are -inf; zero in their place keeps differences defined.
@@ -87,10 +88,10 @@ __global__ void __launch_bounds__(kBlockThreads)
   __shared__ Acc shared[kWarps][kTileColumns];
   const Place place;
   const ColumnVector<Acc> factor(chunk.column_factor, place, chunk.columns);
-  const Acc scale = element<Acc>(chunk.scale, 0) * Acc(kLog2E);
+  const Acc scale = element<Acc>(chunk.scale, 0) * Acc(kLog2e);
   const Acc bound = element<Acc>(chunk.bound, 0);
-  const Acc shift = fixed_shift(bound, chunk.log_columns) * Acc(kLog2E);
-  Acc kept_factor = Acc(1 / kLog2E);
+  const Acc shift = fixed_shift(bound, chunk.log_columns) * Acc(kLog2e);
+  Acc kept_factor = Acc(1 / kLog2e);
   if constexpr (std::is_same_v<Kept, int16_t>) kept_factor *= kKeptSteps / bound;
   Acc* row_partial = static_cast<Acc*>(sums.row_partial) + blockIdx.x * chunk.rows;
   Acc* column_partial = static_cast<Acc*>(sums.column_partial) + blockIdx.y * chunk.columns;
@@ -309,7 +310,7 @@ __device__ __forceinline__ Acc softmax_sum(Acc logit, Acc shift, Acc row_value, 
 // With a shift a, the factor exp(a - lse) that exp(S - a) lacks; else lse in units of ln 2.
 template <bool Fixed, typename Acc>
 __device__ __forceinline__ Acc softmax_value(Acc lse, Acc shift) {
-  return Fixed ? natural_exp(shift - lse) : lse * Acc(kLog2E);
+  return Fixed ? natural_exp(shift - lse) : lse * Acc(kLog2e);
 }
 
 template <bool Fixed, typename Acc, typename Q, typename T, bool IsProducts>
@@ -319,7 +320,7 @@ __device__ __forceinline__ void write_weights(const ContrastiveChunk& chunk,
   const ColumnVector<Acc> factor(chunk.column_factor, place, chunk.columns);
   ColumnVector<Acc> column(args.column_lse, place, chunk.columns);
   const Acc shift = element<Acc>(args.shift, 0);
-  const Acc shift2 = shift * Acc(kLog2E);
+  const Acc shift2 = shift * Acc(kLog2e);
 #pragma unroll
   for (int k = 0; k < kGroups; ++k) {
 #pragma unroll
@@ -327,7 +328,7 @@ __device__ __forceinline__ void write_weights(const ContrastiveChunk& chunk,
       column.value[k][c] = softmax_value<Fixed>(column.value[k][c], shift);
     }
   }
-  Acc scale = Acc(kLog2E);
+  Acc scale = Acc(kLog2e);
   if constexpr (IsProducts) scale *= element<Acc>(chunk.scale, 0);
   if constexpr (std::is_same_v<T, int16_t>) scale *= element<Acc>(chunk.bound, 0) / kKeptSteps;
   constexpr Acc kWeightScale = std::is_same_v<Q, __half> ? kHalfWeightScale : 1;

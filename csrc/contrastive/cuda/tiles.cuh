@@ -18,13 +18,11 @@ constexpr int kPack = 4;
 constexpr int kGroups = static_cast<int>(kTileColumns) / (kPack * kWarp);
 static_assert(kTileColumns == kBlockThreads, "a thread adds up one column of the tile");
 
-constexpr double kLog2E = 1.4426950408889634;
-
 __device__ __forceinline__ float power_of_two(float v) { return exp2f(v); }
 __device__ __forceinline__ double power_of_two(double v) { return exp2(v); }
 
 __device__ __forceinline__ float natural_exp(float v) {
-  return exp2f(v * static_cast<float>(kLog2E));
+  return exp2f(v * static_cast<float>(kLog2e));
 }
 __device__ __forceinline__ double natural_exp(double v) { return exp(v); }
 
