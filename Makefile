@@ -8,6 +8,8 @@ PYTHON ?= python3
 # Installed only where PYTHON has no torch of its own.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Processes by cores and memory (tests/conftest.py); what shares a long preparation stays together.
+PYTEST_WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -81,7 +83,7 @@ $(STAMPS)/extension: $(STAMPS)/packages $(SOURCES)
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(STAMPS)/torch
 	$(BIN)/python -m ruff check

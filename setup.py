@@ -69,7 +69,9 @@ EXTRAS = {
     # From huggingface-hub on: what open_clip_torch and timm import. Those two are installed with
     # --no-deps, since their own requirements may replace the torch that is here.
     "dev": [
-        *("pytest", "ruff>=0.17,<0.18", "clang-format==23.*", "scikit-learn", "regex"),
+        # pytest-xdist 3.8 cannot keep a group of tests together under pytest 9.1 and newer.
+        *("pytest<9.1", "pytest-xdist>=3.8", "scikit-learn", "regex"),
+        *("ruff>=0.17,<0.18", "clang-format==23.*"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
     ],
 }

@@ -1,4 +1,5 @@
-"""What every test runs under: poisoned uninitialised memory, few threads, and no GPU assumed."""
+"""What every test runs under: poisoned uninitialised memory, few threads, no GPU assumed, and as
+many processes as the machine holds."""
 
 from __future__ import annotations
 
@@ -8,17 +9,56 @@ import pytest
 import torch
 from torch.utils import deterministic
 
+# A test with a compiler or a model in it takes up to this much.
+BYTES_PER_WORKER = 5 << 30
+MOST_WORKERS = 4
 
-def pytest_configure(config: pytest.Config) -> None:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores or 1))))
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: processes for the cores and the memory of this machine, or none (0).
+
+    Tests on a GPU take its memory for themselves.
+    """
+    if torch.cuda.is_available() or not hasattr(os, "sysconf"):
+        return 0
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    workers = min(cores(), memory // BYTES_PER_WORKER, MOST_WORKERS)
+    return int(workers) if workers > 1 else 0
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores()))))
     # Read by the processes that tests spawn: several ranks with a thread pool each would fight
     # over the cores, and torch.compile's own worker pool outlives the test that started it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    # Threads that have nothing to do leave the core to another worker.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
+def group_of(item: pytest.Item) -> str | None:
+    """Tests of one group run in one process, since they share what takes long to make."""
+    if hasattr(item, "callspec") and "emulated" in item.callspec.params.values():
+        return "emulated_operators"
+    for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+        if definitions[-1].scope in ("module", "session") and "tests" in definitions[-1].baseid:
+            is_shared = definitions[-1].scope == "session"
+            return name if is_shared else definitions[-1].baseid
+    return None
+
+
+# Before xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest first, so that no process waits for another at the end.
+    items.sort(key=lambda item: "slow" not in item.keywords)
+    for item in items:
+        if group := group_of(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
