@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.engine.config import ConfigError
+from clipfast.engine.deepspeed.masters import exact_parameters
 from clipfast.engine.launch import Process
-from clipfast.engine.masters import exact_parameters
 from clipfast.models import export
 
 _NAME = re.compile(r"step(\d{8,})")

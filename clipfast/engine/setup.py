@@ -7,8 +7,8 @@ import torch
 
 from clipfast.data import TrainLoader
 from clipfast.engine.config import Config, ConfigError
-from clipfast.engine.ds_config import deepspeed_config
-from clipfast.engine.half_stage0 import forget_first_step
+from clipfast.engine.deepspeed.half_stage0 import forget_first_step
+from clipfast.engine.deepspeed.settings import deepspeed_config
 from clipfast.engine.launch import Process
 from clipfast.engine.optimizer import build_optimizer
 from clipfast.models import CLIP, AttentionPool2d, create_model, load_weights

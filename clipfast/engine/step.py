@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.data import Batch
-from clipfast.engine.half_stage0 import loss_factor
+from clipfast.engine.deepspeed.half_stage0 import loss_factor
 from clipfast.loss import clip_loss, gather_texts
 from clipfast.models import frozen_statistics
 

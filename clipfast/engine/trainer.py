@@ -14,11 +14,11 @@ from clipfast.engine.checkpoint import Checkpoints, export_final, move_aside
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.evaluate import Retrieval, check_evaluation, evaluate, retrieval_table
-from clipfast.engine.figures import write_figures
 from clipfast.engine.launch import Process, keep_freed_memory
-from clipfast.engine.memory import resolve_checkpoint
 from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.optimizer import describe, optimizer_holds_masters, zero_stage
+from clipfast.engine.pictures import write_figures
+from clipfast.engine.recomputation import resolve_checkpoint
 from clipfast.engine.setup import (
     build_loader,
     build_model,

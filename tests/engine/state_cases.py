@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from clipfast.engine import Config, OptimizerConfig, ZeroConfig
 from clipfast.engine import setup as engine_setup
-from clipfast.engine.ds_config import deepspeed_config
-from clipfast.engine.memory import StateBytes
+from clipfast.engine.deepspeed.settings import deepspeed_config
+from clipfast.engine.recomputation import StateBytes
 from clipfast.models import create_model
 from tests.engine.launching import free_port, start_rank
 from tests.ranks import run_ranks

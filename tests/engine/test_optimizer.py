@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from clipfast.engine import Config, OptimizerConfig, ZeroConfig
-from clipfast.engine.ds_config import deepspeed_config
+from clipfast.engine.deepspeed.settings import deepspeed_config
 from clipfast.engine.launch import Process
-from clipfast.engine.memory import state_bytes
 from clipfast.engine.optimizer import (
     build_optimizer,
     describe,
@@ -14,6 +13,7 @@ from clipfast.engine.optimizer import (
     sums_in_float32,
     zero_stage,
 )
+from clipfast.engine.recomputation import state_bytes
 from clipfast.models import create_model
 from tests.engine.state_cases import DTYPES, cases, measure, tiny_model
 

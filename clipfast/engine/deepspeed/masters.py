@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipfast.engine.half_stage0 import masters
+from clipfast.engine.deepspeed.half_stage0 import masters
 from clipfast.optim.states import exact_weight
 
 

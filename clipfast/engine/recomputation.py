@@ -11,7 +11,7 @@ from torch import nn
 
 from clipfast.data import TrainLoader
 from clipfast.engine.config import Config, OptimizerConfig, largest_divisor
-from clipfast.engine.ds_config import BUCKET
+from clipfast.engine.deepspeed.settings import BUCKET
 from clipfast.engine.launch import Process
 from clipfast.engine.optimizer import (
     DTYPES,

@@ -6,9 +6,9 @@ import torch.distributed as dist
 
 from clipfast.data import TrainLoader
 from clipfast.engine import Config, ConfigError, DataConfig, ModelConfig, OptimizerConfig
-from clipfast.engine import memory as engine_memory
+from clipfast.engine import recomputation as engine_memory
 from clipfast.engine.launch import Process
-from clipfast.engine.memory import (
+from clipfast.engine.recomputation import (
     caption_tokens,
     free_bytes,
     resolve_checkpoint,
