@@ -23,8 +23,10 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -na
 BENCHMARKS = $(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py)))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
+# The site's generator; setup.py's [docs] says the same. A test compares them.
+SITE := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1.0,<2"
 
-.PHONY: help setup test lint format demo bench env clean
+.PHONY: help setup test lint format demo bench docs env clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +36,7 @@ help:
 	@echo "make lint     ruff and clang-format, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
 	@echo "make bench    setup, then the benchmarks; results go to benchmarks/results"
+	@echo "make docs     the site, into site/ (open site/index.html); a dead link fails"
 	@echo "make env      setup, then what this machine has and what was built for it"
 	@echo "make clean    remove what was built (CLEAN_VENV=1: $(VENV) too)"
 
@@ -105,10 +108,20 @@ bench: setup
 	  echo "[bench] $$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
 
+$(STAMPS)/site: $(STAMPS)/torch Makefile
+	@echo "[docs] installing mkdocs-material and mkdocstrings"
+	@$(PIP) install -c $(VENV)/constraints.txt $(SITE)
+	@touch $@
+
+# Sources are read and not imported, so nothing is compiled for it.
+docs: $(STAMPS)/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "[docs] site/index.html"
+
 env: setup
 	@$(BIN)/python -m clipfast.env
 
 clean:
-	rm -rf build dist *.egg-info clipfast/_C*.so demo .pytest_cache .ruff_cache $(if $(CLEAN_VENV),$(VENV))
+	rm -rf build dist *.egg-info clipfast/_C*.so demo site .pytest_cache .ruff_cache $(if $(CLEAN_VENV),$(VENV))
 	find clipfast kernels recipes benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f $(STAMPS)/packages $(STAMPS)/extension

@@ -74,6 +74,8 @@ EXTRAS = {
         *("ruff>=0.17,<0.18", "clang-format==23.*"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
     ],
+    # The site. Only `make docs` installs it, from the same line in the Makefile.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"],
 }
 
 
