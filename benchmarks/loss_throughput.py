@@ -39,7 +39,7 @@ from benchmarks.parts.loss.peers import KEPT, PEERS
 from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, compute_truth, make_features
 
 SUBJECT = "loss_throughput"
-IMPLS = ("auto", "all", "reference", "torch", "cpu", "cuda", "triton")
+IMPLS = ("auto", "all", "reference", "plain", "torch", "cpu", "cuda", "triton")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULTS = {
     "cpu": {

@@ -127,7 +127,7 @@ def clip_loss(
             alone.
         normalize: L2-normalise both features here (in float32). False takes them as they are; on a
             GPU half-precision ones must then fit float16.
-        impl: "auto"; "cpu", "cuda" or "triton" (fused); "torch" (chunked plain PyTorch, any
+        impl: "auto"; "cpu", "cuda" or "triton" (fused); "plain" (chunked plain PyTorch, any
             device); "reference" (plain PyTorch that holds all logits). :func:`available_impls`
             lists what can serve a device, :func:`chosen_impl` says what "auto" is; the log
             ``clipfast.loss`` says it once, unless under torch.compile.

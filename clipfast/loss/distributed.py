@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.ops.normalize import DTYPES
+from clipfast.ops.registry import Operator, declare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +129,13 @@ def _require_equal_batches(features: Tensor, group_name: str) -> Tensor:
     return features.new_zeros(1, dtype=torch.float32)
 
 
-torch.library.define(
-    "clipfast::require_equal_batches", "(Tensor features, str group_name) -> Tensor"
-)
-torch.library.impl("clipfast::require_equal_batches", "CompositeExplicitAutograd")(
-    _require_equal_batches
-)
-torch.library.register_fake("clipfast::require_equal_batches")(
-    lambda features, group_name: features.new_empty(1, dtype=torch.float32)
+declare(
+    Operator(
+        name="require_equal_batches",
+        schema="(Tensor features, str group_name) -> Tensor",
+        plain=_require_equal_batches,
+        fake=lambda features, group_name: features.new_empty(1, dtype=torch.float32),
+    )
 )
 
 

@@ -40,7 +40,7 @@ def attention_pool(
         c_weight: [D, C].
         c_bias: [D] or None.
         num_heads: must divide C.
-        impl: "auto", "torch" or "triton"; see clipfast/ops/attention_pool.
+        impl: "auto", "plain" or "triton"; see clipfast/ops/attention_pool.
 
     Returns:
         [B, D], the type of the weights (autocast's under autocast).

@@ -13,7 +13,7 @@ REMEDY = "run `pip install -e . --no-build-isolation` in the repository's folder
 
 @functools.cache
 def load_extension() -> ModuleType | None:
-    """clipfast._C, whose import registers torch.ops.clipfast.*; None where it cannot be had.
+    """clipfast._C, whose import registers the compiled operators; None where it cannot be had.
 
     Without it every operator still works, in plain torch and several times slower: a warning says
     so, once a process.
@@ -48,12 +48,6 @@ def has_cuda_operators() -> bool:
     """Whether clipfast._C holds CUDA kernels."""
     extension = load_extension()
     return extension is not None and bool(extension.build_info()["cuda"])
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether Triton is installed; looks for it without importing it."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def import_kernels(name: str) -> ModuleType:

@@ -26,10 +26,6 @@ KERNELS = [
     "contrastive/cuda/rows_kernel.cu",
 ]
 ADAMW_KERNELS = ["adamw/cuda/adamw_kernel.cu", "adamw/cuda/adamw_norm_kernel.cu"]
-NORMALIZE_SCHEMAS = {
-    "l2_normalize": "(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor, Tensor)",
-    "l2_normalize_backward": "(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor",
-}
 SWITCHES = [
     *("-std=c++20", "-O1", "-fPIC", "-DCLIPFAST_CUDA", "-Wno-attributes"),
     # What torch's build passes to nvcc as well.
@@ -75,7 +71,9 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
         return
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    from clipfast.ops import adamw, contrastive
+    # Importing an operator's room declares it.
+    from clipfast.ops import adamw, contrastive  # noqa: F401
+    from clipfast.ops.registry import OPERATORS, Compiled
 
     cuda = find_cuda_headers()
     includes = [HERE, HERE / "stubs", CSRC]
@@ -102,13 +100,13 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     search = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
     run(["g++", "-shared", *extra, *map(str, objects), *search, *libraries, "-o", str(library)])
+    torch.ops.load_library(str(library))
     definitions = torch.library.Library("clipfast_emulated", "DEF")
-    schemas = {f"contrastive_{name}": schema for name, schema in contrastive.SCHEMAS.items()}
-    for name, schema in {**schemas, **NORMALIZE_SCHEMAS, **adamw.SCHEMAS}.items():
-        definitions.define(name + schema)
+    for name, operator in OPERATORS.items():
+        if Compiled("cuda") in operator.forms:
+            definitions.define(name + operator.schema)
     # The definitions last as long as the object.
     globals()["_definitions"] = definitions
-    torch.ops.load_library(str(library))
 
 
 def run(command: list[str]) -> None:

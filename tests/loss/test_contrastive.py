@@ -363,7 +363,7 @@ def test_clip_loss_works_with_torch_alone():
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True
     )
-    assert done.stdout.strip() == "['torch', 'reference'] True False", done.stderr
+    assert done.stdout.strip() == "['plain', 'reference'] True False", done.stderr
 
 
 @pytest.mark.parametrize("impl", HERE)

@@ -152,13 +152,13 @@ def test_attention_pool_passes_gradcheck():
 @pytest.mark.parametrize("wanted", [(True,) * 7, (False, True) * 3 + (False,), (False,) * 7])
 def test_attention_pool_operators_pass_opcheck(dtype, wanted):
     inputs = make_inputs(2, 5, 6, dtype)
-    arguments = (*inputs.values(), 3, "torch")
+    arguments = (*inputs.values(), 3, "plain")
     torch.library.opcheck(torch.ops.clipfast.attention_pool.default, arguments)
     out, *kept = torch.ops.clipfast.attention_pool(*arguments)
     tensors = [inputs[name] for name in ("x", "positions", "q_weight", "k_weight", "v_weight")]
     torch.library.opcheck(
         torch.ops.clipfast.attention_pool_backward.default,
-        (*(t.detach() for t in (torch.randn_like(out), *tensors, *kept)), list(wanted), "torch"),
+        (*(t.detach() for t in (torch.randn_like(out), *tensors, *kept)), list(wanted), "plain"),
     )
 
 
@@ -205,4 +205,4 @@ def test_attention_pool_refuses_what_does_not_fit():
         call(v_weight=torch.zeros(6, 6, dtype=torch.float64))
     with pytest.raises(ValueError, match="impl='cuda' cannot serve"):
         call(impl="cuda")
-    assert ops.choose("auto", inputs["x"]) == "torch"
+    assert ops.choose("auto", inputs["x"]) == "plain"

@@ -26,17 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clipfast.ops.extension import load_extension
+from clipfast.ops.registry import Compiled, Operator, declare
 
-SCHEMAS = {
-    "adamw_": (
-        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-        "Tensor(d!)[] exponents, Tensor(e!)[] masters, Tensor[] steps, int[] first_elements, "
-        "Tensor control, *, float lr, float beta1, float beta2, float eps, float weight_decay, "
-        "float maximum, int seed, bool stochastic, str grid) -> ()"
-    ),
-    "adamw_grad_norm": "(Tensor[] grads) -> Tensor",
-}
 BLOCK = 256
 DRAW = 8
 # Of Philox: csrc/adamw/element.h says why so few.
@@ -462,16 +453,27 @@ def _fake_grad_norm(grads: Sequence[Tensor]) -> Tensor:
     return grads[0].new_empty((), dtype=torch.float32)
 
 
-def _register() -> None:
-    library = torch.library
-    if load_extension() is None:
-        for name, schema in SCHEMAS.items():
-            library.define(f"clipfast::{name}", schema)
-    fallback = "CompositeExplicitAutograd"
-    library.impl("clipfast::adamw_", fallback)(_plain_step)
-    library.impl("clipfast::adamw_grad_norm", fallback)(reference_grad_norm)
-    library.register_fake("clipfast::adamw_")(_fake_step)
-    library.register_fake("clipfast::adamw_grad_norm")(_fake_grad_norm)
-
-
-_register()
+declare(
+    Operator(
+        name="adamw_",
+        schema=(
+            "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
+            "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] exponents, Tensor(e!)[] masters, "
+            "Tensor[] steps, int[] first_elements, Tensor control, *, float lr, float beta1, "
+            "float beta2, float eps, float weight_decay, float maximum, int seed, "
+            "bool stochastic, str grid) -> ()"
+        ),
+        plain=_plain_step,
+        fake=_fake_step,
+        forms=(Compiled("cpu"), Compiled("cuda")),
+    )
+)
+declare(
+    Operator(
+        name="adamw_grad_norm",
+        schema="(Tensor[] grads) -> Tensor",
+        plain=reference_grad_norm,
+        fake=_fake_grad_norm,
+        forms=(Compiled("cpu"), Compiled("cuda")),
+    )
+)

@@ -20,7 +20,7 @@ to 1. No key or value exists: 4HNC + 6C^2 FLOP a sample forward, where they alon
 The backward pass keeps x, A and two vectors a sample. a and ctx, H / N of the size of x, are
 computed again. Products with weights are the library's; the steps that read tokens exist twice:
 
-    torch    clipfast/ops/attention_pool/plain.py, on any device
+    plain    clipfast/ops/attention_pool/plain.py, on any device
     triton   kernels/attention_pool: sm_80 and newer, up to 256 tokens, not in fp64. Picked for
              half precision only
 """
@@ -28,7 +28,6 @@ computed again. Products with weights are the library's; the steps that read tok
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,33 +35,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipfast.ops import registry
 from clipfast.ops.attention_pool import plain
-from clipfast.ops.extension import has_triton, import_kernels
 from clipfast.ops.normalize import DTYPES, accumulate_dtype
+from clipfast.ops.registry import (
+    PLAIN,
+    TRITON,
+    Gradient,
+    Operator,
+    Triton,
+    declare,
+    no_second_derivative,
+)
 
 _WEIGHTS = (
     "Tensor x, Tensor positions, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias, "
     "Tensor v_weight, Tensor v_bias"
 )
-SCHEMAS = {
-    "attention_pool": (
-        f"({_WEIGHTS}, int num_heads, str impl) -> "
-        "(Tensor out, Tensor attention, Tensor token, Tensor query)"
-    ),
-    "attention_pool_backward": (
-        "(Tensor grad_out, Tensor x, Tensor positions, Tensor q_weight, Tensor k_weight, "
-        "Tensor v_weight, Tensor attention, Tensor token, Tensor query, bool[] wanted, str impl) "
-        "-> (Tensor grad_x, Tensor grad_positions, Tensor grad_q_weight, Tensor grad_q_bias, "
-        "Tensor grad_k_weight, Tensor grad_v_weight, Tensor grad_v_bias)"
-    ),
-}
-IMPLS = ("torch", "triton")
+IMPLS = (PLAIN, TRITON)
 MAX_TRITON_SAMPLES = 65_535  # a dimension of the grid
 MAX_TRITON_TOKENS = 256  # as in kernels/attention_pool, which takes long to import
 # Inputs whose gradients `wanted` selects, in the order of the backward operator's results.
 _DIFFERENTIABLE = ("x", "positions", "q_weight", "q_bias", "k_weight", "v_weight", "v_bias")
-_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-_HAS_TRITON = has_triton()  # looked up here and not in a call, which torch.compile may trace
 
 
 def reference(
@@ -94,11 +88,7 @@ def available_impls(device: torch.device | str) -> list[str]:
     Returns:
         Some of `IMPLS`. Interpreted Triton comes after plain torch: it is there for tests.
     """
-    device = torch.device(device)
-    if device.type == "cuda":
-        is_new = torch.cuda.get_device_capability(device) >= (8, 0)
-        return ["triton"] * (is_new and _HAS_TRITON) + ["torch"]
-    return ["torch"] + ["triton"] * (_INTERPRETS and device.type == "cpu")
+    return registry.available_impls("attention_pool", device)
 
 
 def choose(impl: str, x: Tensor) -> str:
@@ -114,16 +104,17 @@ def choose(impl: str, x: Tensor) -> str:
     Raises:
         ValueError: an unknown name, or one that cannot serve these tokens here.
     """
+    impl = registry.current_name(impl)
     names = available_impls(x.device)
     if (
         x.dtype == torch.float64
         or x.shape[1] > MAX_TRITON_TOKENS
         or x.shape[0] > MAX_TRITON_SAMPLES
     ):
-        names = ["torch"]
+        names = [PLAIN]
     elif x.dtype == torch.float32:
         # Without tensor cores arithmetic is what takes the time, and the library's is faster.
-        names.sort()
+        names.sort(key=(PLAIN, TRITON).index)
     if impl == "auto":
         return names[0]
     if impl not in names:
@@ -214,19 +205,13 @@ class Steps(NamedTuple):
 
 
 def _steps(impl: str) -> Steps:
-    if impl == "torch":
-        return Steps(*(getattr(plain, name) for name in Steps._fields))
-    kernels = import_kernels("attention_pool")
+    return _STEPS[impl]
 
-    def on_its_device(launch: Callable) -> Callable:
-        def step(*arguments):
-            device = arguments[0].device
-            with torch.cuda.device(device if device.type == "cuda" else -1):
-                return launch(*arguments)
 
-        return step
-
-    return Steps(*(on_its_device(getattr(kernels, f"launch_{name}")) for name in Steps._fields))
+_STEPS = {
+    PLAIN: Steps(*(getattr(plain, name) for name in Steps._fields)),
+    TRITON: Steps(*(registry.launcher(f"attention_pool:launch_{name}") for name in Steps._fields)),
+}
 
 
 def _uncast(implementation: Callable) -> Callable:
@@ -387,30 +372,34 @@ def _autograd_backward(ctx, grad_out: Tensor, *_unused):
     )
 
 
-def _no_double_backward(ctx, *_grads):
-    raise NotImplementedError(
-        "attention_pool has no second derivative; clipfast.ops.attention_pool.reference has one"
+# Below every backend's key: the steps that `impl` names know the device.
+declare(
+    Operator(
+        name="attention_pool",
+        schema=(
+            f"({_WEIGHTS}, int num_heads, str impl) -> "
+            "(Tensor out, Tensor attention, Tensor token, Tensor query)"
+        ),
+        plain=_uncast(_forward),
+        fake=_fake_forward,
+        gradient=Gradient(_autograd_backward, _setup_context),
+        forms=(Triton("attention_pool"),),
+        chosen_by="argument",
     )
-
-
-def _register() -> None:
-    library = torch.library
-    for name, implementation, fake in (
-        ("attention_pool", _forward, _fake_forward),
-        ("attention_pool_backward", _backward, _fake_backward),
-    ):
-        library.define(f"clipfast::{name}", SCHEMAS[name])
-        # Below every backend's key: the steps that `impl` names know the device.
-        library.impl(f"clipfast::{name}", "CompositeExplicitAutograd")(_uncast(implementation))
-        library.register_fake(f"clipfast::{name}")(fake)
-    library.register_autograd(
-        "clipfast::attention_pool", _autograd_backward, setup_context=_setup_context
+)
+declare(
+    Operator(
+        name="attention_pool_backward",
+        schema=(
+            "(Tensor grad_out, Tensor x, Tensor positions, Tensor q_weight, Tensor k_weight, "
+            "Tensor v_weight, Tensor attention, Tensor token, Tensor query, bool[] wanted, "
+            "str impl) -> (Tensor grad_x, Tensor grad_positions, Tensor grad_q_weight, "
+            "Tensor grad_q_bias, Tensor grad_k_weight, Tensor grad_v_weight, Tensor grad_v_bias)"
+        ),
+        plain=_uncast(_backward),
+        fake=_fake_backward,
+        gradient=no_second_derivative("attention_pool", "attention_pool.reference"),
+        forms=(Triton("attention_pool"),),
+        chosen_by="argument",
     )
-    library.register_autograd(
-        "clipfast::attention_pool_backward",
-        _no_double_backward,
-        setup_context=lambda ctx, inputs, output: None,
-    )
-
-
-_register()
+)

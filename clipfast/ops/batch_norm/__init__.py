@@ -25,19 +25,8 @@ from torch.nn import functional as F
 
 from clipfast.ops.extension import load_extension
 from clipfast.ops.normalize import DTYPES, accumulate_dtype
+from clipfast.ops.registry import Compiled, Operator, declare
 
-SCHEMAS = {
-    "batch_norm_statistics": ("(Tensor x, float eps) -> (Tensor mean, Tensor inv_std, Tensor var)"),
-    "batch_norm_apply": (
-        "(Tensor x, Tensor mean, Tensor inv_std, Tensor weight, Tensor bias, Tensor? residual, "
-        "bool relu, bool want_y, bool want_pooled) -> (Tensor y, Tensor pooled)"
-    ),
-    "batch_norm_backward": (
-        "(Tensor? grad, Tensor? other, Tensor x, Tensor? y, Tensor mean, Tensor inv_std, Tensor "
-        "weight, Tensor bias, bool relu, bool want_residual) -> (Tensor grad_x, Tensor "
-        "grad_residual, Tensor grad_weight, Tensor grad_bias)"
-    ),
-}
 FORMAT = torch.channels_last
 
 
@@ -297,19 +286,37 @@ def _fake_backward(grad, other, x, y, mean, inv_std, weight, bias, relu, want_re
     return _empty_rows(x), residual, _empty_vector(x), _empty_vector(x)
 
 
-def _register() -> None:
-    library = torch.library
-    if load_extension() is None:
-        for name, schema in SCHEMAS.items():
-            library.define(f"clipfast::{name}", schema)
-    for name, plain, fake in (
-        ("batch_norm_statistics", reference_statistics, _fake_statistics),
-        ("batch_norm_apply", reference_apply, _fake_apply),
-        ("batch_norm_backward", reference_backward, _fake_backward),
-    ):
-        # The key below every backend's: whatever device has no kernel of its own comes here.
-        library.impl(f"clipfast::{name}", "CompositeExplicitAutograd")(plain)
-        library.register_fake(f"clipfast::{name}")(fake)
-
-
-_register()
+declare(
+    Operator(
+        name="batch_norm_statistics",
+        schema="(Tensor x, float eps) -> (Tensor mean, Tensor inv_std, Tensor var)",
+        plain=reference_statistics,
+        fake=_fake_statistics,
+        forms=(Compiled("cpu"),),
+    )
+)
+declare(
+    Operator(
+        name="batch_norm_apply",
+        schema=(
+            "(Tensor x, Tensor mean, Tensor inv_std, Tensor weight, Tensor bias, Tensor? residual, "
+            "bool relu, bool want_y, bool want_pooled) -> (Tensor y, Tensor pooled)"
+        ),
+        plain=reference_apply,
+        fake=_fake_apply,
+        forms=(Compiled("cpu"),),
+    )
+)
+declare(
+    Operator(
+        name="batch_norm_backward",
+        schema=(
+            "(Tensor? grad, Tensor? other, Tensor x, Tensor? y, Tensor mean, Tensor inv_std, "
+            "Tensor weight, Tensor bias, bool relu, bool want_residual) -> (Tensor grad_x, "
+            "Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)"
+        ),
+        plain=reference_backward,
+        fake=_fake_backward,
+        forms=(Compiled("cpu"),),
+    )
+)

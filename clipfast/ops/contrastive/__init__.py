@@ -22,23 +22,24 @@ Statistics and gradients exist several times; :func:`choose` says which one serv
     cpu        csrc/contrastive: blocked GEMM with the epilogue in cache
     cuda       csrc/contrastive: cuBLAS over a chunk, then a fused epilogue; sm_70 and newer
     triton     kernels/contrastive: GEMM with the epilogue fused; sm_80 and newer
-    torch      clipfast/ops/contrastive/plain.py: chunked plain torch, on any device
+    plain      clipfast/ops/contrastive/plain.py: chunked plain torch, on any device
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from clipfast.ops import registry
 from clipfast.ops.contrastive import plain
-from clipfast.ops.extension import has_cuda_operators, has_triton, import_kernels, load_extension
+from clipfast.ops.extension import load_extension
 from clipfast.ops.normalize import accumulate_dtype
+from clipfast.ops.registry import PLAIN, TRITON, Compiled, Operator, Triton, declare
 
 _STRIP = "Tensor x, Tensor y, Tensor row_factor, Tensor column_factor, Tensor scale, Tensor bound"
 SCHEMAS = {
@@ -62,16 +63,10 @@ SCHEMAS = {
         "Tensor dot)"
     ),
 }
-# What follows "contrastive_<operator>" in an implementation's names. The compiled ones share a
-# name: the device picks among them.
-SUFFIXES = {"cpu": "", "cuda": "", "triton": "_triton", "torch": "_torch"}
-IMPLS = tuple(SUFFIXES)
+IMPLS = ("cpu", "cuda", TRITON, PLAIN)
 
-_HAS_EXTENSION = load_extension() is not None
-_HAS_BFLOAT16_PRODUCT = _HAS_EXTENSION and load_extension().has_bfloat16_product
-# Half-precision products with float32 results are in torch since 2.8.
-_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")
-_INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+_EXTENSION = load_extension()
+_HAS_BFLOAT16_PRODUCT = _EXTENSION is not None and _EXTENSION.has_bfloat16_product
 _logger = logging.getLogger("clipfast.loss")
 
 
@@ -106,16 +101,7 @@ def available_impls(device: torch.device | str) -> list[str]:
     Returns:
         Some of `IMPLS`. Interpreted Triton comes after plain torch: it is there for tests.
     """
-    device = torch.device(device)
-    names = []
-    if device.type == "cpu":
-        return ["cpu"] * _HAS_EXTENSION + ["torch"] + ["triton"] * _INTERPRETS
-    if device.type == "cuda":
-        # Which of the two is faster where both work has not been measured yet.
-        is_new = torch.cuda.get_device_capability(device) >= (8, 0)
-        names += ["triton"] * (is_new and has_triton() and _HAS_WIDE_PRODUCTS)
-        names += ["cuda"] * has_cuda_operators()
-    return [*names, "torch"]
+    return registry.available_impls("contrastive_statistics", device)
 
 
 def choose(impl: str, features: Tensor, autocast: bool = False) -> Choice:
@@ -135,6 +121,7 @@ def choose(impl: str, features: Tensor, autocast: bool = False) -> Choice:
     Raises:
         ValueError: an unknown name, or one that cannot serve this device and type.
     """
+    impl = registry.current_name(impl)
     names = available_impls(features.device)
     if impl not in ("auto", *IMPLS):
         raise ValueError(f"impl: expected one of auto, reference, {', '.join(IMPLS)}; got {impl!r}")
@@ -143,9 +130,9 @@ def choose(impl: str, features: Tensor, autocast: bool = False) -> Choice:
             f"impl={impl!r} cannot serve {features.device} here; what can: {', '.join(names)}"
         )
     if features.dtype == torch.float64:
-        if impl not in ("auto", "torch"):
-            raise ValueError(f"impl={impl!r} has no float64; impl='torch' does")
-        return Choice("torch", None)
+        if impl not in ("auto", PLAIN):
+            raise ValueError(f"impl={impl!r} has no float64; impl='plain' does")
+        return Choice(PLAIN, None)
     name = names[0] if impl == "auto" else impl
     if not torch.compiler.is_compiling():
         _say_once(impl, name, str(features.device.type), features.dtype)
@@ -178,14 +165,21 @@ def _fake_diagonal(x: Tensor, y: Tensor, x_inverse_norm: Tensor, y_inverse_norm:
 
 
 def _fake_statistics(
-    impl: str, x, y, row_factor, column_factor, scale, bound, first_column, keep, workspace_bytes
+    keeps_fixed_point, x, y, row_factor, column_factor, scale, bound, first_column, keep, budget
 ):
     rows, columns = x.shape[0], y.shape[0]
     sums = [row_factor.new_empty(n) for n in (rows, rows, columns, columns, 1)]
-    is_fixed_point = (impl == "triton" or x.device.type == "cuda") and impl != "torch"
     is_half = x.dtype in (torch.float16, torch.bfloat16)
-    dtype = torch.int16 if is_fixed_point and is_half else row_factor.dtype
+    dtype = torch.int16 if is_half and keeps_fixed_point(x.device) else row_factor.dtype
     return *sums, x.new_empty((rows, columns) if keep else (0,), dtype=dtype)
+
+
+# What is kept, and so its type, is each implementation's own.
+_STATISTICS_FAKES = {
+    "": functools.partial(_fake_statistics, lambda device: device.type == "cuda"),
+    TRITON: functools.partial(_fake_statistics, lambda device: True),
+    PLAIN: functools.partial(_fake_statistics, lambda device: False),
+}
 
 
 def _fake_gradients(
@@ -216,47 +210,37 @@ def _fake_finish(
     return x.new_empty(x.shape), torch.empty_like(inverse_norm)
 
 
-_FAKES = {
-    "prepare": _fake_prepare,
-    "diagonal": _fake_diagonal,
-    "gradients": _fake_gradients,
-    "finish": _fake_finish,
-}
+# Triton's products of half-precision operands need torch's with fp32 results, of 2.8.
+_TORCH = (2, 8)
 
 
-def _triton(launcher: str) -> Callable:
-    """A launcher of kernels/, imported when first called."""
+def _declare(name: str, fake: Callable, fakes: dict[str, Callable]) -> None:
+    launcher = f"contrastive:launch_{name}"
+    declare(
+        Operator(
+            name=f"contrastive_{name}",
+            schema=SCHEMAS[name],
+            plain=getattr(plain, name),
+            fake=fake,
+            # Which of the two on a GPU is faster has not been measured yet.
+            forms=(Compiled("cpu"), Triton(launcher, torch=_TORCH), Compiled("cuda")),
+            chosen_by="caller",
+            fakes=fakes,
+        )
+    )
 
-    def launch(*arguments):
-        kernels = import_kernels("contrastive")
-        device = arguments[0].device
-        with torch.cuda.device(device if device.type == "cuda" else -1):
-            return getattr(kernels, launcher)(*arguments)
 
-    return launch
-
-
-def _register() -> None:
-    library = torch.library
-    # Below every backend's key: these serve whatever device their names are called on.
-    anywhere = "CompositeExplicitAutograd"
-    for name, schema in SCHEMAS.items():
-        library.define(f"clipfast::contrastive_{name}_torch", schema)
-        library.impl(f"clipfast::contrastive_{name}_torch", anywhere)(getattr(plain, name))
-        library.define(f"clipfast::contrastive_{name}_triton", schema)
-        library.impl(f"clipfast::contrastive_{name}_triton", anywhere)(_triton(f"launch_{name}"))
-        for impl, suffix in (("cpu", ""), ("triton", "_triton"), ("torch", "_torch")):
-            if suffix or _HAS_EXTENSION:
-                # What is kept, and so its type, is each implementation's own.
-                fake = _FAKES.get(name) or functools.partial(_fake_statistics, impl)
-                library.register_fake(f"clipfast::contrastive_{name}{suffix}")(fake)
+_declare("prepare", _fake_prepare, {})
+_declare("diagonal", _fake_diagonal, {})
+_declare("statistics", _STATISTICS_FAKES[""], _STATISTICS_FAKES)
+_declare("gradients", _fake_gradients, {})
+_declare("finish", _fake_finish, {})
 
 
 def _operators(impl: str) -> Operators:
-    names = [f"contrastive_{name}{SUFFIXES[impl]}" for name in Operators._fields]
-    return Operators(*(getattr(torch.ops.clipfast, name).default for name in names))
+    names = (f"contrastive_{name}" for name in Operators._fields)
+    return Operators(*(registry.overload(name, impl) for name in names))
 
 
-_register()
 # A table and no cached function: torch.compile traces through what reads it.
-_OPERATORS = {impl: _operators(impl) for impl in IMPLS if SUFFIXES[impl] or _HAS_EXTENSION}
+_OPERATORS = {impl: _operators(impl) for impl in IMPLS}

@@ -13,19 +13,18 @@ picks among those that this module finds when it is imported:
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from clipfast.ops.extension import has_cuda_operators, has_triton, import_kernels, load_extension
+from clipfast.ops.registry import (
+    Compiled,
+    Gradient,
+    Operator,
+    Triton,
+    declare,
+    no_second_derivative,
+)
 
-SCHEMAS = {
-    "l2_normalize": (
-        "(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor y, Tensor inv_norm)"
-    ),
-    "l2_normalize_backward": "(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor grad_x",
-}
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -127,16 +126,6 @@ def l2_normalize(x: Tensor, eps: float = 1e-12, out_dtype: torch.dtype | None = 
     return y
 
 
-def _triton_forward(x: Tensor, eps: float, out_dtype: torch.dtype | None = None):
-    with torch.cuda.device(x.device):
-        return import_kernels("normalize").launch_l2_normalize(x, eps, out_dtype)
-
-
-def _triton_backward(grad_y: Tensor, x: Tensor, inv_norm: Tensor) -> Tensor:
-    with torch.cuda.device(x.device):
-        return import_kernels("normalize").launch_l2_normalize_backward(grad_y, x, inv_norm)
-
-
 def _fake_forward(x: Tensor, eps: float, out_dtype: torch.dtype | None = None):
     y = x.new_empty(x.shape, dtype=out_dtype or x.dtype)
     return y, x.new_empty(x.shape[:1], dtype=accumulate_dtype(x.dtype))
@@ -159,40 +148,23 @@ def _backward(ctx, grad_y: Tensor, _grad_inv_norm: Tensor | None):
     return torch.ops.clipfast.l2_normalize_backward(grad_y, x, inv_norm), None, None
 
 
-def _no_double_backward(ctx, grad_grad_x: Tensor):
-    raise NotImplementedError(
-        "l2_normalize has no second derivative; for one, use clipfast.ops.normalize.reference"
+declare(
+    Operator(
+        name="l2_normalize",
+        schema="(Tensor x, float eps, ScalarType? out_dtype=None) -> (Tensor y, Tensor inv_norm)",
+        plain=reference_forward,
+        fake=_fake_forward,
+        gradient=Gradient(_backward, _setup_context),
+        forms=(Compiled("cpu"), Compiled("cuda"), Triton("normalize:launch_l2_normalize")),
     )
-
-
-def _register() -> None:
-    library = torch.library
-    if load_extension() is None:
-        for name, schema in SCHEMAS.items():
-            library.define(f"clipfast::{name}", schema)
-    # The key below every backend's: whatever device has no kernel of its own comes here.
-    fallback = "CompositeExplicitAutograd"
-    library.impl("clipfast::l2_normalize", fallback)(reference_forward)
-    library.impl("clipfast::l2_normalize_backward", fallback)(reference_backward)
-    if torch.cuda.is_available() and not has_cuda_operators():
-        if has_triton():
-            library.impl("clipfast::l2_normalize", "CUDA")(_triton_forward)
-            library.impl("clipfast::l2_normalize_backward", "CUDA")(_triton_backward)
-        else:
-            warnings.warn(
-                "neither clipfast's CUDA operators nor Triton are here: on the GPU plain torch "
-                "serves, slower. `pip install triton`, or rebuild clipfast where nvcc is found.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    library.register_fake("clipfast::l2_normalize")(_fake_forward)
-    library.register_fake("clipfast::l2_normalize_backward")(_fake_backward)
-    library.register_autograd("clipfast::l2_normalize", _backward, setup_context=_setup_context)
-    library.register_autograd(
-        "clipfast::l2_normalize_backward",
-        _no_double_backward,
-        setup_context=lambda ctx, inputs, output: None,
+)
+declare(
+    Operator(
+        name="l2_normalize_backward",
+        schema="(Tensor grad_y, Tensor x, Tensor inv_norm) -> Tensor grad_x",
+        plain=reference_backward,
+        fake=_fake_backward,
+        gradient=no_second_derivative("l2_normalize", "normalize.reference"),
+        forms=(Compiled("cpu"), Compiled("cuda"), Triton("normalize:launch_l2_normalize_backward")),
     )
-
-
-_register()
+)

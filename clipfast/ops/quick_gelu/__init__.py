@@ -12,19 +12,20 @@ Only x is saved. The device of x picks the implementation of torch.ops.clipfast.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from clipfast.ops.extension import has_triton, import_kernels, load_extension
 from clipfast.ops.normalize import DTYPES, accumulate_dtype
+from clipfast.ops.registry import (
+    Compiled,
+    Gradient,
+    Operator,
+    Triton,
+    declare,
+    no_second_derivative,
+)
 
 SLOPE = 1.702
-SCHEMAS = {
-    "quick_gelu": "(Tensor x) -> Tensor y",
-    "quick_gelu_backward": "(Tensor grad_y, Tensor x) -> Tensor grad_x",
-}
 
 
 def reference(x: Tensor) -> Tensor:
@@ -81,25 +82,6 @@ def quick_gelu(x: Tensor) -> Tensor:
     return torch.ops.clipfast.quick_gelu(x)
 
 
-@functools.cache
-def _runs_triton(index: int) -> bool:
-    return torch.cuda.get_device_capability(index) >= (8, 0)
-
-
-def _triton_forward(x: Tensor) -> Tensor:
-    if not _runs_triton(x.device.index):
-        return reference_forward(x)
-    with torch.cuda.device(x.device):
-        return import_kernels("quick_gelu").launch_quick_gelu(x)
-
-
-def _triton_backward(grad_y: Tensor, x: Tensor) -> Tensor:
-    if not _runs_triton(x.device.index):
-        return reference_backward(grad_y, x)
-    with torch.cuda.device(x.device):
-        return import_kernels("quick_gelu").launch_quick_gelu_backward(grad_y, x)
-
-
 def _fake_forward(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
@@ -117,31 +99,23 @@ def _backward(ctx, grad_y: Tensor):
     return torch.ops.clipfast.quick_gelu_backward(grad_y, x)
 
 
-def _no_double_backward(ctx, grad_grad_x: Tensor):
-    raise NotImplementedError(
-        "quick_gelu has no second derivative; for one, use clipfast.ops.quick_gelu.reference"
+declare(
+    Operator(
+        name="quick_gelu",
+        schema="(Tensor x) -> Tensor y",
+        plain=reference_forward,
+        fake=_fake_forward,
+        gradient=Gradient(_backward, _setup_context),
+        forms=(Compiled("cpu"), Triton("quick_gelu:launch_quick_gelu")),
     )
-
-
-def _register() -> None:
-    library = torch.library
-    if load_extension() is None:
-        for name, schema in SCHEMAS.items():
-            library.define(f"clipfast::{name}", schema)
-    fallback = "CompositeExplicitAutograd"
-    library.impl("clipfast::quick_gelu", fallback)(reference_forward)
-    library.impl("clipfast::quick_gelu_backward", fallback)(reference_backward)
-    if torch.cuda.is_available() and has_triton():
-        library.impl("clipfast::quick_gelu", "CUDA")(_triton_forward)
-        library.impl("clipfast::quick_gelu_backward", "CUDA")(_triton_backward)
-    library.register_fake("clipfast::quick_gelu")(_fake_forward)
-    library.register_fake("clipfast::quick_gelu_backward")(_fake_backward)
-    library.register_autograd("clipfast::quick_gelu", _backward, setup_context=_setup_context)
-    library.register_autograd(
-        "clipfast::quick_gelu_backward",
-        _no_double_backward,
-        setup_context=lambda ctx, inputs, output: None,
+)
+declare(
+    Operator(
+        name="quick_gelu_backward",
+        schema="(Tensor grad_y, Tensor x) -> Tensor grad_x",
+        plain=reference_backward,
+        fake=_fake_backward,
+        gradient=no_second_derivative("quick_gelu", "quick_gelu.reference"),
+        forms=(Compiled("cpu"), Triton("quick_gelu:launch_quick_gelu_backward")),
     )
-
-
-_register()
+)
