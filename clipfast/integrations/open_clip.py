@@ -3,54 +3,108 @@
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipfast.integrations import open_clip_modules as modules
+from clipfast.integrations.patching import MethodReplacement, Patch, Replacement, is_exactly
+
+__all__ = ["Patch", "patch_open_clip"]
 
 LOSS = "open_clip.loss.ClipLoss"
 _WRAPPERS = ("module", "_orig_mod")
 
 
-@dataclass
-class Patch:
-    """What :func:`patch_open_clip` did.
+@functools.cache
+def _kinds() -> dict[str, type]:
+    """OpenCLIP's classes: whoever has a model of it has imported it already."""
+    import open_clip.loss
+    import open_clip.model
+    import open_clip.modified_resnet
+    import open_clip.transformer
 
-    Attributes:
-        swapped: part of the model -> what it does now.
-        left_alone: part of the model -> why it is as it was.
-    """
+    return {
+        "CLIP": open_clip.model.CLIP,
+        "ResNet": open_clip.modified_resnet.ModifiedResNet,
+        "pool": open_clip.modified_resnet.AttentionPool2d,
+        "ViT": open_clip.transformer.VisionTransformer,
+        "text": open_clip.transformer.TextTransformer,
+        "transformer": open_clip.transformer.Transformer,
+        "block": open_clip.transformer.ResidualAttentionBlock,
+        "loss": open_clip.loss.ClipLoss,
+    }
 
-    swapped: dict[str, str] = field(default_factory=dict)
-    left_alone: dict[str, str] = field(default_factory=dict)
-    _restore: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
-    def undo(self) -> None:
-        """Make everything as it was before; a second call does nothing.
-
-        A part belongs to the patch that swapped it: one made later found it done, and does not
-        restore it.
-        """
-        while self._restore:
-            self._restore.pop()()
-
-    def __str__(self) -> str:
-        lines = [f"swapped     {part}: {what}" for part, what in self.swapped.items()]
-        lines += [f"left alone  {part}: {why}" for part, why in self.left_alone.items()]
-        return "\n".join(lines)
-
-    def _swap(self, part: str, what: str, swaps: list[tuple[nn.Module, type]]) -> None:
-        """Install classes before those of modules that do not have them yet."""
-        self.swapped[part] = what
-        for module, kind in swaps:
-            if not isinstance(module, kind):
-                self._restore.append(kind.install(module))
+@functools.cache
+def _table() -> dict[str, Replacement | MethodReplacement]:
+    """What replaces what, by the part's name in the report."""
+    kinds = _kinds()
+    laid_out = {
+        kinds["transformer"]: modules.LaidOutTransformer,
+        kinds["block"]: modules.LaidOutBlock,
+        nn.MultiheadAttention: modules.LaidOutAttention,
+    }
+    without_padding = "tokens behind end-of-text are not computed"
+    rows = (
+        Replacement(
+            part="visual.attnpool",
+            path="visual.attnpool",
+            kind=kinds["pool"],
+            by=modules.PooledAttention,
+            what="no keys and values of all tokens",
+        ),
+        Replacement(
+            part="visual",
+            path="visual",
+            kind=kinds["ViT"],
+            by=modules.ReadViT,
+            what="the last block computes the class token alone",
+            obstacle=_vit_obstacle,
+            within="transformer",
+            along=laid_out,
+        ),
+        # A `CLIP` holds the parts of its text tower itself.
+        Replacement(
+            part="encode_text",
+            path="",
+            kind=kinds["CLIP"],
+            by=modules.PackedCLIP,
+            what=without_padding,
+            obstacle=_text_obstacle,
+            within="transformer",
+            along=laid_out,
+        ),
+        Replacement(
+            part="text",
+            path="text",
+            kind=kinds["text"],
+            by=modules.PackedText,
+            what=without_padding,
+            obstacle=_text_obstacle,
+            within="transformer",
+            along=laid_out,
+        ),
+        Replacement(
+            part="loss",
+            path="",
+            kind=kinds["loss"],
+            by=modules.FusedLoss,
+            what="one pass over the logits",
+            obstacle=modules.loss_obstacle,
+        ),
+        MethodReplacement(
+            part=LOSS,
+            owner=kinds["loss"],
+            name="forward",
+            make=_make_forward,
+            what="one pass over the logits, where world_size=1 or gather_with_grad",
+        ),
+    )
+    return {row.part: row for row in rows}
 
 
 def patch_open_clip(model: nn.Module, *, loss: nn.Module | bool = True) -> Patch:
@@ -93,10 +147,16 @@ def patch_open_clip(model: nn.Module, *, loss: nn.Module | bool = True) -> Patch
             f"expected a model of open_clip.create_model, got {type(model).__name__}: it has no "
             "image tower `visual` beside a text tower"
         )
-    patch = Patch()
-    _patch_image_tower(patch, model.visual)
-    _patch_text_tower(patch, model)
-    _patch_loss(patch, loss)
+    table, patch = _table(), Patch()
+    is_resnet = is_exactly(model.visual, _kinds()["ResNet"])
+    patch.apply(table["visual.attnpool" if is_resnet else "visual"], model)
+    patch.apply(table["encode_text" if _is_clip(model) else "text"], model)
+    if loss is False:
+        patch.left_alone[LOSS] = "as asked (loss=False)"
+    elif loss is True:
+        patch.apply(table[LOSS], model)
+    else:
+        patch.apply(table["loss"], loss)
     return patch
 
 
@@ -104,56 +164,8 @@ def _is_module(model: nn.Module, name: str) -> bool:
     return isinstance(getattr(model, name, None), nn.Module)
 
 
-@functools.cache
-def _kinds() -> dict[str, type]:
-    """OpenCLIP's classes: whoever has a model of it has imported it already."""
-    import open_clip.loss
-    import open_clip.model
-    import open_clip.modified_resnet
-    import open_clip.transformer
-
-    return {
-        "CLIP": open_clip.model.CLIP,
-        "ResNet": open_clip.modified_resnet.ModifiedResNet,
-        "pool": open_clip.modified_resnet.AttentionPool2d,
-        "ViT": open_clip.transformer.VisionTransformer,
-        "text": open_clip.transformer.TextTransformer,
-        "transformer": open_clip.transformer.Transformer,
-        "block": open_clip.transformer.ResidualAttentionBlock,
-        "loss": open_clip.loss.ClipLoss,
-    }
-
-
-def _is_exactly(module: Any, kind: str | type) -> bool:
-    """Whether a module is of this class itself, patched or not: a subclass may do anything."""
-    own = type(module)
-    if issubclass(own, modules.Patched):
-        own = next(base for base in own.__mro__[1:] if not issubclass(base, modules.Patched))
-    return own is (_kinds()[kind] if isinstance(kind, str) else kind)
-
-
 def _is_clip(model: nn.Module) -> bool:
-    return _is_exactly(model, "CLIP")
-
-
-def _patch_image_tower(patch: Patch, visual: nn.Module) -> None:
-    if _is_exactly(visual, "ResNet"):
-        pool = visual.attnpool
-        if not _is_exactly(pool, "pool"):
-            patch.left_alone["visual.attnpool"] = f"it is a {type(pool).__name__}"
-            return
-        what = "no keys and values of all tokens"
-        patch._swap("visual.attnpool", what, [(pool, modules.PooledAttention)])
-        return
-    if not _is_exactly(visual, "ViT"):
-        patch.left_alone["visual"] = f"it is a {type(visual).__name__}"
-        return
-    reason = _vit_obstacle(visual) or _transformer_obstacle(visual.transformer)
-    if reason:
-        patch.left_alone["visual"] = reason
-        return
-    swaps = [(visual, modules.ReadViT), *_transformer_swaps(visual.transformer)]
-    patch._swap("visual", "the last block computes the class token alone", swaps)
+    return is_exactly(model, _kinds()["CLIP"])
 
 
 def _vit_obstacle(visual: nn.Module) -> str | None:
@@ -163,22 +175,7 @@ def _vit_obstacle(visual: nn.Module) -> str | None:
         return "it pools by attention over all tokens (attentional_pool)"
     if visual.pool_type != "tok":
         return f"it reads all tokens (pool_type={visual.pool_type!r})"
-    return None
-
-
-def _patch_text_tower(patch: Patch, model: nn.Module) -> None:
-    holder, part, kind = model, "encode_text", modules.PackedCLIP
-    if not _is_clip(model):
-        holder, part, kind = model.text, "text", modules.PackedText
-        if not _is_exactly(holder, "text"):
-            patch.left_alone[part] = f"it is a {type(holder).__name__}"
-            return
-    reason = _text_obstacle(holder) or _transformer_obstacle(holder.transformer)
-    if reason:
-        patch.left_alone[part] = reason
-        return
-    swaps = [(holder, kind), *_transformer_swaps(holder.transformer)]
-    patch._swap(part, "tokens behind end-of-text are not computed", swaps)
+    return _transformer_obstacle(visual.transformer)
 
 
 def _text_obstacle(tower: nn.Module) -> str | None:
@@ -194,19 +191,19 @@ def _text_obstacle(tower: nn.Module) -> str | None:
     pool_type = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
     if pool_type not in ("argmax", "eos"):
         return f"it is not read at end-of-text (pool_type={pool_type!r})"
-    return None
+    return _transformer_obstacle(tower.transformer)
 
 
 def _transformer_obstacle(transformer: nn.Module) -> str | None:
-    if not _is_exactly(transformer, "transformer"):
+    if not is_exactly(transformer, _kinds()["transformer"]):
         return f"its transformer is a {type(transformer).__name__}"
     if not len(transformer.resblocks):
         return "it has no blocks"
     for block in transformer.resblocks:
-        if not _is_exactly(block, "block") or hasattr(block, "ln_1_kv"):
+        if not is_exactly(block, _kinds()["block"]) or hasattr(block, "ln_1_kv"):
             return f"its blocks are of another kind ({type(block).__name__})"
         attention = block.attn
-        if not _is_exactly(attention, nn.MultiheadAttention):
+        if not is_exactly(attention, nn.MultiheadAttention):
             return f"its attention is a {type(attention).__name__}"
         unusual = attention.in_proj_weight is None or attention.bias_k is not None
         if unusual or attention.add_zero_attn or attention.dropout:
@@ -214,52 +211,6 @@ def _transformer_obstacle(transformer: nn.Module) -> str | None:
         if type(attention.out_proj).forward is not nn.Linear.forward:
             return f"its output projection is a {type(attention.out_proj).__name__}"
     return None
-
-
-def _transformer_swaps(transformer: nn.Module) -> list[tuple[nn.Module, type]]:
-    swaps: list[tuple[nn.Module, type]] = [(transformer, modules.LaidOutTransformer)]
-    for block in transformer.resblocks:
-        swaps += [(block, modules.LaidOutBlock), (block.attn, modules.LaidOutAttention)]
-    return swaps
-
-
-def _patch_loss(patch: Patch, loss: nn.Module | bool) -> None:
-    if loss is False:
-        patch.left_alone[LOSS] = "as asked (loss=False)"
-    elif loss is True:
-        patch.swapped[LOSS] = "one pass over the logits, where world_size=1 or gather_with_grad"
-        patch._restore.append(_ClassPatch.acquire())
-    elif not _is_exactly(loss, "loss"):
-        patch.left_alone["loss"] = f"it is a {type(loss).__name__}"
-    elif reason := modules.loss_obstacle(loss):
-        patch.left_alone["loss"] = reason
-    else:
-        patch._swap("loss", "one pass over the logits", [(loss, modules.FusedLoss)])
-
-
-class _ClassPatch:
-    """The forward of OpenCLIP's loss class, swapped while any patch wants it."""
-
-    _lock = threading.Lock()
-    _wanted = 0
-    _original: Callable | None = None
-
-    @classmethod
-    def acquire(cls) -> Callable[[], None]:
-        kind = _kinds()["loss"]
-        with cls._lock:
-            if cls._wanted == 0:
-                cls._original = kind.forward
-                kind.forward = _make_forward(kind.forward)
-            cls._wanted += 1
-        return cls._release
-
-    @classmethod
-    def _release(cls) -> None:
-        with cls._lock:
-            cls._wanted -= 1
-            if cls._wanted == 0:
-                _kinds()["loss"].forward = cls._original
 
 
 def _subclass_obstacle(loss: nn.Module) -> str | None:

@@ -1,20 +1,16 @@
 """What the modules of a patched OpenCLIP model do instead.
 
-Each class here is put before a module's own class, in place, and overrides its forward: parameters,
-state dict, hooks and attributes are those of the module, `isinstance` holds, and what the forward
-here does not serve goes to the module's own.
+Each class here is put before a module's own class, in place (see `patching.Patched`), and overrides
+its forward. What the forward here does not serve goes to the module's own.
 
 Hooks on the text tower and its parts run as before. What they see has no padding: tokens of all
-captions in one [T, C] tensor, and in the last block one row a caption behind its attention.
+captions in one [T, C] tensor, and in the last block one row per caption behind its attention.
 
 Legend: B captions or images, T tokens of all of them, C width, D embedding.
 """
 
 from __future__ import annotations
 
-import copy
-import copyreg
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,40 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from clipfast.integrations.patching import Patched
 from clipfast.loss import ClipLoss
 from clipfast.models.attention_pool import attention_pool
 from clipfast.models.layout import Layout, UniformLayout
 from clipfast.models.packing import PackedCaptions, pack_captions
-
-
-class Patched:
-    """Base of all: how a module changes its class, and back."""
-
-    @classmethod
-    def install(cls, module: nn.Module) -> Callable[[], None]:
-        """Put this class before the module's own.
-
-        Returns:
-            A function that gives the module its own class again.
-        """
-        own = type(module)
-        module.__class__ = type(own.__name__, (cls, own), {"__module__": own.__module__})
-
-        def restore() -> None:
-            module.__class__ = own
-
-        return restore
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Patched:
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return twin
-
-    def __reduce_ex__(self, protocol: int) -> tuple:
-        # A pickled model is OpenCLIP's own: it loads where clipfast is not installed.
-        plain = next(base for base in type(self).__mro__[1:] if not issubclass(base, Patched))
-        return copyreg._reconstructor, (plain, object, None), self.__dict__
 
 
 class PooledAttention(Patched):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import clipfast
 from clipfast.integrations import open_clip_modules as modules
+from clipfast.integrations.patching import Patched
 from tests.integrations.models import (
     BATCH,
     CONTEXT,
@@ -262,7 +263,7 @@ def test_patch_twice_swaps_once(patch_and_undo):
     kinds = [type(module) for module in model.modules()]
     first, second = patch_and_undo(model), patch_and_undo(model)
     assert first.swapped == second.swapped
-    assert not any(len({modules.Patched} & set(type(m).__bases__)) for m in model.modules())
+    assert not any(len({Patched} & set(type(m).__bases__)) for m in model.modules())
     second.undo()
     assert isinstance(model, modules.PackedCLIP)
     first.undo()
@@ -282,7 +283,7 @@ def test_patched_model_is_copied_patched_and_pickled_plain(patch_and_undo):
     torch.save(model, file)
     file.seek(0)
     for plain in (pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
-        assert not any(isinstance(module, modules.Patched) for module in plain.modules())
+        assert not any(isinstance(module, Patched) for module in plain.modules())
         assert_same(run(plain, images, tokens), expected, 1e-11)
 
 
