@@ -5,14 +5,22 @@ need neither torch nor DALI's pipeline.
 """
 
 import importlib
+import warnings
 from typing import Any
 
-__all__ = ["Batch", "EvalLoader", "ShardReader", "TrainLoader"]
+__all__ = ["EvalLoader", "ImageTextBatch", "ShardReader", "TrainLoader"]
 
 _HOME = {"ShardReader": "clipfast.data.reader"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Batch":
+        warnings.warn(
+            "clipfast.data.Batch is called ImageTextBatch; the old name goes after version 0.2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        name = "ImageTextBatch"
     if name not in __all__:
         raise AttributeError(f"module 'clipfast.data' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME.get(name, "clipfast.data.loader")), name)

@@ -18,7 +18,7 @@ _READ_AHEAD = 4
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageTextBatch:
     """One rank's share of a global batch.
 
     Attributes:
@@ -47,7 +47,10 @@ class _Loader:
         self,
         patterns: str | Sequence[str],
         image_size: int,
+        batch_size: int,
         *,
+        rank: int = 0,
+        world_size: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int = 4,
@@ -55,12 +58,15 @@ class _Loader:
     ) -> None:
         self.shards = expand(patterns)
         self.image_size = image_size
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
         self.device = torch.device(device)
         self.dtype = dtype
         self.threads = max(1, threads)
         self.reader = ShardReader(self.shards, context_length)
 
-    def _batches(self, requests: Iterator[Request], batch_size: int) -> Iterator[Batch]:
+    def _batches(self, requests: Iterator[Request], batch_size: int) -> Iterator[ImageTextBatch]:
         prefetcher = Prefetcher(
             self.reader.read, requests, threads=min(self.threads, _READ_AHEAD), depth=_READ_AHEAD
         )
@@ -76,7 +82,7 @@ class _Loader:
         try:
             for decoded in decoder:
                 encoded = decoded.encoded
-                yield Batch(
+                yield ImageTextBatch(
                     images=decoded.images,
                     tokens=encoded.tokens.to(self.device, non_blocking=True),
                     lengths=encoded.lengths,
@@ -122,22 +128,17 @@ class TrainLoader(_Loader):
         image_size: int,
         batch_size: int,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         seed: int = 0,
         scale: tuple[float, float] = (0.9, 1.0),
         window: int = 1 << 18,
         shuffle: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(patterns, image_size, **options)
-        if batch_size % world_size:
-            raise ValueError(f"batch size {batch_size} does not divide by {world_size} ranks")
+        super().__init__(patterns, image_size, batch_size, **options)
+        if batch_size % self.world_size:
+            raise ValueError(f"batch size {batch_size} does not divide by {self.world_size} ranks")
         if not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise ValueError(f"scale must satisfy 0 < smallest <= largest <= 1; got {scale}")
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
         self.scale = scale
         self.order = EpochOrder(counts(self.shards), seed, window, shuffle)
         self.batches_per_epoch = len(self.order) // batch_size
@@ -148,7 +149,7 @@ class TrainLoader(_Loader):
             )
         self._consumed = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ImageTextBatch]:
         """Batches from where the loader stands, without end."""
         for batch in self._batches(self._requests(self._consumed), self._local_batch):
             self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
@@ -220,22 +221,21 @@ class EvalLoader(_Loader):
         image_size: int,
         batch_size: int,
         *,
-        rank: int = 0,
-        world_size: int = 1,
         limit: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(patterns, image_size, **options)
+        super().__init__(patterns, image_size, batch_size, **options)
         self.order = EpochOrder(counts(self.shards), shuffle=False)
         total = min(len(self.order), limit or len(self.order))
-        self.batch_size = batch_size
-        self.start, self.stop = (total * part // world_size for part in (rank, rank + 1))
+        self.start, self.stop = (
+            total * part // self.world_size for part in (self.rank, self.rank + 1)
+        )
 
     def __len__(self) -> int:
         """Samples of this rank."""
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ImageTextBatch]:
         return self._batches(self._requests(), self.batch_size)
 
     def _requests(self) -> Iterator[Request]:

@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipfast.data import Batch
+from clipfast.data import ImageTextBatch
 from clipfast.engine.deepspeed.half_stage0 import loss_factor
 from clipfast.loss import clip_loss, gather_texts
 from clipfast.models import frozen_statistics
 
 
-def train_step(engine, batch: Batch, micro_batches: int) -> tuple[Tensor, Tensor]:
+def train_step(engine, batch: ImageTextBatch, micro_batches: int) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update.
 
     With k > 1 micro-batches the features are first computed without a graph, the loss of the whole

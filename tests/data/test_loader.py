@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from clipfast.data import EvalLoader, TrainLoader
+import clipfast.data
+from clipfast.data import EvalLoader, ImageTextBatch, TrainLoader
 from clipfast.data.alpha import has_alpha
 from clipfast.data.decode import MEAN, STD
 
@@ -245,3 +246,8 @@ def test_train_loader_on_a_gpu_does_not_overwrite_batches_in_use(tmp_path):
     first = batches[0].images[:1]
     for batch in batches:
         assert torch.equal(batch.images, first.expand_as(batch.images))
+
+
+def test_batch_keeps_its_old_name_for_one_release():
+    with pytest.warns(DeprecationWarning, match="called ImageTextBatch"):
+        assert clipfast.data.Batch is ImageTextBatch
