@@ -4,10 +4,10 @@ How the entries were chosen, without a GPU: from `ptxas -v`, no spilled register
 (tests/ops/test_contrastive_triton.py keeps it so at D = 512), and registers and shared memory that
 let two programs live on one multiprocessor where that can be had. Two matter more here than in a
 plain GEMM: at D = 512 the exponentials and sums of a 128 x 128 tile take about half as many cycles
-as its tensor-core products, and only another program's products hide them. No entry was timed;
-`CANDIDATES` lists what a tuning script should try.
+as its tensor-core products, and only another program's products hide them. No entry was timed. An
+entry that is replaced takes effect at the next launch:
 
-    TABLE["sm_90", "statistics", "half"] = candidate     # takes effect at the next launch
+    TABLE["sm_90", "statistics", "half"] = Config(128, 128, 64, 8, 8, 3)
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+
+from clipfast.kernels.common.rows import RowTile, tile_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,78 +45,39 @@ class Config:
 KERNELS = ("statistics", "maxima", "gradients", "kept")
 """GEMM with sums, its fallback by maxima, GEMM with Q, and Q from kept logits (no GEMM)."""
 
-_KEPT = Config(16, 256, 16, 1, 4, 1)  # 16-byte accesses, 32 elements a thread
+_KEPT = Config(16, 256, 16, 1, 4, 1)  # 16-byte accesses, 32 elements per thread
+_FP32 = Config(64, 64, 32, 8, 4, 3)
 
+# What an architecture has no entry for stands under "default". Its entries stay within the 99 KiB
+# that sm_86, sm_89 and sm_120 grant a program.
 TABLE: dict[tuple[str, str, str], Config] = {
     ("sm_90", "statistics", "half"): Config(128, 128, 64, 8, 4, 3),
     ("sm_90", "maxima", "half"): Config(128, 128, 64, 8, 8, 3),
     ("sm_90", "gradients", "half"): Config(128, 128, 64, 8, 4, 3),
-    ("sm_90", "kept", "half"): _KEPT,
-    ("sm_90", "statistics", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_90", "maxima", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_90", "gradients", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_90", "kept", "fp32"): _KEPT,
     ("sm_80", "statistics", "half"): Config(128, 128, 32, 8, 4, 4),
     ("sm_80", "maxima", "half"): Config(128, 128, 32, 8, 8, 4),
     ("sm_80", "gradients", "half"): Config(128, 128, 32, 8, 8, 4),
-    ("sm_80", "kept", "half"): _KEPT,
-    ("sm_80", "statistics", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_80", "maxima", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_80", "gradients", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("sm_80", "kept", "fp32"): _KEPT,
-    # Any other architecture: within the 99 KiB that sm_86, sm_89 and sm_120 grant a program.
     ("default", "statistics", "half"): Config(128, 128, 32, 8, 8, 3),
     ("default", "maxima", "half"): Config(128, 128, 32, 8, 8, 3),
     ("default", "gradients", "half"): Config(128, 128, 32, 8, 8, 3),
     ("default", "kept", "half"): _KEPT,
-    ("default", "statistics", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("default", "maxima", "fp32"): Config(64, 64, 32, 8, 4, 3),
-    ("default", "gradients", "fp32"): Config(64, 64, 32, 8, 4, 3),
+    ("default", "statistics", "fp32"): _FP32,
+    ("default", "maxima", "fp32"): _FP32,
+    ("default", "gradients", "fp32"): _FP32,
     ("default", "kept", "fp32"): _KEPT,
 }
-
-CANDIDATES: dict[tuple[str, str], tuple[Config, ...]] = {
-    ("statistics", "half"): (
-        Config(128, 128, 64, 8, 4, 3),
-        Config(128, 128, 64, 8, 8, 3),
-        Config(128, 128, 32, 8, 4, 4),
-        Config(128, 128, 32, 8, 8, 4),
-        Config(128, 256, 64, 8, 8, 3),
-        Config(256, 128, 64, 8, 8, 3),
-        Config(128, 256, 32, 8, 8, 4),
-        Config(64, 256, 32, 8, 4, 4),
-        Config(128, 64, 64, 8, 4, 4),
-    ),
-    ("statistics", "fp32"): (
-        Config(64, 64, 32, 8, 4, 3),
-        Config(128, 64, 32, 8, 4, 3),
-        Config(128, 128, 32, 8, 8, 3),
-        Config(64, 64, 16, 8, 4, 4),
-    ),
-    ("kept", "half"): (
-        _KEPT,
-        Config(8, 512, 16, 1, 4, 1),
-        Config(32, 128, 16, 1, 4, 1),
-        Config(16, 512, 16, 1, 8, 1),
-    ),
-}
-"""Shapes worth timing, by (kernel, type). The other GEMM kernels take those of statistics."""
-for _type in ("half", "fp32"):
-    for _kernel in ("maxima", "gradients"):
-        CANDIDATES[_kernel, _type] = CANDIDATES["statistics", _type]
-CANDIDATES["kept", "fp32"] = CANDIDATES["kept", "half"]
 
 
 def configuration(arch: str, kernel: str, dtype: torch.dtype) -> Config:
     """The tile shape of a kernel.
 
     Args:
-        arch: "sm_80", "sm_90"; any other means the default.
+        arch: as from `architecture`.
         kernel: one of KERNELS.
         dtype: of the work features.
 
     Returns:
-        The entry of TABLE.
+        The architecture's entry of TABLE, or the default.
     """
     width = "fp32" if dtype == torch.float32 else "half"
     return TABLE.get((arch, kernel, width)) or TABLE["default", kernel, width]
@@ -126,3 +89,16 @@ def architecture(device: torch.device) -> str:
         return "default"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def finish_tile(dim: int) -> RowTile:
+    """The tile of finish, which holds three rows where other kernels hold one or two.
+
+    Args:
+        dim: elements per row.
+
+    Returns:
+        The tile, with 16 elements of each row per thread, so that fp64 rows stay in registers too.
+    """
+    tile = tile_shape(dim)
+    return tile._replace(num_warps=min(32, 2 * tile.num_warps))

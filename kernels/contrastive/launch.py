@@ -1,37 +1,23 @@
-"""Launchers of the contrastive loss's products in Triton: allocation, waves and grids.
+"""Launchers of the contrastive operators in Triton.
 
-The kernels, and what is fused in them, are in kernels/contrastive/tiles.py; tile shapes in
-kernels/contrastive/configs.py. A wave is a strip of rows small enough for the workspace: kernels
-see it as a problem of its own, with its rows' slices and its own first column. Legend: B rows, G
-columns, D width; the operators as in clipfast/ops/contrastive.py. For sm_80 and newer. Nothing here
-waits for the device.
+Statistics and gradients are the walk over the strip (walk.py) with the softmax's rule
+(softmax_rule.py) and its fallback (maxima.py). Prepare, diagonal and finish are the row kernels
+(rows.py). The operators are described in clipfast/ops/contrastive. Legend: B rows, G columns, D
+width. For sm_80 and newer. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterator
-
 import torch
-import triton
 
-from clipfast.kernels.contrastive import tiles
-from clipfast.kernels.contrastive.configs import Config, architecture, configuration
-from clipfast.kernels.contrastive.rows import launch_diagonal, launch_finish, launch_prepare
-
-__all__ = [
-    "launch_diagonal",
-    "launch_finish",
-    "launch_gradients",
-    "launch_prepare",
-    "launch_statistics",
-]
-
-Q_SCALE = 2.0**14  # |Q| <= 2: fp16 holds Q * 2^14, and small entries keep all their bits
-LEAST_WAVE_ROWS = 1024  # a small workspace may not ask for fewer: it would starve the GEMMs
-ROW_ALIGNMENT = 16  # elements of Q's row stride: Triton and the library then access 16 bytes
-BLOCK_T, BLOCK_N = 16, 128  # tile of the kernels that combine partial sums
+from clipfast.kernels.common.device import processors
+from clipfast.kernels.common.rows import sum_dtype, tile_shape, with_adjacent_elements
+from clipfast.kernels.contrastive import maxima, walk
+from clipfast.kernels.contrastive.configs import finish_tile
+from clipfast.kernels.contrastive.rows import diagonal_kernel, finish_kernel, prepare_kernel
+from clipfast.kernels.contrastive.softmax_rule import SOFTMAX
+from clipfast.kernels.contrastive.walk import Strip, Sums
+from clipfast.kernels.contrastive.waves import partial_waves, partials
 
 
 def launch_statistics(
@@ -62,45 +48,22 @@ def launch_statistics(
         row_max [B], row_sum [B], column_max [G], column_sum [G], shift [1], all fp32, and kept
         [B, G]: int16 for half x, fp32 for fp32 x (shape [0] without keep).
     """
-    x, y = x.contiguous(), y.contiguous()
-    rows, columns = x.shape[0], y.shape[0]
-    row_max, row_sum = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    column_max, column_sum = (x.new_empty(columns, dtype=torch.float32) for _ in range(2))
-    kept_type = torch.float32 if x.dtype == torch.float32 else torch.int16
-    kept = x.new_empty((rows, columns) if keep else (0,), dtype=kept_type)
-    log_columns = math.log(columns)
-    config = _configuration("statistics", x)
-    for begin, end in _partial_waves(rows, columns, config, 1, workspace_bytes):
-        partials = _partials(x, end - begin, columns, config, 1)
-        grid = (_tile_count(end - begin, columns, config),)
-        tiles.statistics_kernel[grid](
-            x[begin:end],
-            y,
-            row_factor[begin:end],
-            column_factor,
-            scale,
-            bound,
-            kept[begin:end] if keep else None,
-            *partials,
-            end - begin,
-            columns,
-            first_column + begin,
-            log_columns,
-            D=x.shape[1],
-            PRECISION=_precision(x),
-            **config.options(),
-        )
-        add = functools.partial(_add_partials, bound=bound, log_columns=log_columns)
-        add(partials[0], row_sum[begin:end], row_max[begin:end], accumulate=False)
-        add(partials[1], column_sum, column_max, accumulate=begin > 0)
+    factors = (row_factor, column_factor, scale, bound)
+    strip = Strip(x.contiguous(), y.contiguous(), *factors, first_column)
+    sums, kept = walk.sum_terms(strip, SOFTMAX, keep, workspace_bytes)
     shift = x.new_empty(1, dtype=torch.float32)
-    tiles.shift_kernel[(1,)](
-        row_sum, column_sum, bound, shift, rows, columns, log_columns, BLOCK=8192, num_warps=16
+    maxima.shift_kernel[(1,)](
+        sums.row_sum,
+        sums.column_sum,
+        bound,
+        shift,
+        strip.rows,
+        strip.columns,
+        strip.log_columns,
+        BLOCK=8192,
+        num_warps=16,
     )
-    sums = (row_max, row_sum, column_max, column_sum)
-    _launch_maxima(
-        x, y, row_factor, column_factor, scale, shift, sums, first_column, workspace_bytes
-    )
+    _launch_maxima(strip, shift, sums, workspace_bytes)
     return *sums, shift, kept
 
 
@@ -133,214 +96,162 @@ def launch_gradients(
     Returns:
         row_grad [B, D] = Q y and column_grad [G, D] = Q^T x in fp32 (shape [0] where not wanted).
     """
-    x, y = x.contiguous(), y.contiguous()
-    rows, columns = x.shape[0], y.shape[0]
-    row_grad = x.new_empty(x.shape if want_rows else (0,), dtype=torch.float32)
-    column_grad = x.new_empty(y.shape if want_columns else (0,), dtype=torch.float32)
-    if not (want_rows or want_columns):
-        return row_grad, column_grad
-    q_scale = Q_SCALE if x.dtype == torch.float16 else 1.0
-    q_stride = triton.cdiv(columns, ROW_ALIGNMENT) * ROW_ALIGNMENT
-    config = _configuration("kept" if kept.numel() else "gradients", x)
-    most = max(LEAST_WAVE_ROWS, workspace_bytes // (q_stride * x.element_size()))
-    waves = list(_waves(rows, most, config.block_b))
-    buffer = x.new_empty((waves[0][1], q_stride))
-    for begin, end in waves:
-        q = buffer[: end - begin, :columns]
-        grid = (_tile_count(end - begin, columns, config),)
-        outputs = (row_lse[begin:end], column_lse, q, end - begin, columns, first_column + begin)
-        if kept.numel():
-            tiles.kept_weights_kernel[grid](
-                kept[begin:end],
-                row_factor[begin:end],
-                column_factor,
-                bound,
-                shift,
-                *outputs,
-                q_stride,
-                Q_SCALE=q_scale,
-                BLOCK_B=config.block_b,
-                BLOCK_G=config.block_g,
-                num_warps=config.num_warps,
-            )
-        else:
-            tiles.weights_kernel[grid](
-                x[begin:end],
-                y,
-                row_factor[begin:end],
-                column_factor,
-                scale,
-                shift,
-                *outputs,
-                q_stride,
-                D=x.shape[1],
-                Q_SCALE=q_scale,
-                PRECISION=_precision(x),
-                **config.options(),
-            )
-        if want_rows:
-            _multiply(row_grad[begin:end], q, y, 1.0 / q_scale, accumulate=False)
-        if want_columns:
-            _multiply(column_grad, q.T, x[begin:end], 1.0 / q_scale, accumulate=begin > 0)
-    return row_grad, column_grad
+    factors = (row_factor, column_factor, scale, bound)
+    strip = Strip(x.contiguous(), y.contiguous(), *factors, first_column)
+    values = (shift, row_lse, column_lse, kept)
+    return walk.weighted_products(strip, SOFTMAX, *values, want_rows, want_columns, workspace_bytes)
 
 
-def _launch_maxima(
+def _launch_maxima(strip: Strip, shift: torch.Tensor, sums: Sums, workspace_bytes: int) -> None:
+    """Overwrites the sums and their bases where shift is NaN."""
+    config = strip.config("maxima")
+    for begin, end in partial_waves(strip.rows, strip.columns, config, 2, workspace_bytes):
+        wave = strip.wave(begin, end)
+        along_rows, along_columns = partials(strip.x, wave.rows, strip.columns, config, 2)
+        programs = min(processors(strip.x.device, interpreted=2), wave.tiles(config))
+        maxima.maxima_kernel[(programs,)](
+            *wave[:5],
+            shift,
+            along_rows,
+            along_columns,
+            wave.rows,
+            wave.columns,
+            wave.first_column,
+            programs,
+            **strip.options(config),
+        )
+        for partial, base, total, accumulate in (
+            (along_rows, sums.row_base[begin:end], sums.row_sum[begin:end], False),
+            (along_columns, sums.column_base, sums.column_sum, begin > 0),
+        ):
+            walk.combine(maxima.combine_maxima_kernel, partial, total, base, shift, accumulate)
+
+
+def launch_prepare(
+    x: torch.Tensor, normalize: bool, work_dtype: torch.dtype | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Launches the kernel that splits features into work features and factors.
+
+    Args:
+        x: [B, D], fp16, bf16, fp32 or fp64; read in place where a row's elements are adjacent.
+        normalize: whether u is x scaled to length 1, or x itself.
+        work_dtype: type of the work features; None where the caller uses x itself.
+
+    Returns:
+        work [B, D] (shape [0] without work_dtype), inverse_norm [B], factor [B], norm [B], the last
+        three in fp32 (fp64 for fp64 x).
+
+    Raises:
+        ValueError: rows longer than 65,536.
+    """
+    x = with_adjacent_elements(x)
+    rows, dim = x.shape
+    acc = sum_dtype(x.dtype)
+    work = x.new_empty(0) if work_dtype is None else x.new_empty((rows, dim), dtype=work_dtype)
+    inverse_norm, factor, norm = (x.new_empty(rows, dtype=acc) for _ in range(3))
+    tile = tile_shape(dim)
+    if rows > 0:
+        prepare_kernel[tile.grid(rows)](
+            x,
+            None if work_dtype is None else work,
+            inverse_norm,
+            factor,
+            norm,
+            rows,
+            x.stride(0),
+            torch.finfo(acc).tiny,
+            dim,
+            NORMALIZE=normalize,
+            **tile.options(),
+        )
+    return work, inverse_norm, factor, norm
+
+
+def launch_diagonal(
     x: torch.Tensor,
     y: torch.Tensor,
-    row_factor: torch.Tensor,
-    column_factor: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    sums: tuple[torch.Tensor, ...],
-    first_column: int,
-    workspace_bytes: int,
-) -> None:
-    """Overwrites row_max, row_sum, column_max and column_sum where shift is NaN."""
-    row_max, row_sum, column_max, column_sum = sums
-    rows, columns = x.shape[0], y.shape[0]
-    config = _configuration("maxima", x)
-    for begin, end in _partial_waves(rows, columns, config, 2, workspace_bytes):
-        partials = _partials(x, end - begin, columns, config, 2)
-        programs = min(_programs(x.device), _tile_count(end - begin, columns, config))
-        tiles.maxima_kernel[(programs,)](
-            x[begin:end],
+    x_inverse_norm: torch.Tensor,
+    y_inverse_norm: torch.Tensor,
+) -> torch.Tensor:
+    """Launches the kernel of the pairs' cosines.
+
+    Args:
+        x, y: [B, D], one float type; read in place where a row's elements are adjacent.
+        x_inverse_norm, y_inverse_norm: [B], as prepare returns them.
+
+    Returns:
+        cosine [B], the type of x_inverse_norm.
+
+    Raises:
+        ValueError: rows longer than 65,536.
+    """
+    x, y = with_adjacent_elements(x), with_adjacent_elements(y)
+    rows, dim = x.shape
+    cosine = torch.empty_like(x_inverse_norm, memory_format=torch.contiguous_format)
+    tile = tile_shape(dim)
+    if rows > 0:
+        diagonal_kernel[tile.grid(rows)](
+            x,
             y,
-            row_factor[begin:end],
-            column_factor,
-            scale,
-            shift,
-            *partials,
-            end - begin,
-            columns,
-            first_column + begin,
-            programs,
-            D=x.shape[1],
-            PRECISION=_precision(x),
-            **config.options(),
+            x_inverse_norm.contiguous(),
+            y_inverse_norm.contiguous(),
+            cosine,
+            rows,
+            x.stride(0),
+            y.stride(0),
+            dim,
+            **tile.options(),
         )
-        _combine_maxima(
-            partials[0], row_sum[begin:end], row_max[begin:end], shift, accumulate=False
-        )
-        _combine_maxima(partials[1], column_sum, column_max, shift, accumulate=begin > 0)
+    return cosine
 
 
-def _add_partials(
-    partial: torch.Tensor,
-    total: torch.Tensor,
-    largest: torch.Tensor,
-    accumulate: bool,
-    bound: torch.Tensor,
-    log_columns: float,
-) -> None:
-    _, count, length = partial.shape
-    tiles.add_partials_kernel[(triton.cdiv(length, BLOCK_N),)](
-        partial,
-        total,
-        largest,
-        bound,
-        count,
-        length,
-        log_columns,
-        ACCUMULATE=accumulate,
-        BLOCK_T=BLOCK_T,
-        BLOCK_N=BLOCK_N,
-        num_warps=4,
-    )
-
-
-def _combine_maxima(
-    partial: torch.Tensor,
-    total: torch.Tensor,
-    largest: torch.Tensor,
-    shift: torch.Tensor,
-    accumulate: bool,
-) -> None:
-    _, count, length = partial.shape
-    tiles.combine_maxima_kernel[(triton.cdiv(length, BLOCK_N),)](
-        partial,
-        total,
-        largest,
-        shift,
-        count,
-        length,
-        ACCUMULATE=accumulate,
-        BLOCK_T=BLOCK_T,
-        BLOCK_N=BLOCK_N,
-        num_warps=4,
-    )
-
-
-def _multiply(
-    out: torch.Tensor, left: torch.Tensor, right: torch.Tensor, alpha: float, accumulate: bool
-) -> None:
-    """out = alpha left right (+ out), accumulated in fp32; no operand is copied on a GPU."""
-    beta = 1.0 if accumulate else 0.0
-    if left.dtype == torch.float32 or not left.is_cuda:
-        torch.addmm(out, left.float(), right.float(), beta=beta, alpha=alpha, out=out)
-    elif _has_wide_addmm():
-        options = {"beta": beta, "alpha": alpha, "out_dtype": torch.float32, "out": out}
-        torch.addmm(out, left, right, **options)
-    elif accumulate:
-        out.add_(torch.mm(left, right, out_dtype=torch.float32), alpha=alpha)
-    else:
-        torch.mm(left, right, out_dtype=torch.float32, out=out)
-        out.mul_(alpha)
-
-
-@functools.cache
-def _has_wide_addmm() -> bool:
-    """Whether addmm adds half-precision products to an fp32 matrix (pytorch#167931, torch 2.10)."""
-    major, minor = torch.__version__.split(".")[:2]
-    return (int(major), int(minor)) >= (2, 10)
-
-
-def _precision(x: torch.Tensor) -> str:
-    """How fp32 products are formed; torch's own switch decides, as for the library GEMMs."""
-    is_exact = x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if is_exact else "tf32"
-
-
-def _configuration(kernel: str, x: torch.Tensor) -> Config:
-    assert x.dtype in (torch.float16, torch.bfloat16, torch.float32), x.dtype
-    return configuration(architecture(x.device), kernel, x.dtype)
-
-
-def _programs(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 2  # interpreted
-
-
-def _tile_count(rows: int, columns: int, config: Config) -> int:
-    return triton.cdiv(rows, config.block_b) * triton.cdiv(columns, config.block_g)
-
-
-def _partials(
-    x: torch.Tensor, rows: int, columns: int, config: Config, planes: int
+def launch_finish(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    other: torch.Tensor,
+    inverse_norm: torch.Tensor,
+    other_inverse_norm: torch.Tensor,
+    factor: torch.Tensor,
+    diagonal: torch.Tensor,
+    coefficient: torch.Tensor,
+    normalize: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Uninitialised partial results along rows [planes, T, rows] and columns [planes, T, G]."""
-    row_tiles, column_tiles = (
-        triton.cdiv(rows, config.block_b),
-        triton.cdiv(columns, config.block_g),
-    )
-    return (
-        x.new_empty((planes, column_tiles, rows), dtype=torch.float32),
-        x.new_empty((planes, row_tiles, columns), dtype=torch.float32),
-    )
+    """Launches the kernel that turns a product into the feature's gradient.
 
+    Args:
+        grad: [B, D] fp32 (fp64 for fp64 x), row_grad or the reduced column_grad.
+        x, other: [B, D], one float type: the features, and those of their pairs.
+        inverse_norm, other_inverse_norm, factor: [B], as prepare returns them.
+        diagonal: [B], P of the pairs.
+        coefficient: one element.
+        normalize: as given to prepare.
 
-def _partial_waves(
-    rows: int, columns: int, config: Config, planes: int, workspace_bytes: int
-) -> Iterator[tuple[int, int]]:
-    """Waves whose partial results fit the workspace; one tile of rows at least."""
-    tile_bytes = 4 * planes * (triton.cdiv(columns, config.block_g) * config.block_b + columns)
-    return _waves(rows, workspace_bytes // tile_bytes * config.block_b, config.block_b)
+    Returns:
+        grad_x [B, D], the type of x, and dot [B], the type of grad.
 
-
-def _waves(rows: int, most: int, tile: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about equal length, whole tiles, at most `most` rows (one tile at least)."""
-    most = max(tile, most // tile * tile)
-    step = triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), tile) * tile
-    for begin in range(0, rows, step):
-        yield begin, min(begin + step, rows)
+    Raises:
+        ValueError: rows longer than 65,536.
+    """
+    grad, x, other = grad.contiguous(), with_adjacent_elements(x), with_adjacent_elements(other)
+    rows, dim = x.shape
+    grad_x = torch.empty((rows, dim), dtype=x.dtype, device=x.device)
+    dot = torch.empty(rows, dtype=grad.dtype, device=x.device)
+    tile = finish_tile(dim)
+    if rows > 0:
+        vectors = (inverse_norm, other_inverse_norm, factor, diagonal)
+        finish_kernel[tile.grid(rows)](
+            grad,
+            x,
+            other,
+            *(vector.contiguous() for vector in vectors),
+            coefficient,
+            grad_x,
+            dot,
+            rows,
+            x.stride(0),
+            other.stride(0),
+            dim,
+            NORMALIZE=normalize,
+            **tile.options(),
+        )
+    return grad_x, dot

@@ -141,11 +141,13 @@ def check_strip(strip, first_column=0, workspace=PLENTY, is_fixed=True, keeps=(F
 
 @contextlib.contextmanager
 def least_wave(rows):
-    before, kernels().LEAST_WAVE_ROWS = kernels().LEAST_WAVE_ROWS, rows
+    from clipfast.kernels.contrastive import walk
+
+    before, walk.LEAST_WAVE_ROWS = walk.LEAST_WAVE_ROWS, rows
     try:
         yield
     finally:
-        kernels().LEAST_WAVE_ROWS = before
+        walk.LEAST_WAVE_ROWS = before
 
 
 def case_shapes(device, dtype=torch.float16):
@@ -190,9 +192,13 @@ def case_waves(device):
         for scale, normalize, spread in ((14.3, True, 1.0), (1.0, False, 5.0)):
             strip = make_strip(rows, columns, 64, torch.float16, device, scale, normalize, spread)
             check_strip(strip, 3, workspace=1, is_fixed=normalize)
-    waves = list(kernels()._waves(1000, 300, 16))
-    assert waves == [(0, 256), (256, 512), (512, 768), (768, 1000)]
-    assert list(kernels()._waves(5, 0, 16)) == [(0, 5)]
+
+
+def case_waves_are_whole_tiles_of_about_equal_length(device):
+    from clipfast.kernels.contrastive.waves import waves
+
+    assert list(waves(1000, 300, 16)) == [(0, 256), (256, 512), (512, 768), (768, 1000)]
+    assert list(waves(5, 0, 16)) == [(0, 5)]
 
 
 def case_underflow_antipodal(device):
@@ -268,6 +274,53 @@ def case_strided_features(device):
     plainly = kernels().launch_statistics(x, y, f, g, scale, bound, 3, False, PLENTY)
     strided = kernels().launch_statistics(spaced, turned, f, g, scale, bound, 3, False, PLENTY)
     assert all(torch.equal(a, b) for a, b in zip(plainly, strided, strict=True))
+
+
+def case_second_rule_takes_the_same_walk(device):
+    """A rule that kernels/ does not know, against fp64: sums, and products with its weights."""
+    from clipfast.kernels.contrastive import walk
+    from tests.ops.sigmoid_rule_triton import SIGMOID
+
+    bias = torch.tensor([-1.5], device=device)
+    sizes = [(1, 1, 7, 0, PLENTY), (17, 33, 100, 16, PLENTY), (40, 50, 64, 3, 1)]
+    if device == "cuda":
+        sizes += [(507, 1000, 252, 3, PLENTY), (1000, 3000, 512, 1000, 1)]
+    for rows, columns, dim, first_column, workspace in sizes:
+        for dtype in (torch.float16, torch.float32):
+            for keep in (False, True):
+                tensors = make_strip(rows, columns, dim, dtype, device)
+                strip = walk.Strip(*tensors, first_column)
+                with least_wave(256 if device == "cuda" else 16):
+                    check_second_rule(walk, strip, SIGMOID, bias, keep, workspace)
+
+
+def check_second_rule(walk, strip, rule, bias, keep, workspace):
+    x, y, f, g, scale, bound = wide(strip[:6])
+    row = torch.arange(strip.rows, device=x.device)
+    logits = scale * (x @ y.T) * f[:, None] * g
+    terms = torch.nn.functional.softplus(logits + bias.double())
+    sigmoid = torch.sigmoid(logits + bias.double())
+    row_value = torch.rand(strip.rows, device=x.device) + 0.5
+    weights = row_value.double()[:, None] * sigmoid * f[:, None] * g
+    for matrix in (terms, sigmoid, weights):
+        matrix[row, row + strip.first_column] = 0.0
+
+    sums, kept = walk.sum_terms(strip, rule, keep, workspace, bias)
+    assert not sums.row_base.any()
+    assert not sums.column_base.any()
+    torch.testing.assert_close(sums.row_sum.double(), terms.sum(1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums.column_sum.double(), sigmoid.sum(0), rtol=1e-5, atol=1e-6)
+
+    values = (torch.zeros_like(bias), row_value, torch.empty_like(strip.column_factor), kept)
+    got = walk.weighted_products(strip, rule, *values, True, True, workspace, bias)
+    exact = (weights @ y, weights.T @ x)
+    terms_of = (weights @ y.abs(), weights.T @ x.abs())
+    rate = 1.01 * ROUNDING[x.device.type][strip.x.dtype] + 1e-5
+    if keep and strip.x.dtype == torch.float16:
+        rate += float(bound) / 65000
+    for product, truth, size in zip(got, exact, terms_of, strict=True):
+        assert product.dtype == torch.float32
+        assert ((product.double() - truth).abs() <= rate * size + 1e-7).all()
 
 
 def check_prepare(x, normalize, work_dtype):

@@ -52,7 +52,7 @@ def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
 
 
 def product_types(element, kept):
-    vectors = "row_factor column_factor scale bound shift row_lse column_lse row_partial"
+    vectors = "row_factor column_factor scale bound shift base row_value column_value row_partial"
     types = {f"{name}_ptr": "*fp32" for name in (*vectors.split(), "column_partial")}
     types |= dict.fromkeys(("x_ptr", "y_ptr", "q_ptr"), f"*{element}")
     return types | {"kept_ptr": kept, "log_columns": "fp32"}
@@ -67,14 +67,15 @@ SHARED_KIB = {80: 163, 86: 99, 90: 227}  # a program's limit; sm_86 stands for t
 )
 def test_triton_contrastive_products_compile_without_spills(arch, width, kernel):
     pytest.importorskip("triton")
-    from clipfast.kernels.contrastive import configs, tiles
+    from clipfast.kernels.contrastive import configs, maxima, strip
+    from clipfast.kernels.contrastive.softmax_rule import SOFTMAX
 
     name, _, keep = kernel.partition("_")
     functions = {
-        "statistics": tiles.statistics_kernel,
-        "maxima": tiles.maxima_kernel,
-        "gradients": tiles.weights_kernel,
-        "kept": tiles.kept_weights_kernel,
+        "statistics": strip.statistics_kernel,
+        "maxima": maxima.maxima_kernel,
+        "gradients": strip.weights_kernel,
+        "kept": strip.kept_weights_kernel,
     }
     is_half = width == "half"
     dtype = torch.float16 if is_half else torch.float32
@@ -82,6 +83,8 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
     constants = {
         **config.options(),
         **{"D": 512, "PRECISION": "ieee", "Q_SCALE": 2.0**14 if is_half else 1.0},
+        **{"BASE": SOFTMAX.base, "TERMS": SOFTMAX.terms, "WEIGHTS": SOFTMAX.weights},
+        "numbers_ptr": None,
     }
     if name == "statistics" and not keep:
         constants["kept_ptr"] = None
@@ -98,20 +101,40 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
+def test_triton_contrastive_walk_compiles_with_a_second_rule(arch):
+    pytest.importorskip("triton")
+    from clipfast.kernels.contrastive import configs, strip
+    from tests.ops.sigmoid_rule_triton import SIGMOID
+
+    config = configs.configuration(f"sm_{arch}", "statistics", torch.float16)
+    constants = {
+        **config.options(),
+        **{"D": 512, "PRECISION": "ieee", "Q_SCALE": 2.0**14},
+        **{"BASE": SIGMOID.base, "TERMS": SIGMOID.terms, "WEIGHTS": SIGMOID.weights},
+    }
+    types = product_types("fp16", "*i16") | {"numbers_ptr": "*fp32"}
+    for kernel in (strip.statistics_kernel, strip.weights_kernel):
+        made, _, _ = compile_for(kernel, arch, types, constants, 8, config.num_stages)
+        assert ("wgmma" if arch == 90 else "mma.sync") in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("arch", [80, 90])
 def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
     pytest.importorskip("triton")
-    from clipfast.kernels.contrastive import launch as contrastive
-    from clipfast.kernels.contrastive import rows, tiles
-    from clipfast.kernels.normalize.launch import tile_shape
+    from clipfast.kernels.common.rows import tile_shape
+    from clipfast.kernels.contrastive import maxima, rows, strip, walk
+    from clipfast.kernels.contrastive.configs import finish_tile
+    from clipfast.kernels.contrastive.softmax_rule import SOFTMAX
 
     sums = dict.fromkeys(
-        ("partial_ptr", "sum_ptr", "max_ptr", "bound_ptr", "shift_ptr"), "*fp32"
+        ("partial_ptr", "sum_ptr", "base_ptr", "bound_ptr", "shift_ptr"), "*fp32"
     ) | {"row_sum_ptr": "*fp32", "column_sum_ptr": "*fp32", "log_columns": "fp32"}
-    blocks = {"BLOCK_T": contrastive.BLOCK_T, "BLOCK_N": contrastive.BLOCK_N, "ACCUMULATE": True}
+    blocks = {"BLOCK_T": walk.BLOCK_T, "BLOCK_N": walk.BLOCK_N, "ACCUMULATE": True}
+    blocks["BASE"] = SOFTMAX.base
     made = [
-        compile_for(tiles.add_partials_kernel, arch, sums, blocks, 4),
-        compile_for(tiles.combine_maxima_kernel, arch, sums, blocks, 4),
-        compile_for(tiles.shift_kernel, arch, sums, {"BLOCK": 8192}, 16),
+        compile_for(strip.add_partials_kernel, arch, sums, blocks, 4),
+        compile_for(maxima.combine_maxima_kernel, arch, sums, blocks, 4),
+        compile_for(maxima.shift_kernel, arch, sums, {"BLOCK": 8192}, 16),
     ]
     vectors = "inverse_norm factor norm x_inverse_norm y_inverse_norm cosine other_inverse_norm"
     for element, acc, work, dim in (
@@ -124,11 +147,11 @@ def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
         types |= dict.fromkeys(("grad_ptr", "dot_ptr"), f"*{acc}") | {"work_ptr": f"*{work}"}
         types |= dict.fromkeys(("x_ptr", "y_ptr", "other_ptr", "grad_x_ptr"), f"*{element}")
         types |= {"threshold": "fp32"}
-        constants = {"NORMALIZE": True, "LOW": 2.0**-100, "HIGH": 3.0e38}
+        constants = {"NORMALIZE": True}
         for kernel, shape in (
             (rows.prepare_kernel, tile_shape),
             (rows.diagonal_kernel, tile_shape),
-            (rows.finish_kernel, rows.finish_shape),
+            (rows.finish_kernel, finish_tile),
         ):
             block_b, block_d, num_warps = shape(dim)
             constants |= {"BLOCK_B": block_b, "BLOCK_D": block_d}
