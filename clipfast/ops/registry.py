@@ -245,8 +245,11 @@ def no_second_derivative(operator: str, instead: str) -> Gradient:
     return Gradient(refuse, lambda ctx, inputs, output: None)
 
 
-def declare(operator: Operator) -> None:
+def declare(operator: Operator) -> torch._ops.OpOverloadPacket:
     """Makes an operator known to torch; once per process.
+
+    Returns:
+        torch.ops.clipfast.<name>.
 
     Raises:
         ImportError: clipfast._C has a function of this name with other arguments. It was built from
@@ -270,6 +273,7 @@ def declare(operator: Operator) -> None:
             operator.gradient.backward,
             setup_context=operator.gradient.setup_context,
         )
+    return getattr(torch.ops.clipfast, operator.name)
 
 
 def _define(name: str, schema: str) -> None:

@@ -276,10 +276,10 @@ def test_clip_loss_keeps_the_strip_only_where_it_fits():
 
 
 def test_clip_loss_says_what_auto_chose(caplog):
-    from clipfast.ops import contrastive
+    from clipfast.ops.contrastive import impls
 
     images, texts = make_features(4, 8, torch.float32)
-    contrastive._say_once.cache_clear()
+    impls._say_once.cache_clear()
     with caplog.at_level(logging.INFO, "clipfast.loss"):
         clip_loss(images, texts, torch.tensor(1.0))
         clip_loss(images, texts, torch.tensor(1.0))

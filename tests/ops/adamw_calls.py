@@ -94,7 +94,7 @@ def check_call(target, lists: Call, **options) -> None:
     ops, device = target
     got = lists.to(device)
     ops.adamw_(*got, **{**OPTIONS, **options})
-    adamw.reference_step(*lists, **{**OPTIONS, **options})
+    adamw.plain.step(*lists, **{**OPTIONS, **options})
     check_same(got, lists)
 
 

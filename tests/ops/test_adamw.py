@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipfast.ops import adamw
-from clipfast.ops.adamw import BLOCK, decode, encode, join_master, reference_step, split_master
+from clipfast.ops.adamw import BLOCK, decode, encode, join_master, plain, split_master
 from clipfast.ops.extension import load_extension
 from tests.ops.adamw_cases import (
     FORMS,
@@ -42,7 +41,7 @@ def run(call: Call, **changes) -> Call:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_adamw_same_bits_as_the_plain_form(form, stats):
     for grad_dtype in TYPES:
-        step_agrees_with(reference_step, make_call(form, grad_dtype, stats), grid=form.grid)
+        step_agrees_with(plain.step, make_call(form, grad_dtype, stats), grid=form.grid)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +57,14 @@ def test_adamw_same_bits_as_the_plain_form(form, stats):
 )
 def test_adamw_options_same_bits_as_the_plain_form(changes):
     for form in (SINGLE, STOCHASTIC, Form(torch.float16)):
-        step_agrees_with(reference_step, make_call(form), **changes)
+        step_agrees_with(plain.step, make_call(form), **changes)
 
 
 def test_adamw_far_elements_and_late_steps_same_bits_as_the_plain_form():
     # A draw's index beyond 32 bits, and a step whose powers underflow.
     call = make_call(STOCHASTIC, step=1_000_003)
     call.first_elements[:] = [2**37 + first for first in call.first_elements]
-    step_agrees_with(reference_step, call)
+    step_agrees_with(plain.step, call)
 
 
 @pytest.mark.parametrize("stats", TYPES)
@@ -74,11 +73,11 @@ def test_adamw_non_finite_and_huge_gradients_same_bits_as_the_plain_form(form, s
     call = make_call(form, torch.float32, stats, shapes=((3000,),))
     for i, value in enumerate((float("inf"), -float("inf"), float("nan"), 1e30, -1e18, 1e-30)):
         call.grads[0][100 + i * 400] = value
-    step_agrees_with(reference_step, call, grid=form.grid)
+    step_agrees_with(plain.step, call, grid=form.grid)
     call = make_call(form, torch.float32, stats, shapes=((3000,),))
     call.params[0][5::500] = float("nan")
     call.params[0][6::500] = float("inf")
-    step_agrees_with(reference_step, call, grid=form.grid)
+    step_agrees_with(plain.step, call, grid=form.grid)
 
 
 def test_adamw_largest_weights_stay_finite_where_they_are_rounded_stochastically():
@@ -91,7 +90,7 @@ def test_adamw_largest_weights_stay_finite_where_they_are_rounded_stochastically
             call.grads[0].copy_(-call.params[0].sign())
             lr = 1000.0 if dtype == torch.float16 else 1e36
             changes = {"lr": lr, "weight_decay": 0.0, "grid": form.grid}
-            step_agrees_with(reference_step, call, **changes)
+            step_agrees_with(plain.step, call, **changes)
             assert run(call, **changes).params[0].abs().eq(largest).all()
 
 
@@ -100,7 +99,7 @@ def test_adamw_largest_weights_stay_finite_where_they_are_rounded_stochastically
 def test_adamw_same_bits_for_any_number_of_threads(form):
     call = make_call(form, torch.bfloat16, shapes=((70001,), (5,), (300, 301), (40000,)))
     expected = call.clone()
-    reference_step(*expected, **OPTIONS)
+    plain.step(*expected, **OPTIONS)
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -176,14 +175,14 @@ def test_adamw_control_skips_the_step_and_scales_gradients():
     call.control[1] = 1.0
     before = call.clone()
     assert_same_bits(run(call), before)
-    reference_step(*call, **OPTIONS)
+    plain.step(*call, **OPTIONS)
     assert_same_bits(call, before)
     scaled = make_call(SINGLE)
-    plain = scaled.clone()
-    scaled.control[0], plain.control[0] = 2.0**-9, 1.0
-    for grad in plain.grads:
+    unscaled = scaled.clone()
+    scaled.control[0], unscaled.control[0] = 2.0**-9, 1.0
+    for grad in unscaled.grads:
         grad.mul_(2.0**-9)
-    assert_same_bits(run(scaled), run(plain))
+    assert_same_bits(run(scaled), run(unscaled))
 
 
 def test_adamw_without_tensors_or_elements_does_nothing():
@@ -329,7 +328,7 @@ def test_reference_fused_multiply_add_rounds_once():
     a[500:600], b[500:600] = 1 + 2.0**-12, 1 + 2.0**-12
     c[500:600] = 2.0 ** -torch.arange(31.0, 131.0)
     c[550:600] *= -1
-    got = adamw.fused_multiply_add(a, b, c)
+    got = plain.fused_multiply_add(a, b, c)
     below, above = (got.nextafter(torch.tensor(end)) for end in (-float("inf"), float("inf")))
     rows = torch.stack([a, b, c, got, below, above], dim=1).tolist()
     for x, y, z, value, *neighbours in rows:
@@ -419,7 +418,7 @@ def test_adamw_grad_norm_of_all_types_and_sizes():
     norm = torch.ops.clipfast.adamw_grad_norm(grads)
     assert (norm.dtype, norm.shape) == (torch.float32, ())
     assert abs(norm - exact) <= exact * 2**-24
-    assert abs(adamw.reference_grad_norm(grads) - exact) <= exact * 2**-24
+    assert abs(plain.grad_norm(grads) - exact) <= exact * 2**-24
     assert torch.ops.clipfast.adamw_grad_norm([torch.zeros(0)]).item() == 0.0
     before = torch.get_num_threads()
     try:
@@ -454,10 +453,10 @@ import importlib.util
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "clipfast._C" else real(name, *a)
 import torch
-from clipfast.ops.adamw import reference_step
+from clipfast.ops.adamw import plain
 from tests.ops.adamw_cases import FORMS, OPTIONS, make_call, step_agrees_with
 call = make_call(FORMS[3], shapes=((300,), (4, 5)))
-step_agrees_with(reference_step, call)
+step_agrees_with(plain.step, call)
 before = call.clone()
 torch.ops.clipfast.adamw_(*call, **OPTIONS)
 assert not torch.equal(before.params[0], call.params[0])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipfast.ops import batch_norm as ops
-from clipfast.ops.batch_norm import Tail, batch_norm, fused_here, reference
+from clipfast.ops.batch_norm import Tail, batch_norm, fused_here, plain, plain_tail, reference
+from clipfast.ops.dtypes import accumulate_dtype
 from clipfast.ops.extension import load_extension
 
 EPS = 1e-5
@@ -54,7 +54,7 @@ def rows(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def make(shape, dtype=torch.float64, has_residual=False, tail: Tail = Tail()) -> Case:  # noqa: B008
     batch, channels, height, width = shape
-    wide = ops.accumulate_dtype(dtype)
+    wide = accumulate_dtype(dtype)
     half = (batch, channels, height // 2, width // 2)
     shapes = [half if tail.pool else shape]
     if tail.shortcut_stride:
@@ -76,7 +76,7 @@ def fused(x, weight, bias, residual, tail):
 
 def eager(x, weight, bias, residual, tail):
     z = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
-    return ops.plain_tail(z if residual is None else z + residual, tail, x.dtype)
+    return plain_tail(z if residual is None else z + residual, tail, x.dtype)
 
 
 def truth(x, weight, bias, residual, tail):
@@ -259,20 +259,20 @@ def test_batch_norm_plain_forms_agree_with_the_kernels(has_residual, tail, dtype
     step = torch.finfo(dtype).eps
     close = {"rtol": 4 * step, "atol": 8 * step}
     statistics = op.batch_norm_statistics(case.x, EPS)
-    for mine, plain in zip(statistics, ops.reference_statistics(case.x, EPS), strict=True):
-        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-6)
+    for mine, other in zip(statistics, plain.statistics(case.x, EPS), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
     mean, inv_std, _ = statistics
     apply_args = (case.x, mean, inv_std, case.weight, case.bias, case.residual, tail.relu)
     outputs = op.batch_norm_apply(*apply_args, not tail.pool, tail.pools)
-    plain = ops.reference_apply(*apply_args, not tail.pool, tail.pools)
-    for mine, other in zip(outputs, plain, strict=True):
+    theirs = plain.apply(*apply_args, not tail.pool, tail.pools)
+    for mine, other in zip(outputs, theirs, strict=True):
         torch.testing.assert_close(mine, other, **close)
         assert mine.stride() == other.stride()
     y = outputs[0] if has_residual else None
     second = case.grads[1] if len(case.grads) > 1 else None
     args = (case.grads[0], second, case.x, y, mean, inv_std, case.weight, case.bias, tail.relu)
     outputs = op.batch_norm_backward(*args, has_residual)
-    for mine, other in zip(outputs, ops.reference_backward(*args, has_residual), strict=True):
+    for mine, other in zip(outputs, plain.backward(*args, has_residual), strict=True):
         torch.testing.assert_close(mine, other, rtol=16 * step, atol=64 * step)
         assert mine.stride() == other.stride()
 

@@ -11,10 +11,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipfast.ops import contrastive
-from clipfast.ops.contrastive import operators, plain
+from clipfast.ops.contrastive import impls, operators, plain
 
 HERE = [name for name in contrastive.available_impls("cpu") if name != "triton"]
-HAS_BFLOAT16 = "cpu" in HERE and contrastive._HAS_BFLOAT16_PRODUCT
+HAS_BFLOAT16 = "cpu" in HERE and impls.HAS_BFLOAT16_PRODUCT
 WORKSPACE = 1 << 20
 SHAPES = [(1, 1, 2, 0), (7, 7, 124, 0), (5, 12, 4, 3), (123, 252, 64, 100), (300, 517, 130, 111)]
 

@@ -2,7 +2,7 @@
 
 Against float64: the relative L2 error of the weights' movement. Half-precision weights, which
 cannot hold such movement, are to be within three units in the last place; rounded stochastically
-they are also to be right in the mean. Ours are moreover compared with ``reference_step`` bit by
+they are also to be right in the mean. Ours are moreover compared with ``plain.step`` bit by
 bit: weights, statistics, scales and remainders.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.parts.adamw.contenders import BETAS, EPS, LR, WEIGHT_DECAY, Contender, make
 from benchmarks.parts.common.harness import Row
-from clipfast.ops.adamw import BLOCK, reference_step
+from clipfast.ops.adamw import BLOCK, plain
 from clipfast.optim.fused_adamw import FusedAdamW
 
 STEPS = 3
@@ -117,7 +117,7 @@ def _check_bits(
         next_element += -(-weight.numel() // BLOCK) * BLOCK
     device = own[0].device
     for step, of_step in enumerate(grads, 1):
-        reference_step(
+        plain.step(
             own,
             of_step,
             kept["exp_avg"],
