@@ -20,6 +20,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,7 +93,9 @@ def commands_of(block: Block) -> list[list[str]]:
 
 def run_page(page: Path) -> None:
     """Execute the blocks of a page that run."""
-    namespace: dict[str, object] = {"__name__": "page"}
+    # A module, because a dataclass looks for the one that it is defined in.
+    sys.modules["page"] = ModuleType("page")
+    namespace = vars(sys.modules["page"])
 
     def execute(code: str, line: int) -> None:
         # Blank lines before it, so that a traceback names the line of the page.
