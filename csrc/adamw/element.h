@@ -10,12 +10,7 @@
 #include <cstring>
 
 #include "adamw/constants.h"
-
-#if defined(__CUDACC__) || defined(CLIPFAST_EMULATED_CUDA)
-#define CLIPFAST_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define CLIPFAST_HOST_DEVICE inline
-#endif
+#include "common/host_device.h"
 
 namespace clipfast::adamw {
 

@@ -1,7 +1,6 @@
 // Checks, allocation and registration of the batch norm operators.
 #include "batch_norm.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -12,6 +11,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/cpu_threads.h"
 #include "common/torch_types.h"
 
 namespace clipfast {
@@ -74,15 +74,10 @@ int64_t tile_grain(const BatchNormRows& shape) {
 }
 
 template <typename Kernel, typename Args>
-void run(Kernel* kernel, const Args& args, int64_t count, int64_t grain) {
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
-}
-
-template <typename Kernel, typename Args>
 void run_channels(Kernel* kernel, const Args& args, const BatchNormRows& shape) {
   // A multiple of the kernel's block, so that no thread takes a part of one.
   const int64_t grain = (std::max<int64_t>(32, row_grain(shape.tiles())) + 31) / 32 * 32;
-  run(kernel, args, shape.channels, grain);
+  run_range(kernel, args, shape.channels, grain);
 }
 
 std::tuple<Tensor, Tensor, Tensor> statistics(const Tensor& x_in, double eps) {
@@ -91,9 +86,9 @@ std::tuple<Tensor, Tensor, Tensor> statistics(const Tensor& x_in, double eps) {
   const Tensor moments = empty_acc({shape.tiles(), 3, shape.channels}, x);
   Tensor mean = empty_acc({shape.channels}, x);
   Tensor inv_std = at::empty_like(mean), var = at::empty_like(mean);
-  run(CLIPFAST_CPU_KERNEL(batch_norm_moments),
-      BatchNormMomentArgs{shape, x.const_data_ptr(), moments.mutable_data_ptr()}, shape.tiles(),
-      tile_grain(shape));
+  run_range(CLIPFAST_CPU_KERNEL(batch_norm_moments),
+            BatchNormMomentArgs{shape, x.const_data_ptr(), moments.mutable_data_ptr()},
+            shape.tiles(), tile_grain(shape));
   run_channels(
       CLIPFAST_CPU_KERNEL(batch_norm_statistics),
       BatchNormStatisticsArgs{shape, moments.const_data_ptr(), eps, mean.mutable_data_ptr(),
@@ -133,9 +128,10 @@ std::tuple<Tensor, Tensor> apply(const Tensor& x_in, const Tensor& mean_in, cons
                                 relu};
   auto* kernel = CLIPFAST_CPU_KERNEL(batch_norm_apply);
   if (want_pooled) {
-    run(kernel, args, shape.rows / shape.width / 2, row_grain(2 * shape.width * shape.channels));
+    run_range(kernel, args, shape.rows / shape.width / 2,
+              row_grain(2 * shape.width * shape.channels));
   } else {
-    run(kernel, args, shape.tiles(), tile_grain(shape));
+    run_range(kernel, args, shape.tiles(), tile_grain(shape));
   }
   return {y, pooled};
 }
@@ -189,17 +185,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const OptionalTensor& grad,
                               relu,
                               want_residual ? grad_residual.mutable_data_ptr() : nullptr,
                               sums.mutable_data_ptr()};
-  run(CLIPFAST_CPU_KERNEL(batch_norm_sums), args, shape.tiles(), tile_grain(shape));
+  run_range(CLIPFAST_CPU_KERNEL(batch_norm_sums), args, shape.tiles(), tile_grain(shape));
   run_channels(CLIPFAST_CPU_KERNEL(batch_norm_coefficients),
                BatchNormCoefficientArgs{shape, sums.const_data_ptr(), inv_std.const_data_ptr(),
                                         scale.const_data_ptr(), grad_weight.mutable_data_ptr(),
                                         grad_bias.mutable_data_ptr(), slope.mutable_data_ptr(),
                                         offset.mutable_data_ptr()},
                shape);
-  run(CLIPFAST_CPU_KERNEL(batch_norm_grad_x),
-      BatchNormGradXArgs{args, slope.const_data_ptr(), offset.const_data_ptr(),
-                         grad_x.mutable_data_ptr()},
-      shape.tiles(), tile_grain(shape));
+  run_range(CLIPFAST_CPU_KERNEL(batch_norm_grad_x),
+            BatchNormGradXArgs{args, slope.const_data_ptr(), offset.const_data_ptr(),
+                               grad_x.mutable_data_ptr()},
+            shape.tiles(), tile_grain(shape));
   return {grad_x, grad_residual, grad_weight, grad_bias};
 }
 

@@ -111,19 +111,13 @@ struct BatchNormGradXArgs {
 };
 
 // Tiles [begin, end).
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_moments, const BatchNormMomentArgs& args, int64_t begin,
-                            int64_t end)
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_sums, const BatchNormSumArgs& args, int64_t begin,
-                            int64_t end)
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_grad_x, const BatchNormGradXArgs& args, int64_t begin,
-                            int64_t end)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_moments, BatchNormMomentArgs)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_sums, BatchNormSumArgs)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_grad_x, BatchNormGradXArgs)
 // Tiles [begin, end); where something is pooled, pairs of image rows [begin, end).
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_apply, const BatchNormApplyArgs& args, int64_t begin,
-                            int64_t end)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_apply, BatchNormApplyArgs)
 // Channels [begin, end).
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_statistics, const BatchNormStatisticsArgs& args,
-                            int64_t begin, int64_t end)
-CLIPFAST_DECLARE_CPU_KERNEL(batch_norm_coefficients, const BatchNormCoefficientArgs& args,
-                            int64_t begin, int64_t end)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_statistics, BatchNormStatisticsArgs)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(batch_norm_coefficients, BatchNormCoefficientArgs)
 
 }  // namespace clipfast

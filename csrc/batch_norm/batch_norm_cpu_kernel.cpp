@@ -1,13 +1,32 @@
-// Batch norm over rows with ATen's vector types; compiled once a CPU capability.
+// Batch norm over rows with ATen's vector types; compiled once per CPU capability.
 //
 // Rows are read in the order in which they lie, and a channel's running sums stay in the
 // first-level cache: with many channels the other order would touch a new page at each step.
 #include "batch_norm.h"
 
-#include "steps.h"
+#include "streaming.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {
+
+template <typename Acc>
+inline Vectorized<Acc> keep_where_positive(const Vectorized<Acc>& v, const Vectorized<Acc>& z) {
+  const Vectorized<Acc> zero(Acc(0));
+  return Vectorized<Acc>::blendv(v, zero, z <= zero);
+}
+
+// v where z > 0 or z is NaN, as torch's backward of ReLU has it; 0 elsewhere.
+template <typename Acc>
+inline Pair<Acc> keep_where_positive(const Pair<Acc>& v, const Pair<Acc>& z) {
+  return {keep_where_positive(v.lo, z.lo), keep_where_positive(v.hi, z.hi)};
+}
+
+// NaN stays NaN.
+template <typename Acc>
+inline Pair<Acc> relu_of(const Pair<Acc>& v) {
+  const Vectorized<Acc> zero(Acc(0));
+  return {at::vec::maximum(v.lo, zero), at::vec::maximum(v.hi, zero)};
+}
 
 struct RowRange {
   int64_t begin, end;
@@ -347,12 +366,6 @@ void grad_x(const BatchNormGradXArgs& args, int64_t begin, int64_t end) {
 }
 
 template <typename Visit>
-void visit_type(DType type, const Visit& visit) {
-  if (type == DType::kFloat64) return visit(Type<double>{});
-  visit_single(type, visit);
-}
-
-template <typename Visit>
 void visit_bool(bool value, const Visit& visit) {
   value ? visit(std::true_type{}) : visit(std::false_type{});
 }
@@ -367,7 +380,7 @@ void visit_step(const BatchNormRows& shape, const Visit& visit) {
 // Calls visit(Type<T>, whether there are two gradients, the mask's origin).
 template <typename Visit>
 void visit_gradient(const BatchNormSumArgs& args, const Visit& visit) {
-  visit_type(args.shape.dtype, [&](auto type) {
+  CpuTypes::visit_any(args.shape.dtype, [&](auto type) {
     visit_bool(args.other.rows != nullptr, [&](auto two) {
       if (!args.relu) {
         visit(type, two, std::integral_constant<Mask, Mask::kNone>{});
@@ -383,8 +396,8 @@ void visit_gradient(const BatchNormSumArgs& args, const Visit& visit) {
 }  // namespace
 
 void batch_norm_moments(const BatchNormMomentArgs& args, int64_t begin, int64_t end) {
-  visit_type(args.shape.dtype,
-             [&](auto type) { moments<typename decltype(type)::type>(args, begin, end); });
+  CpuTypes::visit_any(args.shape.dtype,
+                      [&](auto type) { moments<typename decltype(type)::type>(args, begin, end); });
 }
 
 void batch_norm_statistics(const BatchNormStatisticsArgs& args, int64_t begin, int64_t end) {
@@ -398,7 +411,7 @@ void batch_norm_coefficients(const BatchNormCoefficientArgs& args, int64_t begin
 }
 
 void batch_norm_apply(const BatchNormApplyArgs& args, int64_t begin, int64_t end) {
-  visit_type(args.shape.dtype, [&](auto type) {
+  CpuTypes::visit_any(args.shape.dtype, [&](auto type) {
     visit_bool(args.residual != nullptr, [&](auto residual) {
       visit_bool(args.relu, [&](auto relu) {
         visit_step(args.shape, [&](auto step) {

@@ -1,12 +1,13 @@
 // Run-time choice among the builds of one CPU kernel.
 //
-// setup.py compiles every `*_cpu_kernel.cpp` once a vector capability: DEFAULT everywhere, AVX2 and
-// AVX512 on x86-64 too. Each build lives in the namespace named by CPU_CAPABILITY, the macro that
-// ATen's vector types use as well. So one wheel runs on any x86-64 and uses what the machine has.
-// The objects are linked in the order DEFAULT, AVX2, AVX512: where an inline function of a header
-// exists in several of them, the linker keeps the first, which every machine can run.
+// setup.py compiles every `*_cpu_kernel.cpp` once per vector capability: DEFAULT everywhere, AVX2
+// and AVX512 on x86-64 too. Each build lives in the namespace named by CPU_CAPABILITY, the macro
+// that ATen's vector types use as well. So one wheel runs on any x86-64 and uses what the machine
+// has. The objects are linked in the order DEFAULT, AVX2, AVX512: where an inline function of a
+// header exists in several of them, the linker keeps the first, which every machine can run.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 namespace clipfast {
@@ -58,5 +59,9 @@ Kernel* select_cpu_kernel(Kernel* for_default, Kernel* for_avx2, Kernel* for_avx
 #define CLIPFAST_CPU_KERNEL(name) (&::clipfast::DEFAULT::name)
 
 #endif
+
+// A kernel over a part of a range, on the calling thread.
+#define CLIPFAST_DECLARE_CPU_RANGE_KERNEL(name, Args) \
+  CLIPFAST_DECLARE_CPU_KERNEL(name, const Args& args, int64_t begin, int64_t end)
 
 }  // namespace clipfast

@@ -10,7 +10,8 @@
 #include <type_traits>
 
 #include "common/constants.h"
-#include "common/scalar_type.h"
+#include "common/element_types.h"
+#include "common/rows.h"
 
 namespace clipfast {
 namespace {
@@ -18,8 +19,12 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kBlockThreads = 256;
 
-template <typename T>
-using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+using CudaTypes = ElementTypes<__half, __nv_bfloat16>;
+
+// Blocks of a row kernel that must fit on a multiprocessor together, which leaves 128 registers per
+// thread. Without it ptxas spills a register or two to reach an occupancy that a memory-bound
+// kernel with this many bytes in flight (16 to 64 KiB per block) does not need.
+constexpr int kMinBlocks = 2;
 
 // The intrinsics, because torch builds with the implicit half conversions turned off.
 __device__ __forceinline__ float widen(float v) { return v; }
@@ -85,8 +90,8 @@ struct Largest {
   }
 };
 
-// Combines one value a thread over the row's Threads threads; all of them get the result, and all
-// of them must call. `shared` holds one Acc a warp of the block.
+// Combines one value per thread over the row's Threads threads; all of them get the result, and all
+// of them must call. `shared` holds one Acc per warp of the block.
 template <int Threads, typename Op, typename Acc>
 __device__ __forceinline__ Acc row_reduce(Acc v, Acc* shared) {
 #pragma unroll
@@ -186,31 +191,6 @@ __device__ __forceinline__ int64_t my_row() {
   return static_cast<int64_t>(blockIdx.x) * (kBlockThreads / Threads) + threadIdx.x / Threads;
 }
 
-template <typename T>
-struct Type {
-  using type = T;
-};
-
-template <typename Visit>
-void visit_single(DType type, const Visit& visit) {
-  switch (type) {
-    case DType::kFloat16:
-      return visit(Type<__half>{});
-    case DType::kBFloat16:
-      return visit(Type<__nv_bfloat16>{});
-    default:
-      return visit(Type<float>{});
-  }
-}
-
-// Calls visit(Type<X>, Type<Y>); the caller has checked that float64 comes in pairs.
-template <typename Visit>
-void visit_types(DType x, DType y, const Visit& visit) {
-  if (x == DType::kFloat64) return visit(Type<double>{}, Type<double>{});
-  visit_single(x,
-               [&](auto x_type) { visit_single(y, [&](auto y_type) { visit(x_type, y_type); }); });
-}
-
 // Whether rows that start at `start` and lie `stride` elements apart can be accessed in packs.
 template <typename T, int N>
 bool in_packs(const void* start, int64_t stride, int64_t dim) {
@@ -218,23 +198,34 @@ bool in_packs(const void* start, int64_t stride, int64_t dim) {
          dim % N == 0;
 }
 
-// Calls launch(pack size, threads a row) as compile-time constants: one warp while the row of X
-// fits a warp's registers, a block beyond.
-template <typename X, int N, typename Launch>
-void pick_kernel(bool packed, int64_t dim, const Launch& launch) {
-  using std::integral_constant;
-  // Rows that cannot be read in packs are rare (an odd D): one form serves them.
-  if (!packed) return launch(integral_constant<int, 1>{}, integral_constant<int, kWarp>{});
-  if (dim <= kWarp * kElementsPerThread<X, N>) {
-    return launch(integral_constant<int, N>{}, integral_constant<int, kWarp>{});
-  }
-  launch(integral_constant<int, N>{}, integral_constant<int, kBlockThreads>{});
+template <typename T, int N, typename RowsOrMutableRows>
+bool in_packs(const RowsOrMutableRows& rows, int64_t dim) {
+  return in_packs<T, N>(rows.data, rows.stride, dim);
 }
 
 template <int Threads>
 unsigned blocks_for(int64_t rows) {
   constexpr int64_t kRows = kBlockThreads / Threads;
   return static_cast<unsigned>((rows + kRows - 1) / kRows);
+}
+
+// How a kernel over rows is launched: elements that move together, threads per row.
+template <int N, int Threads>
+struct RowShape {
+  static constexpr int kPack = N;
+  static constexpr int kThreads = Threads;
+};
+
+// Calls launch(RowShape, thread blocks): one warp per row while the row of X fits a warp's
+// registers, a block beyond.
+template <typename X, int N, typename Launch>
+void pick_kernel(bool packed, int64_t rows, int64_t dim, const Launch& launch) {
+  // Rows that cannot be read in packs are rare (an odd D): one form serves them.
+  if (!packed) return launch(RowShape<1, kWarp>{}, blocks_for<kWarp>(rows));
+  if (dim <= kWarp * kElementsPerThread<X, N>) {
+    return launch(RowShape<N, kWarp>{}, blocks_for<kWarp>(rows));
+  }
+  launch(RowShape<N, kBlockThreads>{}, blocks_for<kBlockThreads>(rows));
 }
 
 template <typename X, typename Y>

@@ -4,10 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <algorithm>
 #include <cstdint>
 
-#include "scalar_type.h"
+#include "common/rows.h"
 
 namespace clipfast {
 
@@ -37,10 +36,15 @@ inline at::Tensor with_adjacent_elements(const at::Tensor& t) {
   return t.size(1) <= 1 || t.stride(1) == 1 ? t : t.contiguous();
 }
 
-// Rows a CPU thread takes at the least: about 16,384 elements, below which waking a thread costs
-// more than the work.
-inline int64_t row_grain(int64_t dim) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, dim));
+// A single row's stride can be anything, also what no kernel accepts.
+inline int64_t row_stride(const at::Tensor& t) { return t.size(0) > 1 ? t.stride(0) : t.size(1); }
+
+// A matrix with adjacent elements, for a kernel to read.
+inline Rows to_rows(const at::Tensor& t) {
+  return {t.const_data_ptr(), to_dtype(t.scalar_type()), row_stride(t)};
 }
 
+inline MutableRows to_mutable_rows(const at::Tensor& t) {
+  return {t.mutable_data_ptr(), to_dtype(t.scalar_type()), row_stride(t)};
+}
 }  // namespace clipfast

@@ -13,7 +13,6 @@
 #include <cstdint>
 
 #include "common/cpu_dispatch.h"
-#include "common/scalar_type.h"
 
 namespace clipfast {
 
@@ -84,58 +83,5 @@ CLIPFAST_DECLARE_CPU_KERNEL(interleave_rows, const Matrix& args)
 
 // Whether bfloat16 features are multiplied as such here, by instructions made for it.
 bool has_bfloat16_product();
-
-// Rows of the features; see clipfast/ops/contrastive.py for the equations.
-struct PrepareArgs {
-  const void* x;        // [B, D] x_dtype, rows x_stride apart
-  void* work;           // [B, D] work_dtype, or null: no copy is wanted
-  float* inverse_norm;  // [B]
-  float* factor;        // [B]
-  float* norm;          // [B]
-  DType x_dtype;
-  DType work_dtype;
-  int64_t x_stride;
-  int64_t dim;
-  bool normalize;
-};
-
-struct DiagonalArgs {
-  const void* x;                // [B, D] dtype, rows x_stride apart
-  const void* y;                // [B, D] dtype, rows y_stride apart
-  const float* x_inverse_norm;  // [B]
-  const float* y_inverse_norm;  // [B]
-  float* cosine;                // [B]
-  DType dtype;
-  int64_t x_stride;
-  int64_t y_stride;
-  int64_t dim;
-};
-
-struct FinishArgs {
-  const float* grad;                // [B, D]
-  const void* x;                    // [B, D] dtype, rows x_stride apart
-  const void* other;                // [B, D] dtype, rows other_stride apart
-  const float* inverse_norm;        // [B]
-  const float* other_inverse_norm;  // [B]
-  const float* factor;              // [B]
-  const float* diagonal;            // [B]
-  float coefficient;
-  void* grad_x;  // [B, D] dtype, contiguous
-  float* dot;    // [B]
-  DType dtype;
-  int64_t grad_stride;
-  int64_t x_stride;
-  int64_t other_stride;
-  int64_t dim;
-  bool normalize;
-};
-
-// Rows [begin, end), on the calling thread.
-CLIPFAST_DECLARE_CPU_KERNEL(contrastive_prepare_rows, const PrepareArgs& args, int64_t begin,
-                            int64_t end)
-CLIPFAST_DECLARE_CPU_KERNEL(contrastive_diagonal_rows, const DiagonalArgs& args, int64_t begin,
-                            int64_t end)
-CLIPFAST_DECLARE_CPU_KERNEL(contrastive_finish_rows, const FinishArgs& args, int64_t begin,
-                            int64_t end)
 
 }  // namespace clipfast

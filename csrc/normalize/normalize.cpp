@@ -1,7 +1,6 @@
 // Checks, allocation and registration of l2_normalize and its backward.
 #include "normalize.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -10,11 +9,11 @@
 #include <optional>
 #include <tuple>
 
+#include "common/cpu_threads.h"
 #include "common/torch_types.h"
 
 #ifdef CLIPFAST_CUDA
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include "common/torch_cuda.h"
 #endif
 
 namespace clipfast {
@@ -49,15 +48,8 @@ Forward prepare_forward(const Tensor& x_in, double eps, std::optional<at::Scalar
   f.x = with_adjacent_elements(x_in);
   f.y = at::empty(x_in.sizes(), x_in.options().dtype(y_type));
   f.inv_norm = at::empty({x_in.size(0)}, x_in.options().dtype(accumulate_type(x_in.scalar_type())));
-  f.args = {f.x.const_data_ptr(),
-            f.y.mutable_data_ptr(),
-            f.inv_norm.mutable_data_ptr(),
-            to_dtype(x_in.scalar_type()),
-            to_dtype(y_type),
-            f.x.stride(0),
-            x_in.size(0),
-            x_in.size(1),
-            eps};
+  f.args = {to_rows(f.x), to_mutable_rows(f.y), f.inv_norm.mutable_data_ptr(),
+            x_in.size(0), x_in.size(1),         eps};
   return f;
 }
 
@@ -84,33 +76,22 @@ Backward prepare_backward(const Tensor& grad_y, const Tensor& x, const Tensor& i
   b.x = with_adjacent_elements(x);
   b.inv_norm = inv_norm.contiguous();
   b.grad_x = at::empty(x.sizes(), x.options());
-  b.args = {b.grad_y.const_data_ptr(),
-            b.x.const_data_ptr(),
-            b.inv_norm.const_data_ptr(),
-            b.grad_x.mutable_data_ptr(),
-            to_dtype(x.scalar_type()),
-            to_dtype(grad_y.scalar_type()),
-            b.grad_y.stride(0),
-            b.x.stride(0),
-            x.size(0),
-            x.size(1)};
+  b.args = {to_rows(b.grad_y),         to_rows(b.x), b.inv_norm.const_data_ptr(),
+            to_mutable_rows(b.grad_x), x.size(0),    x.size(1)};
   return b;
 }
 
 std::tuple<Tensor, Tensor> l2_normalize_cpu(const Tensor& x, double eps,
                                             std::optional<at::ScalarType> out_dtype) {
   const Forward f = prepare_forward(x, eps, out_dtype);
-  auto* kernel = CLIPFAST_CPU_KERNEL(l2_normalize_rows);
-  at::parallel_for(0, f.args.rows, row_grain(f.args.dim),
-                   [&](int64_t begin, int64_t end) { kernel(f.args, begin, end); });
+  run_range(CLIPFAST_CPU_KERNEL(l2_normalize_rows), f.args, f.args.rows, row_grain(f.args.dim));
   return {f.y, f.inv_norm};
 }
 
 Tensor l2_normalize_backward_cpu(const Tensor& grad_y, const Tensor& x, const Tensor& inv_norm) {
   const Backward b = prepare_backward(grad_y, x, inv_norm);
-  auto* kernel = CLIPFAST_CPU_KERNEL(l2_normalize_backward_rows);
-  at::parallel_for(0, b.args.rows, row_grain(b.args.dim),
-                   [&](int64_t begin, int64_t end) { kernel(b.args, begin, end); });
+  run_range(CLIPFAST_CPU_KERNEL(l2_normalize_backward_rows), b.args, b.args.rows,
+            row_grain(b.args.dim));
   return b.grad_x;
 }
 
@@ -120,17 +101,14 @@ std::tuple<Tensor, Tensor> l2_normalize_cuda(const Tensor& x, double eps,
                                              std::optional<at::ScalarType> out_dtype) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Forward f = prepare_forward(x, eps, out_dtype);
-  const char* error = launch_l2_normalize(f.args, c10::cuda::getCurrentCUDAStream().stream());
-  TORCH_CHECK(error == nullptr, "l2_normalize: the CUDA launch failed: ", error);
+  check_launch(launch_l2_normalize(f.args, current_stream()), "l2_normalize");
   return {f.y, f.inv_norm};
 }
 
 Tensor l2_normalize_backward_cuda(const Tensor& grad_y, const Tensor& x, const Tensor& inv_norm) {
   const c10::cuda::CUDAGuard guard(x.device());
   const Backward b = prepare_backward(grad_y, x, inv_norm);
-  const char* error =
-      launch_l2_normalize_backward(b.args, c10::cuda::getCurrentCUDAStream().stream());
-  TORCH_CHECK(error == nullptr, "l2_normalize_backward: the CUDA launch failed: ", error);
+  check_launch(launch_l2_normalize_backward(b.args, current_stream()), "l2_normalize_backward");
   return b.grad_x;
 }
 

@@ -4,44 +4,11 @@
 // first 32 elements a thread (16 for float64) stay in registers between the sum and the scaling, so
 // rows of up to 8,192 (4,096) elements are read from memory exactly once; what lies beyond is read
 // again, from the caches. Every sum has one fixed order, so results are the same bits on every run.
-#include "common/cuda_rows.cuh"
+#include "common/cuda_norm.cuh"
 #include "normalize.h"
 
 namespace clipfast {
 namespace {
-
-// Blocks that must fit on a multiprocessor together, which leaves 128 registers a thread. Without
-// it ptxas spills a register or two to reach an occupancy that a memory-bound kernel with this many
-// bytes in flight (16 to 64 KiB a block) does not need.
-constexpr int kMinBlocks = 2;
-
-// Norms whose squares leave the accumulation type (1e30 or 1e-30 in float32, or a zero row): scale
-// the row by a power of two, which rounds nothing, and sum again. Rare; the branch to it is taken
-// by all of a row's threads or none.
-template <int Threads, typename Reader, typename Acc>
-__device__ Acc scaled_inverse_norm(const Reader& reader, Acc threshold, Acc* shared) {
-  Acc largest = 0;
-  for_each_pack(reader, [&](int, const auto& pack) {
-    for (const auto& v : pack.value) largest = Largest::apply(fabs(widen(v)), largest);
-  });
-  largest = row_reduce<Threads, Largest>(largest, shared);
-  if (largest != largest) return largest;
-  if (largest == 0 || largest > Limits<Acc>::kMax) return 0;
-  constexpr int kLimit = Limits<Acc>::kMaxScale;
-  const int exponent = -ilogb(largest);
-  const Acc scale = ldexp(Acc(1), exponent > kLimit    ? kLimit
-                                  : exponent < -kLimit ? -kLimit
-                                                       : exponent);
-  Acc total = 0;
-  for_each_pack(reader, [&](int, const auto& pack) {
-    for (const auto& element : pack.value) {
-      const Acc v = widen(element) * scale;
-      total += v * v;
-    }
-  });
-  const Acc root = sqrt(row_reduce<Threads, Sum>(total, shared));
-  return root / scale <= threshold ? Acc(0) : scale / root;
-}
 
 // inv_norm = |x| > threshold ? 1 / |x| : 0;  y = x * inv_norm
 template <typename X, typename Y, int N, int Threads>
@@ -58,23 +25,8 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks)
   const int lane = threadIdx.x % Threads;
   const RowReader<X, N, Threads, kElementsPerThread<X, N>> reader(x + row * x_stride, dim, lane);
 
-  Acc total = 0;
-  for_each_pack(reader, [&](int, const Pack<X, N>& pack) {
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const Acc v = widen(pack.value[k]);
-      total += v * v;
-    }
-  });
-  total = row_reduce<Threads, Sum>(total, shared);
-
-  Acc inv_norm;
-  if (total >= Limits<Acc>::kLow && total <= Limits<Acc>::kMax) {
-    const Acc norm = sqrt(total);
-    inv_norm = norm <= threshold ? Acc(0) : Acc(1) / norm;
-  } else {
-    inv_norm = scaled_inverse_norm<Threads>(reader, threshold, shared);
-  }
+  const RowNorm<Acc> norm = row_norm(reader, shared);
+  const Acc inv_norm = norm.norm <= threshold ? Acc(0) : norm.inverse;
   if (lane == 0) inv_norm_out[row] = inv_norm;
 
   Pack<Y, N>* y_row = reinterpret_cast<Pack<Y, N>*>(y + row * dim);
@@ -132,22 +84,20 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks)
 
 const char* launch_l2_normalize(const L2NormalizeArgs& a, void* stream) {
   if (a.rows == 0) return nullptr;
-  visit_types(a.x_dtype, a.y_dtype, [&](auto x_type, auto y_type) {
+  CudaTypes::visit_pair(a.x.dtype, a.y.dtype, [&](auto x_type, auto y_type) {
     using X = typename decltype(x_type)::type;
     using Y = typename decltype(y_type)::type;
     using Acc = acc_t<X>;
     constexpr int kPack = pack_size<X, Y>();
     const Acc eps = static_cast<Acc>(a.eps);
     const Acc threshold = eps > Limits<Acc>::kTiny ? eps : Limits<Acc>::kTiny;
-    const bool packed =
-        in_packs<X, kPack>(a.x, a.x_stride, a.dim) && in_packs<Y, kPack>(a.y, a.dim, a.dim);
-    pick_kernel<X, kPack>(packed, a.dim, [&](auto pack, auto threads) {
-      constexpr int kN = decltype(pack)::value;
-      constexpr int kThreads = decltype(threads)::value;
-      l2_normalize_kernel<X, Y, kN, kThreads>
-          <<<blocks_for<kThreads>(a.rows), kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-              static_cast<const X*>(a.x), static_cast<Y*>(a.y), static_cast<Acc*>(a.inv_norm),
-              a.x_stride, a.rows, static_cast<int>(a.dim), threshold);
+    const bool packed = in_packs<X, kPack>(a.x, a.dim) && in_packs<Y, kPack>(a.y, a.dim);
+    pick_kernel<X, kPack>(packed, a.rows, a.dim, [&](auto shape, unsigned blocks) {
+      using Shape = decltype(shape);
+      l2_normalize_kernel<X, Y, Shape::kPack, Shape::kThreads>
+          <<<blocks, kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+              a.x.row<X>(0), a.y.row<Y>(0), static_cast<Acc*>(a.inv_norm), a.x.stride, a.rows,
+              static_cast<int>(a.dim), threshold);
     });
   });
   return launch_error();
@@ -155,22 +105,19 @@ const char* launch_l2_normalize(const L2NormalizeArgs& a, void* stream) {
 
 const char* launch_l2_normalize_backward(const L2NormalizeBackwardArgs& a, void* stream) {
   if (a.rows == 0) return nullptr;
-  visit_types(a.x_dtype, a.y_dtype, [&](auto x_type, auto y_type) {
+  CudaTypes::visit_pair(a.x.dtype, a.grad_y.dtype, [&](auto x_type, auto y_type) {
     using X = typename decltype(x_type)::type;
     using Y = typename decltype(y_type)::type;
     using Acc = acc_t<X>;
     constexpr int kPack = pack_size<X, Y>();
-    const bool packed = in_packs<Y, kPack>(a.grad_y, a.grad_y_stride, a.dim) &&
-                        in_packs<X, kPack>(a.x, a.x_stride, a.dim) &&
-                        in_packs<X, kPack>(a.grad_x, a.dim, a.dim);
-    pick_kernel<X, kPack>(packed, a.dim, [&](auto pack, auto threads) {
-      constexpr int kN = decltype(pack)::value;
-      constexpr int kThreads = decltype(threads)::value;
-      l2_normalize_backward_kernel<X, Y, kN, kThreads>
-          <<<blocks_for<kThreads>(a.rows), kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-              static_cast<const Y*>(a.grad_y), static_cast<const X*>(a.x),
-              static_cast<const Acc*>(a.inv_norm), static_cast<X*>(a.grad_x), a.grad_y_stride,
-              a.x_stride, a.rows, static_cast<int>(a.dim));
+    const bool packed = in_packs<Y, kPack>(a.grad_y, a.dim) && in_packs<X, kPack>(a.x, a.dim) &&
+                        in_packs<X, kPack>(a.grad_x, a.dim);
+    pick_kernel<X, kPack>(packed, a.rows, a.dim, [&](auto shape, unsigned blocks) {
+      using Shape = decltype(shape);
+      l2_normalize_backward_kernel<X, Y, Shape::kPack, Shape::kThreads>
+          <<<blocks, kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+              a.grad_y.row<Y>(0), a.x.row<X>(0), static_cast<const Acc*>(a.inv_norm),
+              a.grad_x.row<X>(0), a.grad_y.stride, a.x.stride, a.rows, static_cast<int>(a.dim));
     });
   });
   return launch_error();

@@ -23,7 +23,6 @@ struct QuickGeluArgs {
 };
 
 // Elements [begin, end).
-CLIPFAST_DECLARE_CPU_KERNEL(quick_gelu_elements, const QuickGeluArgs& args, int64_t begin,
-                            int64_t end)
+CLIPFAST_DECLARE_CPU_RANGE_KERNEL(quick_gelu_elements, QuickGeluArgs)
 
 }  // namespace clipfast

@@ -1,7 +1,7 @@
-// QuickGELU with ATen's vector types; compiled once a CPU capability.
+// QuickGELU with ATen's vector types; compiled once per CPU capability.
 #include "quick_gelu.h"
 
-#include "common/cpu_rows.h"
+#include "common/cpu_pair.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {
@@ -27,37 +27,25 @@ inline Vectorized<Acc> backward(const Vectorized<Acc>& grad_y, const Vectorized<
 
 template <typename T>
 void elements(const QuickGeluArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kStep = Pair<acc_t<T>>::size();
   const T* grad_y = static_cast<const T*>(args.grad_y);
-  const T* x = static_cast<const T*>(args.x);
-  T* out = static_cast<T*>(args.out);
-  const auto visit = [&](const auto& load, const auto& store) {
-    const auto v = load(x);
+  const T* x = static_cast<const T*>(args.x) + begin;
+  T* out = static_cast<T*>(args.out) + begin;
+  for_each_step<acc_t<T>>(end - begin, [&](int64_t i, auto step) {
+    const auto v = step.load(x + i);
     if (grad_y == nullptr) {
-      store({forward(v.lo), forward(v.hi)});
+      step.store(out + i, {forward(v.lo), forward(v.hi)});
     } else {
-      const auto g = load(grad_y);
-      store({backward(g.lo, v.lo), backward(g.hi, v.hi)});
+      const auto g = step.load(grad_y + begin + i);
+      step.store(out + i, {backward(g.lo, v.lo), backward(g.hi, v.hi)});
     }
-  };
-  int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) {
-    visit([i](const T* p) { return load_pair(p + i); },
-          [i, out](const Pair<acc_t<T>>& v) { store_pair(out + i, v); });
-  }
-  if (i < end) {
-    const int64_t count = end - i;
-    visit([i, count](const T* p) { return load_pair_tail(p + i, count); },
-          [i, count, out](const Pair<acc_t<T>>& v) { store_pair_tail(out + i, v, count); });
-  }
+  });
 }
 
 }  // namespace
 
 void quick_gelu_elements(const QuickGeluArgs& args, int64_t begin, int64_t end) {
-  if (args.dtype == DType::kFloat64) return elements<double>(args, begin, end);
-  visit_single(args.dtype,
-               [&](auto type) { elements<typename decltype(type)::type>(args, begin, end); });
+  CpuTypes::visit_any(
+      args.dtype, [&](auto type) { elements<typename decltype(type)::type>(args, begin, end); });
 }
 
 }  // namespace clipfast::CPU_CAPABILITY

@@ -7,6 +7,7 @@
 #include "adamw/adamw.cpp"
 #include "adamw/cuda/adamw_cuda.cpp"
 #include "contrastive/cuda/contrastive_cuda.cpp"
+#include "contrastive/cuda/rows.cpp"
 #include "normalize/normalize.h"
 
 namespace clipfast {
@@ -19,22 +20,20 @@ std::tuple<Tensor, Tensor> l2_normalize(const Tensor& x, double eps,
   const auto type = x.scalar_type(), y_type = out_dtype.value_or(type);
   const Tensor y = at::empty(x.sizes(), x.options().dtype(y_type));
   const Tensor inv_norm = at::empty({x.size(0)}, x.options().dtype(accumulate_type(type)));
-  const char* error = launch_l2_normalize(
-      {x.const_data_ptr(), y.mutable_data_ptr(), inv_norm.mutable_data_ptr(), to_dtype(type),
-       to_dtype(y_type), x.stride(0), x.size(0), x.size(1), eps},
-      nullptr);
-  TORCH_CHECK(error == nullptr, error);
+  check_launch(launch_l2_normalize({to_rows(x), to_mutable_rows(y), inv_norm.mutable_data_ptr(),
+                                    x.size(0), x.size(1), eps},
+                                   nullptr),
+               "l2_normalize");
   return {y, inv_norm};
 }
 
 Tensor l2_normalize_backward(const Tensor& grad_y, const Tensor& x, const Tensor& inv_norm) {
   const Tensor grad_x = at::empty(x.sizes(), x.options());
-  const char* error = launch_l2_normalize_backward(
-      {grad_y.const_data_ptr(), x.const_data_ptr(), inv_norm.const_data_ptr(),
-       grad_x.mutable_data_ptr(), to_dtype(x.scalar_type()), to_dtype(grad_y.scalar_type()),
-       grad_y.stride(0), x.stride(0), x.size(0), x.size(1)},
-      nullptr);
-  TORCH_CHECK(error == nullptr, error);
+  check_launch(launch_l2_normalize_backward(
+                   {to_rows(grad_y), to_rows(x), inv_norm.const_data_ptr(),
+                    to_mutable_rows(grad_x), x.size(0), x.size(1)},
+                   nullptr),
+               "l2_normalize_backward");
   return grad_x;
 }
 

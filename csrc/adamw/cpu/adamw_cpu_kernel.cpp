@@ -1,4 +1,4 @@
-// One AdamW step over blocks of elements; compiled once a CPU capability. A block goes through
+// One AdamW step over blocks of elements; compiled once per CPU capability. A block goes through
 // stages, with fp32 buffers between them that stay in the first-level cache: new moments, random
 // numbers, new weights, and the rounding of what has not been rounded along with these.
 #include <algorithm>
@@ -7,7 +7,7 @@
 #include "adamw/adamw.h"
 #include "adamw/block_scalar.h"
 #include "block_vector.h"
-#include "common/cpu_rows.h"
+#include "common/cpu_pair.h"
 
 namespace clipfast::CPU_CAPABILITY {
 namespace {
@@ -102,7 +102,7 @@ Ranges new_moments(const TensorSlot& slot, const StepOptions& options, const Coe
   const bool scaled = block.m_exponent != nullptr;
   const float m_scale = scaled ? adamw::decoding_scale(*block.m_exponent) : 1.0f;
   const float v_scale = scaled ? adamw::decoding_scale(*block.v_exponent) : 1.0f;
-  visit_types(options.statistics, slot.grad_dtype, [&](auto statistics, auto grad) {
+  CpuTypes::visit_pair(options.statistics, slot.grad_dtype, [&](auto statistics, auto grad) {
     using S = typename decltype(statistics)::type;
     using G = typename decltype(grad)::type;
     if constexpr (!std::is_same_v<S, double>) {
@@ -229,10 +229,7 @@ double sum_in_double(const T* x, int64_t count) {
     const double wide = static_cast<float>(x[i + lane]);
     sums[lane] += wide * wide;
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  }
-  return sums[0];
+  return sum_tree(sums);
 }
 
 }  // namespace
@@ -274,7 +271,7 @@ void adamw_blocks(const TensorSlot& slot, const StepOptions& options, const Coef
 }
 
 void adamw_sum_of_squares(const adamw::GradSlot& slot, int64_t begin, int64_t end, double* sum) {
-  visit_single(slot.dtype, [&](auto type) {
+  CpuTypes::visit_single(slot.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     *sum = sum_in_double(static_cast<const T*>(slot.grad) + begin, end - begin);
   });

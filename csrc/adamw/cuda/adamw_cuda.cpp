@@ -6,23 +6,16 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include "adamw/checks.h"
+#include "common/torch_cuda.h"
 
 namespace clipfast::adamw {
 namespace {
 
 using at::Tensor;
 using at::TensorList;
-
-void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-void check_launch(const char* error, const char* name) {
-  TORCH_CHECK(error == nullptr, name, ": the CUDA launch failed: ", error);
-}
 
 void adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
                 TensorList exponents, TensorList masters, TensorList steps,

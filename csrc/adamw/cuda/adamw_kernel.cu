@@ -435,7 +435,7 @@ const char* launch_adamw(const TensorSlot* slots, int64_t count, const StepOptio
   const auto chunks_of = [&](const TensorSlot& slot) {
     return (blocks_of(slot.numel) + args.chunk_blocks - 1) / args.chunk_blocks;
   };
-  visit_single(options.statistics, [&](auto type) {
+  CudaTypes::visit_single(options.statistics, [&](auto type) {
     using S = typename decltype(type)::type;
     for_each_list(args.list, slots, count, chunks_of, [&](uint32_t chunks) {
       adamw_kernel<S><<<chunks, kBlockThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);

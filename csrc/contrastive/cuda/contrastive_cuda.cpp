@@ -9,17 +9,15 @@
 #include <ATen/cuda/Exceptions.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <tuple>
 
-#include "common/torch_types.h"
+#include "arguments.h"
+#include "common/torch_cuda.h"
 
 namespace clipfast {
 namespace {
@@ -31,38 +29,8 @@ constexpr int64_t kLeastRows = 256;
 // Rows of a chunk that a launch's grid can hold.
 constexpr int64_t kMostRows = 65535 * kTileRows;
 
-void check_launch(const char* error, const char* name) {
-  TORCH_CHECK(error == nullptr, name, ": the CUDA launch failed: ", error);
-}
-
-void* current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
 bool is_half(const Tensor& t) {
   return t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16;
-}
-
-// [rows, D] with adjacent elements and rows that do not overlap (an expanded gradient's do).
-Tensor as_matrix(const Tensor& t, const char* name) {
-  TORCH_CHECK(t.dim() == 2, "contrastive: expected ", name, " of shape [rows, D], got ", t.sizes());
-  TORCH_CHECK(t.size(1) < int64_t{1} << 30, "contrastive: expected ", name,
-              " of fewer than 2^30 columns, got ", t.sizes());
-  to_dtype(t.scalar_type());
-  const bool is_adjacent = t.size(1) <= 1 || t.stride(1) == 1;
-  const bool is_apart = t.size(0) <= 1 || t.stride(0) >= t.size(1);
-  return is_adjacent && is_apart ? t : t.contiguous();
-}
-
-// A single row's stride can be anything, which cuBLAS would refuse.
-int64_t row_stride(const Tensor& t) {
-  return std::max({t.size(0) > 1 ? t.stride(0) : t.size(1), t.size(1), int64_t{1}});
-}
-
-Tensor as_vector(const Tensor& t, int64_t size, const Tensor& like, const char* name) {
-  const auto acc = accumulate_type(like.scalar_type());
-  TORCH_CHECK(t.numel() == size && t.scalar_type() == acc && t.device() == like.device(),
-              "contrastive: expected ", name, " of ", size, " elements ", acc, " on ",
-              like.device(), ", got ", t.sizes(), " ", t.scalar_type(), " on ", t.device());
-  return t.contiguous();
 }
 
 void check_alike(const Tensor& t, const Tensor& like, const char* name) {
@@ -71,6 +39,9 @@ void check_alike(const Tensor& t, const Tensor& like, const char* name) {
               "contrastive: expected ", name, " of ", like.size(1), " columns ", like.scalar_type(),
               " on ", like.device(), ", got ", t.sizes(), " ", t.scalar_type(), " on ", t.device());
 }
+
+// Of a matrix without columns too, cuBLAS wants one that is not zero.
+int64_t leading_dimension(const Tensor& t) { return std::max<int64_t>(row_stride(t), 1); }
 
 struct Strip {
   Tensor x, y, row_factor, column_factor, scale, bound;
@@ -96,30 +67,16 @@ Strip make_strip(const Tensor& x, const Tensor& y, const Tensor& row_factor,
               "contrastive: expected the pairs of at least 1 row in columns first_column + row, "
               "got ",
               s.rows, " rows, ", s.columns, " columns and first_column ", first_column);
-  TORCH_CHECK(std::max({s.columns, row_stride(s.x), row_stride(s.y)}) <
+  TORCH_CHECK(std::max({s.columns, leading_dimension(s.x), leading_dimension(s.y)}) <
                   std::numeric_limits<int32_t>::max() - 8,
               "contrastive: cuBLAS counts in 32 bits, got y ", y.sizes(), ", row strides ",
-              row_stride(s.x), " and ", row_stride(s.y));
+              leading_dimension(s.x), " and ", leading_dimension(s.y));
   s.row_factor = as_vector(row_factor, s.rows, x, "row_factor");
   s.column_factor = as_vector(column_factor, s.columns, x, "column_factor");
   s.scale = as_vector(scale, 1, x, "scale");
   s.bound = as_vector(bound, 1, x, "bound");
   s.is_double = x.scalar_type() == at::kDouble;
   return s;
-}
-
-template <typename Pointer>
-Pointer advance(Pointer data, int64_t elements, int64_t element_bytes) {
-  using Byte =
-      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
-  return static_cast<Byte*>(data) + elements * element_bytes;
-}
-
-const void* at_element(const Tensor& t, int64_t i) {
-  return advance(t.const_data_ptr(), i, t.element_size());
-}
-void* at_element_mut(const Tensor& t, int64_t i) {
-  return advance(t.mutable_data_ptr(), i, t.element_size());
 }
 
 int64_t round_up(int64_t v, int64_t to) { return tiles(v, to) * to; }
@@ -226,7 +183,7 @@ void gemm(at::ScalarType type, const Operand& a, const Operand& b, void* c, int6
 }
 
 Operand rows_of(const Tensor& t, int64_t first, bool is_transposed = false) {
-  return {at_element(t, first * row_stride(t)), row_stride(t), is_transposed};
+  return {at_element(t, first * row_stride(t)), leading_dimension(t), is_transposed};
 }
 
 // products = x y^T over the chunk.
@@ -357,114 +314,11 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& x, const Tensor& y, const Ten
   return {row_grad, column_grad};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(const Tensor& x_in, bool normalize,
-                                                   std::optional<at::ScalarType> work_dtype) {
-  const c10::cuda::CUDAGuard guard(x_in.device());
-  const Tensor x = as_matrix(x_in, "x");
-  const auto type = x.scalar_type();
-  const auto work_type = work_dtype.value_or(type);
-  to_dtype(work_type);
-  TORCH_CHECK((type == at::kDouble) == (work_type == at::kDouble),
-              "contrastive_prepare: float64 goes with float64 only, got x ", type, " and work ",
-              work_type);
-  const int64_t rows = x.size(0);
-  const auto options = x.options().dtype(accumulate_type(type));
-  const auto work_options = x.options().dtype(work_type);
-  const Tensor work =
-      work_dtype ? at::empty(x.sizes(), work_options) : at::empty({0}, work_options);
-  const Tensor inverse_norm = at::empty({rows}, options), factor = at::empty({rows}, options);
-  const Tensor norm = at::empty({rows}, options);
-  const ContrastivePrepare args = {x.const_data_ptr(),
-                                   work_dtype ? work.mutable_data_ptr() : nullptr,
-                                   inverse_norm.mutable_data_ptr(),
-                                   factor.mutable_data_ptr(),
-                                   norm.mutable_data_ptr(),
-                                   to_dtype(type),
-                                   to_dtype(work_type),
-                                   row_stride(x),
-                                   rows,
-                                   x.size(1),
-                                   normalize};
-  check_launch(launch_prepare(args, current_stream()), "contrastive_prepare");
-  return {work, inverse_norm, factor, norm};
-}
-
-void check_same(const Tensor& t, const Tensor& x, at::ScalarType type, const char* name) {
-  TORCH_CHECK(t.sizes() == x.sizes() && t.scalar_type() == type && t.device() == x.device(),
-              "contrastive: expected ", name, " of shape ", x.sizes(), " and type ", type, " on ",
-              x.device(), ", got ", t.sizes(), " ", t.scalar_type(), " on ", t.device());
-}
-
-Tensor diagonal(const Tensor& x_in, const Tensor& y_in, const Tensor& x_inverse_norm_in,
-                const Tensor& y_inverse_norm_in) {
-  const c10::cuda::CUDAGuard guard(x_in.device());
-  const Tensor x = as_matrix(x_in, "x"), y = as_matrix(y_in, "y");
-  check_same(y, x, x.scalar_type(), "y");
-  const int64_t rows = x.size(0);
-  const Tensor x_inverse_norm = as_vector(x_inverse_norm_in, rows, x, "x_inverse_norm");
-  const Tensor y_inverse_norm = as_vector(y_inverse_norm_in, rows, x, "y_inverse_norm");
-  const Tensor out = at::empty({rows}, x_inverse_norm.options());
-  const ContrastiveDiagonal args = {x.const_data_ptr(),
-                                    y.const_data_ptr(),
-                                    x_inverse_norm.const_data_ptr(),
-                                    y_inverse_norm.const_data_ptr(),
-                                    out.mutable_data_ptr(),
-                                    to_dtype(x.scalar_type()),
-                                    row_stride(x),
-                                    row_stride(y),
-                                    rows,
-                                    x.size(1)};
-  check_launch(launch_diagonal(args, current_stream()), "contrastive_diagonal");
-  return out;
-}
-
-std::tuple<Tensor, Tensor> finish(const Tensor& grad_in, const Tensor& x_in, const Tensor& other_in,
-                                  const Tensor& inverse_norm_in,
-                                  const Tensor& other_inverse_norm_in, const Tensor& factor_in,
-                                  const Tensor& diagonal_in, const Tensor& coefficient_in,
-                                  bool normalize) {
-  const c10::cuda::CUDAGuard guard(x_in.device());
-  const Tensor x = as_matrix(x_in, "x"), grad = as_matrix(grad_in, "grad");
-  const Tensor other = as_matrix(other_in, "other");
-  check_same(other, x, x.scalar_type(), "other");
-  check_same(grad, x, accumulate_type(x.scalar_type()), "grad");
-  const int64_t rows = x.size(0);
-  const Tensor inverse_norm = as_vector(inverse_norm_in, rows, x, "inverse_norm");
-  const Tensor other_inverse = as_vector(other_inverse_norm_in, rows, x, "other_inverse_norm");
-  const Tensor factor = as_vector(factor_in, rows, x, "factor");
-  const Tensor diagonal = as_vector(diagonal_in, rows, x, "diagonal");
-  const Tensor coefficient = as_vector(coefficient_in, 1, x, "coefficient");
-  const Tensor grad_x = at::empty(x.sizes(), x.options());
-  const Tensor dot = at::empty({rows}, inverse_norm.options());
-  const ContrastiveFinish args = {grad.const_data_ptr(),
-                                  x.const_data_ptr(),
-                                  other.const_data_ptr(),
-                                  inverse_norm.const_data_ptr(),
-                                  other_inverse.const_data_ptr(),
-                                  factor.const_data_ptr(),
-                                  diagonal.const_data_ptr(),
-                                  coefficient.const_data_ptr(),
-                                  grad_x.mutable_data_ptr(),
-                                  dot.mutable_data_ptr(),
-                                  to_dtype(x.scalar_type()),
-                                  row_stride(grad),
-                                  row_stride(x),
-                                  row_stride(other),
-                                  rows,
-                                  x.size(1),
-                                  normalize};
-  check_launch(launch_finish(args, current_stream()), "contrastive_finish");
-  return {grad_x, dot};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(clipfast, CUDA, m) {
-  m.impl("contrastive_prepare", &prepare);
-  m.impl("contrastive_diagonal", &diagonal);
   m.impl("contrastive_statistics", &statistics);
   m.impl("contrastive_gradients", &gradients);
-  m.impl("contrastive_finish", &finish);
 }
 
 }  // namespace clipfast

@@ -99,53 +99,6 @@ struct ContrastiveWeights {
   DType weights_dtype;     // float64 where is_double, else one of the other three
 };
 
-struct ContrastivePrepare {
-  const void* x;       // [B, D] x_dtype, rows x_stride apart
-  void* work;          // [B, D] work_dtype, contiguous, or null
-  void* inverse_norm;  // [B] acc, and so on
-  void* factor;
-  void* norm;
-  DType x_dtype;
-  DType work_dtype;  // x_dtype where work is null
-  int64_t x_stride;  // elements
-  int64_t rows;      // B
-  int64_t dim;       // D
-  bool normalize;
-};
-
-struct ContrastiveDiagonal {
-  const void* x;               // [B, D] dtype, rows x_stride apart
-  const void* y;               // [B, D] dtype, rows y_stride apart
-  const void* x_inverse_norm;  // [B] acc
-  const void* y_inverse_norm;  // [B] acc
-  void* diagonal;              // [B] acc
-  DType dtype;
-  int64_t x_stride;
-  int64_t y_stride;
-  int64_t rows;
-  int64_t dim;
-};
-
-struct ContrastiveFinish {
-  const void* grad;                // [B, D] acc, rows grad_stride apart
-  const void* x;                   // [B, D] dtype, rows x_stride apart
-  const void* other;               // [B, D] dtype, rows other_stride apart
-  const void* inverse_norm;        // [B] acc
-  const void* other_inverse_norm;  // [B] acc
-  const void* factor;              // [B] acc
-  const void* diagonal;            // [B] acc
-  const void* coefficient;         // [1] acc
-  void* grad_x;                    // [B, D] dtype, contiguous
-  void* dot;                       // [B] acc
-  DType dtype;
-  int64_t grad_stride;
-  int64_t x_stride;
-  int64_t other_stride;
-  int64_t rows;
-  int64_t dim;
-  bool normalize;
-};
-
 // Each works on `stream` (a cudaStream_t) of the current device and returns nullptr, or the
 // launch's error in words.
 const char* launch_statistics(const ContrastiveChunk& chunk, const ContrastiveSums& sums,
@@ -153,8 +106,5 @@ const char* launch_statistics(const ContrastiveChunk& chunk, const ContrastiveSu
 const char* launch_shift(const ContrastiveShift& args, void* stream);
 const char* launch_weights(const ContrastiveChunk& chunk, const ContrastiveWeights& args,
                            void* stream);
-const char* launch_prepare(const ContrastivePrepare& args, void* stream);
-const char* launch_diagonal(const ContrastiveDiagonal& args, void* stream);
-const char* launch_finish(const ContrastiveFinish& args, void* stream);
 
 }  // namespace clipfast

@@ -1,15 +1,14 @@
 // The row operators of the contrastive loss on the CPU: checks, allocation, registration.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
 
+#include "common/cpu_threads.h"
 #include "common/torch_types.h"
-#include "contrastive/contrastive.h"
+#include "contrastive/rows.h"
 
 namespace clipfast {
 namespace {
@@ -29,19 +28,18 @@ void check_same(const Tensor& x, const Tensor& y) {
               y.sizes(), " ", y.scalar_type());
 }
 
-const float* floats(const Tensor& t, int64_t size, const char* name) {
+const void* floats(const Tensor& t, int64_t size, const char* name) {
   TORCH_CHECK(t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
               "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ",
               t.sizes(), " ", t.scalar_type());
-  return t.const_data_ptr<float>();
+  return t.const_data_ptr();
 }
 
 Tensor vector_of(int64_t size) { return at::empty({size}, at::kFloat); }
 
 template <typename Kernel, typename Args>
-void run_rows(Kernel* kernel, const Args& args, int64_t rows) {
-  at::parallel_for(0, rows, row_grain(args.dim),
-                   [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+void run_rows(Kernel* kernel, const Args& args) {
+  run_range(kernel, args, args.rows, row_grain(args.dim));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(const Tensor& x_in, bool normalize,
@@ -54,12 +52,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prepare(const Tensor& x_in, bool norm
   Tensor work =
       work_dtype ? at::empty(x.sizes(), x.options().dtype(work_type)) : at::empty({0}, x.options());
   Tensor inverse_norm = vector_of(rows), factor = vector_of(rows), norm = vector_of(rows);
-  run_rows(CLIPFAST_CPU_KERNEL(contrastive_prepare_rows),
-           PrepareArgs{x.const_data_ptr(), work_dtype ? work.mutable_data_ptr() : nullptr,
-                       inverse_norm.mutable_data_ptr<float>(), factor.mutable_data_ptr<float>(),
-                       norm.mutable_data_ptr<float>(), to_dtype(x.scalar_type()),
-                       to_dtype(work_type), x.stride(0), x.size(1), normalize},
-           rows);
+  run_rows(
+      CLIPFAST_CPU_KERNEL(contrastive_prepare_rows),
+      PrepareArgs{to_rows(x),
+                  work_dtype ? to_mutable_rows(work) : MutableRows{nullptr, to_dtype(work_type), 0},
+                  inverse_norm.mutable_data_ptr(), factor.mutable_data_ptr(),
+                  norm.mutable_data_ptr(), rows, x.size(1), normalize});
   return {work, inverse_norm, factor, norm};
 }
 
@@ -68,15 +66,12 @@ Tensor diagonal(const Tensor& x_in, const Tensor& y_in, const Tensor& x_inverse_
   check_same(x_in, y_in);
   const Tensor x = with_adjacent_elements(x_in), y = with_adjacent_elements(y_in);
   const int64_t rows = x.size(0);
-  Tensor cosine = vector_of(rows);
-  run_rows(
-      CLIPFAST_CPU_KERNEL(contrastive_diagonal_rows),
-      DiagonalArgs{x.const_data_ptr(), y.const_data_ptr(),
-                   floats(x_inverse_norm, rows, "x_inverse_norm"),
-                   floats(y_inverse_norm, rows, "y_inverse_norm"), cosine.mutable_data_ptr<float>(),
-                   to_dtype(x.scalar_type()), x.stride(0), y.stride(0), x.size(1)},
-      rows);
-  return cosine;
+  Tensor out = vector_of(rows);
+  run_rows(CLIPFAST_CPU_KERNEL(contrastive_diagonal_rows),
+           DiagonalArgs{to_rows(x), to_rows(y), floats(x_inverse_norm, rows, "x_inverse_norm"),
+                        floats(y_inverse_norm, rows, "y_inverse_norm"), out.mutable_data_ptr(),
+                        rows, x.size(1)});
+  return out;
 }
 
 std::tuple<Tensor, Tensor> finish(const Tensor& grad_in, const Tensor& x_in, const Tensor& other_in,
@@ -93,14 +88,12 @@ std::tuple<Tensor, Tensor> finish(const Tensor& grad_in, const Tensor& x_in, con
   Tensor grad_x = at::empty(x.sizes(), x.options());
   Tensor dot = vector_of(rows);
   run_rows(CLIPFAST_CPU_KERNEL(contrastive_finish_rows),
-           FinishArgs{grad.const_data_ptr<float>(), x.const_data_ptr(), other.const_data_ptr(),
+           FinishArgs{to_rows(grad), to_rows(x), to_rows(other),
                       floats(inverse_norm, rows, "inverse_norm"),
                       floats(other_inverse_norm, rows, "other_inverse_norm"),
                       floats(factor, rows, "factor"), floats(diagonal, rows, "diagonal"),
-                      *floats(coefficient, 1, "coefficient"), grad_x.mutable_data_ptr(),
-                      dot.mutable_data_ptr<float>(), to_dtype(x.scalar_type()), grad.stride(0),
-                      x.stride(0), other.stride(0), x.size(1), normalize},
-           rows);
+                      floats(coefficient, 1, "coefficient"), to_mutable_rows(grad_x),
+                      dot.mutable_data_ptr(), rows, x.size(1), normalize});
   return {grad_x, dot};
 }
 
