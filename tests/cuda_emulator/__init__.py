@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 KERNELS = [
     "normalize/normalize_kernel.cu",
-    "contrastive/cuda/contrastive_kernel.cu",
+    "contrastive/cuda/softmax_kernel.cu",
     "contrastive/cuda/rows_kernel.cu",
 ]
 ADAMW_KERNELS = ["adamw/cuda/adamw_kernel.cu", "adamw/cuda/adamw_norm_kernel.cu"]
@@ -65,6 +66,20 @@ def rewrite_launches(source: str) -> str:
     )
 
 
+def mirror(folder: Path, rewrite: Callable[[str], str]) -> Path:
+    """Copies csrc's kernels and headers into `folder`, as rewrite(text) where CUDA code is.
+
+    Kernels are compiled from there, since a launch may stand in a header too.
+    """
+    for path in CSRC.rglob("*"):
+        if path.suffix in (".cu", ".cuh", ".h"):
+            target = folder / path.relative_to(CSRC)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text()
+            target.write_text(text if path.suffix == ".h" else rewrite(text))
+    return folder
+
+
 def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once a process."""
     if "_definitions" in globals():
@@ -76,18 +91,19 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     from clipfast.ops.registry import OPERATORS, Compiled
 
     cuda = find_cuda_headers()
-    includes = [HERE, HERE / "stubs", CSRC]
+    rewritten = mirror(build / "csrc", rewrite_launches)
+    includes = [HERE, HERE / "stubs"]
     flags = [*SWITCHES, *extra, *(f"-I{path}" for path in includes), "-isystem", str(cuda)]
-    torch_flags = [flag for path in include_paths() for flag in ("-isystem", path)]
+    torch_flags = [f"-I{CSRC}"]
+    torch_flags += [flag for path in include_paths() for flag in ("-isystem", path)]
     torch_flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
     # Longest first.
     sources = {"host": HERE / "host.cpp", "emulator": HERE / "emulator.cpp"}
     jobs = {"host": torch_flags, "emulator": []}
     for kernel in [*KERNELS, *ADAMW_KERNELS]:
-        path = CSRC / kernel
-        sources[path.stem] = build / f"{path.stem}.cpp"
-        sources[path.stem].write_text(rewrite_launches(path.read_text()))
-        jobs[path.stem] = ["-include", "emulator.h", f"-I{path.parent}"]
+        path = rewritten / kernel
+        sources[path.stem] = path
+        jobs[path.stem] = ["-include", "emulator.h", f"-I{rewritten}", "-x", "c++"]
 
     def compile_one(name: str) -> Path:
         out = build / f"{name}.o"

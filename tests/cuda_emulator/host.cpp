@@ -6,8 +6,11 @@
 
 #include "adamw/adamw.cpp"
 #include "adamw/cuda/adamw_cuda.cpp"
-#include "contrastive/cuda/contrastive_cuda.cpp"
+#include "contrastive/cuda/gemm.cpp"
 #include "contrastive/cuda/rows.cpp"
+#include "contrastive/cuda/softmax.cpp"
+#include "contrastive/cuda/strip.cpp"
+#include "contrastive/cuda/strip_walk.cpp"
 #include "normalize/normalize.h"
 
 namespace clipfast {

@@ -13,7 +13,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.cuda_emulator import CSRC, LAUNCH
+from tests.cuda_emulator import CSRC, LAUNCH, mirror
 
 REMEDY = "needs the pip packages nvidia-cuda-{nvrtc,runtime,nvcc}-cu12"
 PRELUDE = r"""
@@ -70,12 +70,14 @@ def parts() -> tuple[Path, Path, Path] | None:
     return nvrtc, headers.parent, ptxas
 
 
-def compile_to_ptx(source: Path) -> str:
+def compile_to_ptx(source: Path, folder: Path) -> str:
     nvrtc_path, headers, _ = parts()
     nvrtc = ctypes.CDLL(str(nvrtc_path))
-    text = PRELUDE + LAUNCH.sub(r"instantiate(&\1)(", source.read_text())
+    rewritten = mirror(folder, lambda text: LAUNCH.sub(r"instantiate(&\1)(", text))
+    source = rewritten / source.relative_to(CSRC)
+    text = PRELUDE + source.read_text()
     options = ["--gpu-architecture=compute_70", "-std=c++17", "-default-device", f"-I{headers}"]
-    options += [f"-I{CSRC}", f"-I{source.parent}"]
+    options += [f"-I{rewritten}", f"-I{source.parent}"]
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
 
     def strings(values):

@@ -100,6 +100,6 @@ def test_cuda_adamw_compiles_without_spills(source, tmp_path):
 @pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_adamw_compiles_for_v100_without_spills(source, tmp_path):
-    words = volta.assemble(volta.compile_to_ptx(source), tmp_path)
+    words = volta.assemble(volta.compile_to_ptx(source, tmp_path), tmp_path)
     assert words.count("Compiling entry function") == ENTRIES[source.stem]
     assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}

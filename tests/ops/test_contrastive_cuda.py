@@ -419,7 +419,7 @@ def test_emulated_l2_normalize_agrees_with_fp64(emulated_operators):
             )
 
 
-KERNEL_COUNTS = {"normalize_kernel": 60, "contrastive_kernel": 23, "rows_kernel": 54}
+KERNEL_COUNTS = {"normalize_kernel": 60, "softmax_kernel": 23, "rows_kernel": 54}
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
@@ -433,6 +433,6 @@ def test_cuda_contrastive_compiles_without_spills(source, tmp_path):
 @pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_kernels_compile_for_v100_without_spills(source, tmp_path):
-    words = volta.assemble(volta.compile_to_ptx(source), tmp_path)
+    words = volta.assemble(volta.compile_to_ptx(source, tmp_path), tmp_path)
     assert words.count("Compiling entry function") == KERNEL_COUNTS[source.stem]
     assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}

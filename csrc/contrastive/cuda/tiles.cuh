@@ -1,13 +1,13 @@
-// How the contrastive epilogues go over a chunk: tiles of 64 x 256, a block each.
+// How a chunk is read: in tiles of 64 x 256, one block each.
 //
-// All of them are bound by memory. Each of a block's 8 warps takes 8 rows of the tile, each of its
-// lanes 4 adjacent columns twice, so a warp reads 512 adjacent bytes an instruction, with several
-// such loads under way a thread. Exponentials are powers of two: the factor log2(e) is part of the
-// scale.
+// All that read it are bound by memory. Each of a block's 8 warps takes 8 rows of the tile, each of
+// its lanes 4 adjacent columns twice, so a warp reads 512 adjacent bytes per instruction, with
+// several such loads under way per thread. Exponentials are powers of two: the factor log2(e) is
+// part of the scale.
 #pragma once
 
+#include "chunk.h"
 #include "common/cuda_rows.cuh"
-#include "contrastive_cuda.h"
 
 namespace clipfast {
 namespace {
@@ -47,7 +47,7 @@ __device__ __forceinline__ Acc element(const void* vector, int64_t i) {
   return __ldg(static_cast<const Acc*>(vector) + i);
 }
 
-// One value a column of the thread, zero beyond the chunk.
+// One value per column of the thread, zero beyond the chunk.
 template <typename Acc>
 struct ColumnVector {
   Acc value[kGroups][kPack];
@@ -69,7 +69,7 @@ struct ColumnVector {
 // whole, since rows of products are padded. `is_packed` is false for kept logits of odd width.
 template <int Together, typename T, typename Visit>
 __device__ __forceinline__ void for_each_row(const T* start, int64_t stride, bool is_packed,
-                                             const ContrastiveChunk& chunk, const Place& place,
+                                             const Chunk& chunk, const Place& place,
                                              const Visit& visit) {
   for (int first = 0; first < kRowsPerWarp; first += Together) {
     Pack<T, kPack> packs[Together][kGroups] = {};
@@ -97,7 +97,7 @@ __device__ __forceinline__ void for_each_row(const T* start, int64_t stride, boo
 }
 
 // Whether (row, j) adds to sums: inside the chunk, and not a pair.
-__device__ __forceinline__ bool counts(const ContrastiveChunk& chunk, int64_t row, int64_t j) {
+__device__ __forceinline__ bool counts(const Chunk& chunk, int64_t row, int64_t j) {
   return j < chunk.columns && j != chunk.pair + row;
 }
 
@@ -114,13 +114,13 @@ __device__ __forceinline__ void store_pack(T* row, int64_t j, int64_t columns, b
   }
 }
 
-dim3 tile_grid(const ContrastiveChunk& chunk) {
+dim3 tile_grid(const Chunk& chunk) {
   return dim3(static_cast<unsigned>(tiles(chunk.columns, kTileColumns)),
               static_cast<unsigned>(tiles(chunk.rows, kTileRows)));
 }
 
 template <typename T>
-bool is_kept_packed(const ContrastiveChunk& chunk) {
+bool is_kept_packed(const Chunk& chunk) {
   return in_packs<T, kPack>(chunk.kept, chunk.kept_stride, chunk.columns);
 }
 

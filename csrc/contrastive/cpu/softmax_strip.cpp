@@ -1,4 +1,4 @@
-// contrastive_statistics and contrastive_gradients on the CPU: checks, vectors, registration.
+// contrastive_statistics and contrastive_gradients on the CPU: softmax's vectors, registration.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -9,64 +9,13 @@
 #include <tuple>
 
 #include "contrastive/constants.h"
+#include "softmax.h"
 #include "strip.h"
 
 namespace clipfast {
 namespace {
 
 using at::Tensor;
-
-StripDriver* driver_for(at::ScalarType type) {
-  StripDriver* driver = brgemm_driver(type);
-  if (driver == nullptr && type == at::kFloat) driver = blas_driver();
-  TORCH_CHECK(driver != nullptr, "contrastive loss on the CPU: expected float32",
-              brgemm_driver(at::kBFloat16) ? " or bfloat16" : "", " features, got ", type);
-  return driver;
-}
-
-void check_vector(const Tensor& t, int64_t size, const char* name) {
-  TORCH_CHECK(t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
-              "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ",
-              t.sizes(), " ", t.scalar_type());
-}
-
-// The strip and what it points to.
-struct OwnedStrip {
-  Tensor row_factor, column_factor;
-  std::vector<float> lane_scale;
-  Strip strip;
-
-  OwnedStrip(const Tensor& x, const Tensor& y, const Tensor& row_factor_in,
-             const Tensor& column_factor_in, const Tensor& scale, int64_t first_column)
-      : row_factor(row_factor_in), column_factor(column_factor_in), lane_scale(x.size(0)) {
-    TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(1) == y.size(1) &&
-                    x.scalar_type() == y.scalar_type(),
-                "contrastive loss: expected x [B, D] and y [G, D] of one type, got ", x.sizes(),
-                " ", x.scalar_type(), " and ", y.sizes(), " ", y.scalar_type());
-    TORCH_CHECK(first_column >= 0 && first_column + x.size(0) <= y.size(0),
-                "contrastive loss: the pairs of ", x.size(0), " rows start at column ",
-                first_column, " of ", y.size(0));
-    TORCH_CHECK(x.scalar_type() == at::kFloat || x.size(1) % 2 == 0,
-                "contrastive loss: bfloat16 features need an even width, got ", x.size(1));
-    check_vector(row_factor, x.size(0), "row_factor");
-    check_vector(column_factor, y.size(0), "column_factor");
-    check_vector(scale, 1, "scale");
-    const float s = *scale.const_data_ptr<float>();
-    const float* f = row_factor.const_data_ptr<float>();
-    for (size_t i = 0; i < lane_scale.size(); ++i) {
-      lane_scale[i] = static_cast<float>(kLog2e * s * f[i]);
-    }
-    strip = {x.contiguous(),
-             y.contiguous(),
-             lane_scale.data(),
-             f,
-             column_factor.const_data_ptr<float>(),
-             first_column,
-             x.size(0),
-             y.size(0),
-             x.size(1)};
-  }
-};
 
 bool in_range(const std::vector<double>& sums) {
   // The limit of float32, in which they are handed on; a NaN fails the comparison.
@@ -89,6 +38,20 @@ Tensor to_natural(const std::vector<float>& maxima) {
   return t;
 }
 
+Maxima true_maxima(const Strip& strip, StripDriver* driver, const float* kept) {
+  auto* kernel = CLIPFAST_CPU_KERNEL(softmax_maxima);
+  const auto merge = [&](const Tile& tile, float* logits, const TilePairs& p) {
+    kernel({tile, logits, p.row_max, p.row_sum, p.column_max, p.column_sum});
+  };
+  Maxima maxima;
+  maxima.row.assign(strip.rows, 0.0);
+  maxima.column.assign(strip.columns, 0.0);
+  maxima.row_max.assign(strip.rows, kNoMaximum);
+  maxima.column_max.assign(strip.columns, kNoMaximum);
+  driver->maxima(strip, merge, kept, maxima);
+  return maxima;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
     const Tensor& x, const Tensor& y, const Tensor& row_factor, const Tensor& column_factor,
     const Tensor& scale, const Tensor& bound, int64_t first_column, bool keep, int64_t) {
@@ -103,10 +66,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
   const float shift =
       std::max(0.0f, *bound.const_data_ptr<float>() - static_cast<float>(kShiftMargin) +
                          std::log(static_cast<float>(strip.columns)));
-  Sums sums;
-  sums.row.assign(strip.rows, 0.0);
-  sums.column.assign(strip.columns, 0.0);
-  driver->statistics(strip, static_cast<float>(shift * kLog2e), kept_data, sums);
+  const SoftmaxShift args{static_cast<float>(shift * kLog2e)};
+  auto* kernel = CLIPFAST_CPU_KERNEL(softmax_sums);
+  const auto add_up = [&](const Tile& tile, float* row_sum, float* column_sum) {
+    kernel(tile, args, row_sum, column_sum);
+  };
+  Sums sums{std::vector<double>(strip.rows), std::vector<double>(strip.columns)};
+  driver->sums(strip, add_up, kept_data, sums);
   if (in_range(sums.row) && in_range(sums.column)) {
     return {at::full({strip.rows}, shift, at::kFloat),
             to_tensor(sums.row),
@@ -115,15 +81,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> statistics(
             at::full({1}, shift, at::kFloat),
             kept};
   }
-  sums.row.assign(strip.rows, 0.0);
-  sums.column.assign(strip.columns, 0.0);
-  sums.row_max.assign(strip.rows, kNoMaximum);
-  sums.column_max.assign(strip.columns, kNoMaximum);
-  driver->maxima(strip, kept_data, sums);
-  return {to_natural(sums.row_max),
-          to_tensor(sums.row),
-          to_natural(sums.column_max),
-          to_tensor(sums.column),
+  const Maxima maxima = true_maxima(strip, driver, kept_data);
+  return {to_natural(maxima.row_max),
+          to_tensor(maxima.row),
+          to_natural(maxima.column_max),
+          to_tensor(maxima.column),
           at::full({1}, std::numeric_limits<float>::quiet_NaN(), at::kFloat),
           kept};
 }
@@ -155,16 +117,21 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& x, const Tensor& y, const Ten
 
   const float shift = *shift_in.const_data_ptr<float>();
   const bool exact = std::isnan(shift);
-  const auto lane_weight = weights_of(row_lse, shift, exact, strip.row_factor);
-  const auto outer_weight = weights_of(column_lse, shift, exact, nullptr);
-  const WeightVectors weights{lane_weight.data(), outer_weight.data(), exact,
-                              static_cast<float>(shift * kLog2e)};
+  const auto row_weight = weights_of(row_lse, shift, exact, strip.row_factor);
+  const auto column_weight = weights_of(column_lse, shift, exact, nullptr);
+  auto* kernel = CLIPFAST_CPU_KERNEL(softmax_weights);
+  const auto weigh = [&](const Tile& tile, float* weights) {
+    kernel(tile,
+           {exact, static_cast<float>(shift * kLog2e), strip.row_factor + tile.first_row,
+            row_weight.data() + tile.first_row, column_weight.data() + tile.first_column},
+           weights);
+  };
   Tensor row_grad, column_grad;
   if (want_rows) row_grad = at::empty(x.sizes(), at::kFloat);
   if (want_columns) column_grad = at::zeros(y.sizes(), at::kFloat);
   if (want_rows || want_columns) {
     driver_for(x.scalar_type())
-        ->gradients(strip, weights, is_kept ? kept.const_data_ptr<float>() : nullptr, row_grad,
+        ->gradients(strip, weigh, is_kept ? kept.const_data_ptr<float>() : nullptr, row_grad,
                     column_grad);
   }
   const Tensor none = at::empty({0}, at::kFloat);
@@ -172,8 +139,6 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& x, const Tensor& y, const Ten
 }
 
 }  // namespace
-
-bool has_bfloat16_product() { return brgemm_driver(at::kBFloat16) != nullptr; }
 
 TORCH_LIBRARY_IMPL(clipfast, CPU, m) {
   m.impl("contrastive_statistics", &statistics);
