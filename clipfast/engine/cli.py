@@ -4,12 +4,18 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 import tyro
 
 from clipfast.engine.config import Config, ConfigError
-from clipfast.engine.launch import Process, current_process, resolve_precision, start
+from clipfast.engine.launch import current_process, start
+from clipfast.engine.plan import decide
+
+if TYPE_CHECKING:
+    from clipfast.engine.builders import Builders
+    from clipfast.engine.trainer import Result
 
 _NO_DATA = """no training data: pass your shards,
     --data.train 'shards/{00000..41407}.tar'
@@ -45,7 +51,11 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
     return tyro.cli(Config, default=default, args=kept, description=Config.__doc__)
 
 
-def main(default: Config, arguments: Sequence[str] | None = None):
+def main(
+    default: Config,
+    arguments: Sequence[str] | None = None,
+    builders: "Builders | None" = None,
+) -> "Result":
     """Run a recipe: the last line of each.
 
     Configuration errors end every rank with status 2 before anything is built on a device; one rank
@@ -54,9 +64,13 @@ def main(default: Config, arguments: Sequence[str] | None = None):
     Args:
         default: the recipe's configuration.
         arguments: see ``parse``.
+        builders: of the run's parts, where a benchmark or a test brings others.
 
     Returns:
-        ``clipfast.engine.trainer.Result``.
+        What the run leaves.
+
+    Raises:
+        SystemExit: with status 2, for options that cannot work.
     """
     # Ranks other than 0 stay silent, in tyro's complaints too.
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -66,21 +80,22 @@ def main(default: Config, arguments: Sequence[str] | None = None):
     try:
         config = parse(default, arguments)
         process = current_process()
-        dtype = resolve_precision(config.precision, process.device)
-        _check(config, process)
+        _check(config)
+        plan = decide(config, process)
     except (ConfigError, FileNotFoundError, ValueError) as error:
         # Once a node: what is missing on one of them may be there on the others.
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
+    # Only now: a mistyped option is answered before all of this is imported.
     from clipfast.engine.trainer import Trainer
 
     if is_main and process.device.type == "cpu":
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
     start(process)
     try:
-        result = Trainer(config, process, dtype).run()
+        result = Trainer(plan, builders).run()
     except ConfigError as error:
         if process.local_rank == 0:
             print(f"error on rank {process.rank}: {error}", file=sys.stderr)
@@ -90,7 +105,7 @@ def main(default: Config, arguments: Sequence[str] | None = None):
     return result
 
 
-def _check(config: Config, process: Process) -> None:
+def _check(config: Config) -> None:
     """What can be known to fail before a model is built."""
     from clipfast.data.shards import expand
     from clipfast.models import list_models
@@ -103,6 +118,5 @@ def _check(config: Config, process: Process) -> None:
         )
     if config.model.weights and not os.path.isfile(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
-    config.micro_batches(process.world_size)
     for pattern in (*config.data.train, *config.data.eval):
         expand(pattern)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader
 from clipfast.data.shards import counts, expand
-from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.config import ConfigError
 from clipfast.engine.launch import Process
-from clipfast.engine.setup import decode_threads
+from clipfast.engine.plan import RunPlan
 from clipfast.eval import RECALL_AT, pair_ranks, recalls
 
 
@@ -59,29 +59,28 @@ class Retrieval:
         }
 
 
-def evaluate(engine, config: Config, process: Process, dtype: torch.dtype) -> list[Retrieval]:
-    """Measure retrieval on every pattern of ``config.data.eval``; the same on every rank."""
+def evaluate(engine, plan: RunPlan) -> list[Retrieval]:
+    """Measure retrieval on every pattern of ``--data.eval``; the same on every rank."""
     was_training = engine.module.training
     engine.eval()
-    results = [
-        _evaluate_one(engine, pattern, config, process, dtype) for pattern in config.data.eval
-    ]
+    results = [_evaluate_one(engine, pattern, plan) for pattern in plan.config.data.eval]
     engine.train(was_training)
     return results
 
 
-def check_evaluation(config: Config, process: Process) -> None:
+def check_evaluation(plan: RunPlan) -> None:
     """Open the evaluation data at the start of a run rather than days later.
 
     Raises:
         ConfigError: a shard or its index is unfit, or there are fewer pairs than ranks.
     """
-    for pattern in config.data.eval:
+    data, process = plan.config.data, plan.process
+    for pattern in data.eval:
         try:
             pairs = int(counts(expand(pattern)).sum())
         except ValueError as error:
             raise ConfigError(f"--data.eval {pattern}: {error}") from error
-        if min(pairs, config.data.eval_limit) < process.world_size:
+        if min(pairs, data.eval_limit) < process.world_size:
             raise ConfigError(
                 f"--data.eval {pattern} holds {pairs} pairs, less than the {process.world_size} "
                 "ranks that would encode them: add pairs, or leave it out"
@@ -89,22 +88,21 @@ def check_evaluation(config: Config, process: Process) -> None:
 
 
 @torch.no_grad()
-def _evaluate_one(
-    engine, pattern: str, config: Config, process: Process, dtype: torch.dtype
-) -> Retrieval:
+def _evaluate_one(engine, pattern: str, plan: RunPlan) -> Retrieval:
+    data, process = plan.config.data, plan.process
     loader = EvalLoader(
         pattern,
-        engine.module.config.vision.image_size,
-        config.data.eval_batch_size,
+        plan.architecture.vision.image_size,
+        data.eval_batch_size,
         rank=process.rank,
         world_size=process.world_size,
-        limit=config.data.eval_limit,
+        limit=data.eval_limit,
         device=process.device,
-        dtype=dtype,
-        threads=decode_threads(config, process),
+        dtype=plan.dtype,
+        threads=plan.decode_threads,
     )
     sizes = _gather_sizes(len(loader), process)
-    images, texts = _encode(engine, loader, math.ceil(max(sizes) / config.data.eval_batch_size))
+    images, texts = _encode(engine, loader, math.ceil(max(sizes) / data.eval_batch_size))
     all_images, all_texts = (_gather_rows(x, sizes, process) for x in (images, texts))
     first = sum(sizes[: process.rank])
     ranks = [
@@ -141,7 +139,7 @@ def retrieval_table(results: list[Retrieval], trained_on: Sequence[str]) -> list
     """Lines of a table for the end of a run, chance beneath each set.
 
     Args:
-        results: one entry a set.
+        results: one entry per set.
         trained_on: the patterns of the training data, marked as such.
     """
     names = [f"R@{k}" for k in RECALL_AT]

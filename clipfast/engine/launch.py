@@ -1,4 +1,4 @@
-"""Where this process runs: rank, device, precision. One place reads the environment."""
+"""Where this process runs: rank, device, threads. One place reads the environment."""
 
 import ctypes
 import os
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import torch
 
-from clipfast.engine.config import ConfigError, Precision
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from clipfast.engine.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -60,27 +58,12 @@ def current_process() -> Process:
     return Process(rank, local_rank, world_size, local_world_size, device)
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of weights and activations.
-
-    Raises:
-        ConfigError: the device cannot train in it.
-    """
-    if precision == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if precision == "fp16" and device.type == "cpu":
-        raise ConfigError(
-            "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
-            "Pass --precision fp32 or bf16"
-        )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ConfigError(
-            f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16 units. "
-            "Pass --precision fp16"
-        )
-    return _DTYPES[precision]
+def cpu_threads(process: Process) -> int:
+    """Threads that torch computes with on this rank: its share of the node's cores on a CPU, unless
+    the environment says how many."""
+    if process.device.type == "cuda" or "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, len(os.sched_getaffinity(0)) // process.local_world_size)
 
 
 def start(process: Process) -> None:
@@ -104,8 +87,7 @@ def start(process: Process) -> None:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cuda.matmul.allow_tf32 = True
     elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // process.local_world_size))
+        torch.set_num_threads(cpu_threads(process))
     deepspeed.init_distributed(
         dist_backend="nccl" if process.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,

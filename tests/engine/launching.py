@@ -99,7 +99,7 @@ def start_rank(port: int):
 
 def _trainings(folder: str, runs: dict[str, Sequence[str]], port: int) -> None:
     from clipfast.engine.cli import parse
-    from clipfast.engine.launch import resolve_precision
+    from clipfast.engine.plan import decide
     from clipfast.engine.trainer import Trainer
 
     process = start_rank(port)
@@ -111,9 +111,8 @@ def _trainings(folder: str, runs: dict[str, Sequence[str]], port: int) -> None:
     for name, options in runs.items():
         arguments = [*QUICK, "--logging.no-progress", "--logging.dir", folder]
         config = parse(recipe.config(), [*arguments, "--logging.name", name, *options])
-        dtype = resolve_precision(config.precision, process.device)
         try:
-            trainer = Trainer(config, process, dtype)
+            trainer = Trainer(decide(config, process))
             trainer.run()
             trainer.engine.destroy()
         except Exception as error:

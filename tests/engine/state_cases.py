@@ -3,14 +3,19 @@
 import gc
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clipfast.engine import Config, OptimizerConfig, ZeroConfig
-from clipfast.engine import setup as engine_setup
-from clipfast.engine.deepspeed.settings import deepspeed_config
-from clipfast.engine.recomputation import StateBytes
+from clipfast.engine.deepspeed.settings import deepspeed_settings
+from clipfast.engine.deepspeed.wrap import initialise_engine
+from clipfast.engine.launch import Process
+from clipfast.engine.optimizer import build_optimizer
+from clipfast.engine.plan import RunPlan, decide
+from clipfast.engine.state_bytes import StateBytes
 from clipfast.models import create_model
 from tests.engine.launching import free_port, start_rank
 from tests.ranks import run_ranks
@@ -24,7 +29,7 @@ WEIGHTS = (
     ("stochastic", "stochastic"),
 )
 SMALL = {"vocab_size": 500, "text_layers": 1, "vision_layers": 1}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("fp32", "bf16")
 Case = tuple[str, int, OptimizerConfig]
 Format = tuple[str, tuple[str, str]]
 
@@ -34,7 +39,9 @@ def cases(formats: Iterable[Format] | None = None) -> list[Case]:
     formats = tuple(formats or itertools.product(STATS, WEIGHTS))
     return [
         (precision, stage, OptimizerConfig(stats=stats, image_weights=image, text_weights=text))
-        for precision, stage, (stats, (image, text)) in itertools.product(DTYPES, range(4), formats)
+        for precision, stage, (stats, (image, text)) in itertools.product(
+            PRECISIONS, range(4), formats
+        )
     ]
 
 
@@ -69,22 +76,29 @@ def table(ranks: int = 1) -> str:
     return "\n".join(lines)
 
 
+def plan_of(case: Case, ranks: int = 1) -> RunPlan:
+    """The plan of rank 0 of some, two pairs each."""
+    precision, stage, options = case
+    config = Config(
+        optimizer=options, zero=ZeroConfig(stage), batch_size=2 * ranks, precision=precision
+    )
+    return decide(config, Process(0, 0, ranks, ranks, torch.device("cpu")))
+
+
 def _measure_all(of: list[Case], port: int) -> list[tuple[int, int, int]]:
     process = start_rank(port)
-    engine_setup.deepspeed_config = _without_persistent_parameters
-    held = []
-    for precision, stage, options in of:
-        batch_size = 2 * process.world_size
-        config = Config(optimizer=options, zero=ZeroConfig(stage=stage), batch_size=batch_size)
-        held.append(_measure(config, process, DTYPES[precision]))
-    return held
+    plans = (plan_of(case, process.world_size) for case in of)
+    return [_measure(replace(plan, process=process)) for plan in plans]
 
 
-def _measure(config: Config, process, dtype: torch.dtype) -> tuple[int, int, int]:
+def _measure(plan: RunPlan) -> tuple[int, int, int]:
     gc.collect()
     # What exists by now is looked at no more, which also makes every look quick.
     gc.freeze()
-    engine = engine_setup.initialise_engine(config, process, dtype, tiny_model())
+    model, dtype = tiny_model(), plan.dtype
+    settings = _without_persistent_parameters(plan)
+    engine = initialise_engine(plan, model, build_optimizer(plan, model), settings)
+    del model
     _backward(engine, dtype)
     engine.step()
     weights = _storages(getattr(p, "ds_tensor", p.data) for p in engine.module.parameters())
@@ -103,12 +117,12 @@ def _measure(config: Config, process, dtype: torch.dtype) -> tuple[int, int, int
     return held
 
 
-def _without_persistent_parameters(*arguments):
+def _without_persistent_parameters(plan: RunPlan) -> dict[str, Any]:
     """At stage 3 DeepSpeed keeps small parameters whole; here every one is small."""
-    ds_config = deepspeed_config(*arguments)
-    ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    ds_config["zero_optimization"]["reduce_bucket_size"] = 1000
-    return ds_config
+    settings = deepspeed_settings(plan)
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    settings["zero_optimization"]["reduce_bucket_size"] = 1000
+    return settings
 
 
 def _backward(engine, dtype: torch.dtype) -> None:

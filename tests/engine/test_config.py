@@ -6,7 +6,7 @@ import torch
 from clipfast.engine import Config, ConfigError
 from clipfast.engine.cli import parse
 from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
-from clipfast.engine.launch import resolve_precision
+from clipfast.engine.plan import resolve_precision
 from tests.engine.launching import fail
 
 

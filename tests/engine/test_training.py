@@ -194,7 +194,7 @@ def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_p
     options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.checkpoint", "auto"]
     folder = ["--logging.dir", str(tmp_path), "--model.name", "ViT-tiny", *FOUR]
     output = run("emoji.py", *QUICK, *folder, *options)
-    assert "checkpoint: auto -> none (activations 0." in output
+    assert "recompute: auto -> none (activations 0." in output
     quarter = tmp_path / "emoji"
     assert losses(quarter) == pytest.approx(losses(whole), abs=1e-4)
     scales = [[row["logit_scale"] for row in rows(folder)] for folder in (whole, quarter)]

@@ -13,6 +13,7 @@ of fp32's own seeds.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -144,15 +145,13 @@ def train(name: str, seed: int, max_steps: int | None = None) -> Row:
 
 def train_to_nearest() -> None:
     """The demo with weights rounded to nearest, its options from the command line."""
-    from clipfast.engine import main, optimizer
+    from clipfast.engine import main
+    from clipfast.engine.builders import Builders
+    from clipfast.engine.optimizer import build_optimizer
     from recipes.emoji import config
 
-    class ToNearest(optimizer.FusedAdamW):
-        def __init__(self, params, **options) -> None:
-            super().__init__(params, **options, rounding="nearest")
-
-    optimizer.FusedAdamW = ToNearest
-    main(config())
+    to_nearest = functools.partial(build_optimizer, rounding="nearest")
+    main(config(), builders=Builders(optimizer=to_nearest))
 
 
 def figures(rows: Sequence[dict[str, float]]) -> Row:

@@ -1,0 +1,90 @@
+"""The parts of a run, each built from its plan, and the place where others are passed in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from clipfast.data import TrainLoader
+from clipfast.engine.config import ConfigError
+from clipfast.engine.deepspeed.wrap import initialise_engine
+from clipfast.engine.optimizer import build_optimizer
+from clipfast.engine.plan import RunPlan
+from clipfast.models import CLIP, create_model, load_weights
+from clipfast.models.compile import compile_blocks
+
+
+def build_loader(plan: RunPlan) -> TrainLoader:
+    """This rank's view of the training data.
+
+    Raises:
+        ConfigError: the shards do not fit the run, or an index does not fit its shard.
+    """
+    config, process = plan.config, plan.process
+    try:
+        return TrainLoader(
+            config.data.train,
+            plan.architecture.vision.image_size,
+            config.batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            seed=config.seed,
+            scale=config.data.scale,
+            window=config.data.shuffle_window,
+            device=process.device,
+            dtype=plan.dtype,
+            threads=plan.decode_threads,
+        )
+    except ValueError as error:
+        raise ConfigError(f"--data.train: {error}") from error
+
+
+def build_model(plan: RunPlan) -> CLIP:
+    """The model in float32 on the CPU, with its starting weights.
+
+    Raises:
+        ConfigError: the weights are not those of this model.
+    """
+    options = plan.config.model
+    model = create_model(options.name, checkpoint=plan.recompute)
+    if options.weights:
+        try:
+            load_weights(model, options.weights, resize_positions=True)
+        except ValueError as error:
+            raise ConfigError(f"--model.weights: {error}") from error
+    if plan.compile:
+        compile_blocks(model)
+    return model
+
+
+@dataclass(frozen=True)
+class Builders:
+    """How a run's parts are made. A benchmark or a test passes builders of its own:
+
+        Trainer(plan, Builders(optimizer=build_mine)).run()
+
+    Attributes:
+        loader: the training data.
+        model: in float32 on the CPU.
+        optimizer: of the model, which lies on the run's device by then; its learning rate is set at
+            every step.
+        engine: wraps plan, model and optimizer into what ``train_step`` calls.
+    """
+
+    loader: Callable[[RunPlan], TrainLoader] = build_loader
+    model: Callable[[RunPlan], CLIP] = build_model
+    optimizer: Callable[[RunPlan, nn.Module], Optimizer] = build_optimizer
+    engine: Callable[[RunPlan, CLIP, Optimizer], Any] = initialise_engine
+
+    def build_engine(self, plan: RunPlan) -> Any:
+        """Model, optimizer and engine, in this order.
+
+        Raises:
+            ConfigError: the starting weights are not those of this model.
+        """
+        # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that
+        # order. The images' channels_last is what convolutions follow.
+        model = self.model(plan).to(plan.process.device)
+        return self.engine(plan, model, self.optimizer(plan, model))

@@ -1,0 +1,84 @@
+"""A model and its optimizer in a DeepSpeed engine, and what a run reads and sets on it."""
+
+import logging
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from clipfast.engine.config import OptimizerConfig
+from clipfast.engine.deepspeed.half_stage0 import forget_first_step
+from clipfast.engine.deepspeed.settings import deepspeed_settings
+from clipfast.engine.plan import RunPlan
+from clipfast.models import CLIP, AttentionPool2d
+
+
+def initialise_engine(
+    plan: RunPlan, model: CLIP, optimizer: Optimizer, settings: dict[str, Any] | None = None
+) -> Any:
+    """Wrap a model and its optimizer.
+
+    Args:
+        plan: of the run.
+        model: on the run's device.
+        optimizer: of its parameters.
+        settings: the dictionary that DeepSpeed takes; None makes it from the plan.
+
+    Returns:
+        The DeepSpeed engine.
+    """
+    import deepspeed
+
+    # Its warnings here are about choices made on purpose, such as an optimizer of our own.
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if plan.stage == 3:
+        # It reads its projections' weights without calling them: gather all of them at its door.
+        deepspeed.utils.set_z3_leaf_modules(model, [AttentionPool2d], raise_if_not_found=False)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=deepspeed_settings(plan) if settings is None else settings,
+    )
+    forget_first_step(engine)
+    return engine
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    """Of every parameter group, for the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def reapply_options(options: OptimizerConfig, engine: Any) -> None:
+    """Set the optimizer's options again after a checkpoint has brought its own, so that a resumed
+    run obeys its command line."""
+    for group in engine.optimizer.param_groups:
+        group["betas"] = (options.beta1, options.beta2)
+        group["eps"] = options.eps
+        if group["weight_decay"]:
+            group["weight_decay"] = options.weight_decay
+    if hasattr(engine.optimizer, "clip_grad"):
+        engine.optimizer.clip_grad = options.clip_norm
+
+
+def step_figures(engine: Any, dtype: torch.dtype) -> dict[str, float]:
+    """What DeepSpeed and the optimizer know of the last step.
+
+    Args:
+        engine: the DeepSpeed engine.
+        dtype: of weights and activations.
+
+    Returns:
+        ``grad_norm`` where there is one (not at ZeRO 0 in float32); ``loss_scale`` and
+        ``skipped_steps`` in fp16; ``skipped_steps`` elsewhere once there are some.
+    """
+    figures = {}
+    norm = engine.get_global_grad_norm()
+    if norm is not None:
+        figures["grad_norm"] = float(norm)
+    if dtype == torch.float16:
+        figures["loss_scale"] = float(engine.optimizer.loss_scale)
+        figures["skipped_steps"] = engine.skipped_steps
+    elif skipped := engine.skipped_steps or getattr(engine.optimizer, "skipped_steps", 0):
+        figures["skipped_steps"] = skipped
+    return figures

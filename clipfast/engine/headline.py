@@ -1,0 +1,36 @@
+"""What a run says of itself before its first step."""
+
+from clipfast.data import TrainLoader
+from clipfast.engine.length import Length
+from clipfast.engine.optimizer import describe
+from clipfast.engine.plan import RunPlan
+
+
+def headline(
+    plan: RunPlan, loader: TrainLoader, length: Length, parameters: int, first_step: int
+) -> list[str]:
+    """Lines for a person.
+
+    Args:
+        plan: of the run.
+        loader: of its data.
+        length: of the run.
+        parameters: of the model.
+        first_step: steps taken before, by the run that is resumed.
+    """
+    config, ranks = plan.config, plan.process.world_size
+    lines = [
+        f"{config.model.name}: {parameters / 1e6:.1f}M parameters, {plan.dtype}, "
+        f"ZeRO {plan.stage}, {ranks} x {plan.process.device.type}",
+        f"batch {config.batch_size} = {ranks} ranks x {plan.local_batch}"
+        + (f" in {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""),
+        f"{len(loader.order)} pairs in {len(loader.shards)} shard(s), "
+        f"{loader.batches_per_epoch} steps per epoch, {length.steps} steps in all, "
+        f"{length.warmup} of them warm-up; writing to {plan.folder}",
+    ]
+    lines += describe(plan)
+    if plan.recompute_note:
+        lines.append(plan.recompute_note)
+    if first_step:
+        lines.append(f"resumed after step {first_step}")
+    return lines

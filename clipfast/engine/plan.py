@@ -1,0 +1,209 @@
+"""What a run does, decided once from its configuration and its process, and read everywhere.
+
+    plan = decide(config, process)
+    plan = resolve_recomputation(plan, loader)   # last: it measures the memory that is free
+
+An option such as ``--zero-stage auto`` is looked at here and nowhere else. The parts of the engine
+take the plan.
+"""
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precision
+from clipfast.engine.launch import Process, cpu_threads
+from clipfast.models import ModelConfig as Architecture
+from clipfast.models.config import get_config
+from clipfast.models.memory import MODES
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_THREADS_BESIDE_A_GPU = 4
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The decisions of a run on one of its ranks; see ``decide``.
+
+    Attributes:
+        config: the options. Those that ask for a decision are read through the other attributes.
+        process: this rank.
+        architecture: of the model.
+        folder: where the run writes.
+        dtype: of weights and activations.
+        stage: of ZeRO.
+        local_batch: pairs of the global batch on a rank.
+        micro_batches: parts that a rank's share is encoded in.
+        optimizer_holds_masters: the optimizer gets bf16 weights and keeps what makes them exact;
+            DeepSpeed keeps no float32 masters.
+        sums_in_float32: half-precision gradients of several micro-batches are added up in float32.
+        decode_threads: CPU threads that read and decode.
+        recompute: what residual blocks keep for the backward pass: none, selective or full; auto
+            until ``resolve_recomputation`` has measured.
+        compile: residual blocks are compiled.
+        recompute_note: how the mode was found, for a person; empty where it was given.
+    """
+
+    config: Config
+    process: Process
+    architecture: Architecture
+    folder: Path
+    dtype: torch.dtype
+    stage: int
+    local_batch: int
+    micro_batches: int
+    optimizer_holds_masters: bool
+    sums_in_float32: bool
+    decode_threads: int
+    recompute: str
+    compile: bool
+    recompute_note: str = ""
+
+    @property
+    def micro_batch(self) -> int:
+        """Pairs that a rank encodes at a time."""
+        return self.local_batch // self.micro_batches
+
+    @property
+    def layout(self) -> dict[str, int | str]:
+        """What a checkpoint must share with the run that loads it."""
+        ours = self.optimizer_holds_masters
+        return {
+            "ranks": self.process.world_size,
+            "ZeRO stage": self.stage,
+            "precision": str(self.dtype),
+            "masters": "bf16 weights and what the optimizer keeps" if ours else "float32",
+        }
+
+    def with_recompute(self, mode: str, note: str = "") -> "RunPlan":
+        """The plan with a mode of recomputation, and with what that decides about compilation.
+
+        Args:
+            mode: none, selective or full.
+            note: how it was found, for a person.
+
+        Raises:
+            ConfigError: compiled blocks were asked for, and the mode is selective.
+        """
+        compiled = _compiles_blocks(self.config.model.compile, self.process, self.stage, mode)
+        return replace(self, recompute=mode, compile=compiled, recompute_note=note)
+
+    def recompute_candidates(self) -> list["RunPlan"]:
+        """The plans that ``auto`` chooses from, the fastest first; the plan alone without auto."""
+        if self.recompute != "auto":
+            return [self]
+        # Compiled blocks keep no less in selective mode.
+        refused = {"selective"} if self.config.model.compile == "blocks" else set()
+        return [self.with_recompute(mode) for mode in MODES if mode not in refused]
+
+
+def decide(config: Config, process: Process) -> RunPlan:
+    """Take every decision of a run but the mode of recomputation, which needs its data.
+
+    Args:
+        config: the run; its model's name exists.
+        process: this rank.
+
+    Raises:
+        ConfigError: options that do not go together, or not with the device or the number of ranks.
+    """
+    dtype = resolve_precision(config.precision, process.device)
+    micro_batches = config.micro_batches(process.world_size)
+    stage = _zero_stage(config, dtype, process.world_size, micro_batches)
+    masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
+    return RunPlan(
+        config=config,
+        process=process,
+        architecture=get_config(config.model.name),
+        folder=Path(config.logging.dir) / config.run_name,
+        dtype=dtype,
+        stage=stage,
+        local_batch=config.local_batch(process.world_size),
+        micro_batches=micro_batches,
+        optimizer_holds_masters=masters,
+        sums_in_float32=_sums_in_float32(dtype, stage, micro_batches, masters),
+        decode_threads=_decode_threads(config.data.threads, process),
+        recompute=config.model.checkpoint,
+        compile=_compiles_blocks(config.model.compile, process, stage, config.model.checkpoint),
+    )
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of weights and activations.
+
+    Raises:
+        ConfigError: the device cannot train in it.
+    """
+    if precision == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
+            "Pass --precision fp32 or bf16"
+        )
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ConfigError(
+            f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16 units. "
+            "Pass --precision fp16"
+        )
+    return _DTYPES[precision]
+
+
+def _zero_stage(config: Config, dtype: torch.dtype, world_size: int, micro_batches: int) -> int:
+    if config.zero.stage != "auto":
+        return config.zero.stage
+    if dtype == torch.float32:
+        return 0 if world_size == 1 else 1
+    # Stage 1 would sum the micro-batches' gradients in bf16 there.
+    return 2 if micro_batches > 1 and _optimizer_holds_masters(config.optimizer, dtype, 2) else 1
+
+
+def _optimizer_holds_masters(options: OptimizerConfig, dtype: torch.dtype, stage: int) -> bool:
+    """DeepSpeed hands out its bf16 weights at stages 1 to 3, when told to."""
+    return dtype == torch.bfloat16 and stage > 0 and not options.has_exact_weights
+
+
+def _sums_in_float32(dtype: torch.dtype, stage: int, micro_batches: int, masters: bool) -> bool:
+    """Not at stage 0, nor at stage 1 where the optimizer holds the masters: DeepSpeed serves
+    float32 sums there through ``BF16_Optimizer``, which keeps masters of its own."""
+    if micro_batches == 1 or dtype == torch.float32 or stage == 0:
+        return False
+    return stage > 1 or not masters
+
+
+def _decode_threads(asked: int, process: Process) -> int:
+    if asked:
+        return asked
+    return _THREADS_BESIDE_A_GPU if process.device.type == "cuda" else cpu_threads(process)
+
+
+def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -> bool:
+    """Whether residual blocks are to be compiled.
+
+    Raises:
+        ConfigError: asked for at ZeRO stage 3, or with selective recomputation.
+    """
+    if asked == "auto":
+        return (
+            process.device.type == "cuda"
+            and torch.cuda.get_device_capability(process.device) >= (8, 0)
+            and importlib.util.find_spec("triton") is not None
+            and stage < 3
+            and recompute != "selective"
+        )
+    wanted = asked == "blocks"
+    if wanted and stage == 3:
+        raise ConfigError(
+            "--model.compile blocks: ZeRO stage 3 gathers parameters in hooks on layers, which "
+            "a compiled block would leave out. Pass --model.compile none, or --zero-stage 2"
+        )
+    if wanted and recompute == "selective":
+        raise ConfigError(
+            "--model.compile blocks: a compiled block keeps what its compiler chooses, no less in "
+            "selective mode. Pass --model.checkpoint full, or --model.compile none"
+        )
+    return wanted
