@@ -1,17 +1,18 @@
-"""The five contrastive operators in plain torch: the truth in tests, and the fallback anywhere.
+"""The five contrastive operators in plain torch: the fallback on any device, in any type.
 
-Memory is bounded as in the fused forms: logits exist for a chunk of rows at a time. Sums always go
-by the row's and column's own largest logit, so ``shift`` is NaN (see clipfast/ops/contrastive.py
-for the operators, their shapes and the legend).
+Memory is bounded as in the fused forms: logits exist for a chunk of rows at a time (plain_walk.py).
+Sums always go by the row's and column's own largest logit, so ``shift`` is NaN
+(plain_softmax_rule.py). clipfast/ops/contrastive describes the operators, their shapes and the
+legend.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from clipfast.ops.contrastive.plain_softmax_rule import SoftmaxRule, finite
+from clipfast.ops.contrastive.plain_walk import Strip, sum_terms, weighted_products
 from clipfast.ops.normalize import accumulate_dtype, row_norms
 
 
@@ -79,25 +80,11 @@ def statistics(
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(row_max, row_sum, column_max, column_sum, shift, kept)."""
-    rows, columns = x.shape[0], y.shape[0]
-    acc = row_factor.dtype
-    row_max, row_sum = x.new_empty(rows, dtype=acc), x.new_empty(rows, dtype=acc)
-    column_max = x.new_full((columns,), float("-inf"), dtype=acc)
-    column_sum = x.new_zeros(columns, dtype=acc)
-    kept = x.new_empty((rows, columns) if keep else (0,), dtype=acc)
-    for begin, end in _chunks(rows, columns, acc, workspace_bytes):
-        logits = _logits(x, y, row_factor, column_factor, scale, begin, end)
-        if keep:
-            kept[begin:end] = logits
-        _mask_pairs(logits, begin + first_column, float("-inf"))
-        row_max[begin:end] = logits.amax(dim=1)
-        row_sum[begin:end] = (logits - _finite(row_max[begin:end])[:, None]).exp().sum(dim=1)
-        largest = torch.maximum(column_max, logits.amax(dim=0))
-        column_sum *= (column_max - _finite(largest)).exp()
-        column_sum += (logits - _finite(largest)).exp().sum(dim=0)
-        column_max = largest
-    shift = x.new_full((1,), float("nan"), dtype=acc)
-    return _finite(row_max), row_sum, _finite(column_max), column_sum, shift, kept
+    strip = Strip(x, y, row_factor, column_factor, scale, first_column)
+    of_rows, of_columns, kept = sum_terms(strip, SoftmaxRule(), keep, workspace_bytes)
+    shift = x.new_full((1,), float("nan"), dtype=row_factor.dtype)
+    row_max, column_max = finite(of_rows.base), finite(of_columns.base)
+    return row_max, of_rows.total, column_max, of_columns.total, shift, kept
 
 
 def gradients(
@@ -117,56 +104,8 @@ def gradients(
     workspace_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """(row_grad, column_grad)."""
-    rows, columns = x.shape[0], y.shape[0]
-    acc = row_factor.dtype
-    row_grad = x.new_empty(x.shape if want_rows else (0,), dtype=acc)
-    column_grad = x.new_zeros(y.shape if want_columns else (0,), dtype=acc)
-    for begin, end in _chunks(rows, columns, acc, workspace_bytes):
-        if kept.numel():
-            logits = kept[begin:end]
-        else:
-            logits = _logits(x, y, row_factor, column_factor, scale, begin, end)
-        weights = (logits - row_lse[begin:end, None]).exp() + (logits - column_lse).exp()
-        weights *= row_factor[begin:end, None] * column_factor
-        _mask_pairs(weights, begin + first_column, 0.0)
-        if want_rows:
-            row_grad[begin:end] = weights @ y.to(acc)
-        if want_columns:
-            column_grad.addmm_(weights.T, x[begin:end].to(acc))
-    return row_grad, column_grad
-
-
-def _logits(
-    x: Tensor,
-    y: Tensor,
-    row_factor: Tensor,
-    column_factor: Tensor,
-    scale: Tensor,
-    begin: int,
-    end: int,
-) -> Tensor:
-    """Logits of rows [begin, end), in the type of the factors."""
-    acc = row_factor.dtype
-    cosines = (x[begin:end].to(acc) @ y.to(acc).T) * row_factor[begin:end, None] * column_factor
-    return cosines * scale
-
-
-def _mask_pairs(matrix: Tensor, first_column: int, value: float) -> None:
-    """Write `value` where row i meets its pair, column first_column + i."""
-    row = torch.arange(matrix.shape[0], device=matrix.device)
-    matrix[row, row + first_column] = value
-
-
-def _finite(largest: Tensor) -> Tensor:
-    """Maxima over nothing are -inf; zero in their place keeps differences defined."""
-    return torch.where(largest == float("-inf"), 0.0, largest)
-
-
-def _chunks(
-    rows: int, columns: int, dtype: torch.dtype, workspace_bytes: int
-) -> Iterator[tuple[int, int]]:
-    """Row ranges whose logits, and a few temporaries of their size, fit the workspace."""
-    row_bytes = 4 * columns * torch.finfo(dtype).bits // 8
-    step = min(rows, max(64, workspace_bytes // row_bytes))
-    for begin in range(0, rows, step):
-        yield begin, min(begin + step, rows)
+    strip = Strip(x, y, row_factor, column_factor, scale, first_column)
+    values = (row_lse, column_lse, kept)
+    return weighted_products(
+        strip, SoftmaxRule(), *values, want_rows, want_columns, workspace_bytes
+    )
