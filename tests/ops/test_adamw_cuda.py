@@ -12,35 +12,44 @@ import pytest
 import torch
 
 from clipfast.ops import adamw
+from clipfast.ops.adamw import plain
 from tests import cuda_emulator
 from tests.cuda_emulator import nvcc, volta
-from tests.ops.adamw_calls import F16, F32, OPTIONS, SIZES, check_same, make_lists, set_grads
+from tests.ops.adamw_cases import (
+    F16,
+    F32,
+    OPTIONS,
+    SIZES,
+    assert_same_bits,
+    make_mixed_call,
+    set_grads,
+)
 
 KERNELS = [cuda_emulator.CSRC / kernel for kernel in cuda_emulator.ADAMW_KERNELS]
 
 
 def test_results_are_the_same_bits_in_any_order_of_threads(emulated_operators, monkeypatch):
     ops, _ = emulated_operators
-    lists = make_lists(F16, "masters", (2900, 257))
-    set_grads(lists, 0.5)
-    for step in lists.steps:
+    call = make_mixed_call("masters", F16, (2900, 257))
+    set_grads(call, 0.5)
+    for step in call.steps:
         step += 1
     runs = []
     for order in ("0", "1"):
         monkeypatch.setenv("CLIPFAST_EMULATOR_REVERSED", order)
-        runs.append(lists.to("cpu"))
+        runs.append(call.to("cpu"))
         ops.adamw_(*runs[-1], **OPTIONS)
-        norm = ops.adamw_grad_norm(lists.grads)
-    check_same(*runs)
+        norm = ops.adamw_grad_norm(call.grads)
+    assert_same_bits(*runs)
     monkeypatch.setenv("CLIPFAST_EMULATOR_REVERSED", "0")
-    assert norm == ops.adamw_grad_norm(lists.grads)
+    assert norm == ops.adamw_grad_norm(call.grads)
 
 
 @pytest.mark.gpu
 def test_a_captured_step_goes_on_without_the_host(gpu_operators):
-    lists = make_lists(F16, "masters", SIZES)
-    set_grads(lists, 0.5)
-    start, moved = lists.to("cuda"), lists.to("cuda")
+    call = make_mixed_call("masters", F16, SIZES)
+    set_grads(call, 0.5)
+    start, moved = call.to("cuda"), call.to("cuda")
     norm = torch.zeros((), device="cuda")
 
     def step():
@@ -62,28 +71,28 @@ def test_a_captured_step_goes_on_without_the_host(gpu_operators):
             a.copy_(b)
     for _ in range(3):
         graph.replay()
-        for t in lists.steps:
+        for t in call.steps:
             t += 1
-        adamw.plain.step(*lists, **OPTIONS)
-    check_same(moved, lists)
-    torch.testing.assert_close(norm.cpu(), adamw.plain.grad_norm(lists.grads))
+        plain.step(*call, **OPTIONS)
+    assert_same_bits(moved, call)
+    torch.testing.assert_close(norm.cpu(), plain.grad_norm(call.grads))
 
 
 @pytest.mark.gpu
 def test_roots_and_quotients_of_all_mantissas(gpu_operators):
     # The kernel's own steps from the hardware's approximations, over two binades of v; m is 1.
     count = 1 << 24
-    lists = make_lists(F32, "grid", (count,))
-    lists.params[0].zero_()
-    lists.grads[0].zero_()
-    lists.exp_avgs[0].fill_(2.0)
-    lists.exp_avg_sqs[0].copy_(adamw.float_of(torch.arange(count) + (127 << 23)))
-    lists.steps[0].fill_(1.0)
-    options = {**OPTIONS, "beta1": 0.5, "beta2": 0.5, "eps": 0.0, "weight_decay": 0.0}
-    got = lists.to("cuda")
+    call = make_mixed_call("bf16 grid", F32, (count,))
+    call.params[0].zero_()
+    call.grads[0].zero_()
+    call.exp_avgs[0].fill_(2.0)
+    call.exp_avg_sqs[0].copy_(adamw.float_of(torch.arange(count) + (127 << 23)))
+    call.steps[0].fill_(1.0)
+    options = OPTIONS | {"beta1": 0.5, "beta2": 0.5, "eps": 0.0, "weight_decay": 0.0}
+    got = call.to("cuda")
     gpu_operators.adamw_(*got, **options)
-    gpu_operators.adamw_(*lists, **options)
-    check_same(got, lists)
+    gpu_operators.adamw_(*call, **options)
+    assert_same_bits(got, call)
 
 
 ENTRIES = {"adamw_kernel": 3, "adamw_norm_kernel": 2}
