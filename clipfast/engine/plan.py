@@ -7,7 +7,6 @@ An option such as ``--zero-stage auto`` is looked at here and nowhere else. The 
 take the plan.
 """
 
-import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from clipfast.engine.launch import Process, cpu_threads
 from clipfast.models import ModelConfig as Architecture
 from clipfast.models.config import get_config
 from clipfast.models.memory import MODES
+from clipfast.ops.registry import runs_triton
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _THREADS_BESIDE_A_GPU = 4
@@ -190,8 +190,7 @@ def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -
     if asked == "auto":
         return (
             process.device.type == "cuda"
-            and torch.cuda.get_device_capability(process.device) >= (8, 0)
-            and importlib.util.find_spec("triton") is not None
+            and runs_triton(process.device)
             and stage < 3
             and recompute != "selective"
         )
