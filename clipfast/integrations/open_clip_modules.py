@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from clipfast.integrations.patching import Patched
 from clipfast.loss import ClipLoss
 from clipfast.models.attention_pool import attention_pool
-from clipfast.models.layout import Layout, UniformLayout
 from clipfast.models.packing import PackedCaptions, pack_captions
+from clipfast.models.sequences import SequenceLayout, UniformLayout
 
 
 class PooledAttention(Patched):
@@ -52,7 +52,7 @@ class LaidOutAttention(Patched):
         self,
         query: Tensor,
         *args: Any,
-        layout: Layout | None = None,
+        layout: SequenceLayout | None = None,
         read: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -81,7 +81,7 @@ class LaidOutBlock(Patched):
         k_x: Tensor | None = None,
         v_x: Tensor | None = None,
         attn_mask: Tensor | None = None,
-        layout: Layout | None = None,
+        layout: SequenceLayout | None = None,
         read: bool = False,
     ) -> Tensor:
         """[T, C] -> [T, C], or [B, C] where only the rows that are read are wanted."""
@@ -96,7 +96,7 @@ class LaidOutTransformer(Patched):
     """OpenCLIP's `Transformer` over tokens in a layout."""
 
     def forward(
-        self, x: Tensor, attn_mask: Tensor | None = None, layout: Layout | None = None
+        self, x: Tensor, attn_mask: Tensor | None = None, layout: SequenceLayout | None = None
     ) -> Tensor:
         """[T, C] -> [B, C], the rows that are read, in the order in which the sequences lie."""
         if layout is None:

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipfast.loss.distributed import Layout, find_layout
-from clipfast.loss.fused import Plan, start_texts, strip_loss
+from clipfast.loss.distributed import BatchShares, find_shares
+from clipfast.loss.fused import LossPlan, start_texts, strip_loss
 from clipfast.loss.reference import reference_loss
 from clipfast.ops import contrastive as ops
 from clipfast.ops.normalize import DTYPES
@@ -30,8 +30,8 @@ class GatheredTexts:
     """
 
     text_features: Tensor  # [B, D]
-    layout: Layout
-    plan: Plan | None  # None: the reference, which gathers by itself
+    shares: BatchShares
+    plan: LossPlan | None  # None: the reference, which gathers by itself
     normalize: bool
     texts: tuple[Tensor, ...] = ()
     is_taken: bool = False
@@ -70,18 +70,18 @@ def gather_texts(
     _check_options(keep_logits, workspace_bytes)
     autocast = torch.is_autocast_enabled(text_features.device.type)
     with torch.autocast(text_features.device.type, enabled=False):
-        layout = find_layout(text_features, group, batch_sizes)
+        shares = find_shares(text_features, group, batch_sizes)
         if impl == "reference":
-            return GatheredTexts(text_features, layout, None, normalize)
+            return GatheredTexts(text_features, shares, None, normalize)
         choice = ops.choose(impl, text_features, autocast)
         keep = keep_logits
         if keep == "auto":
             half = choice.impl in ("cuda", "triton") and choice.work_dtype == torch.float16
             logit_bytes = 2 if half else 8 if text_features.dtype == torch.float64 else 4
-            keep = text_features.shape[0] * layout.global_batch * logit_bytes <= workspace_bytes
-        plan = Plan(choice, layout, normalize, bool(keep), workspace_bytes)
+            keep = text_features.shape[0] * shares.global_batch * logit_bytes <= workspace_bytes
+        plan = LossPlan(choice, shares, normalize, bool(keep), workspace_bytes)
         return GatheredTexts(
-            text_features, layout, plan, normalize, start_texts(text_features, plan)
+            text_features, shares, plan, normalize, start_texts(text_features, plan)
         )
 
 
@@ -178,7 +178,7 @@ def clip_loss(
         texts = pending.text_features
         scale = logit_scale.reshape(1).to(torch.promote_types(image_features.dtype, torch.float32))
         if pending.plan is None:
-            return reference_loss(image_features, texts, scale, pending.layout, pending.normalize)
+            return reference_loss(image_features, texts, scale, pending.shares, pending.normalize)
         return strip_loss(image_features, texts, scale, pending.texts, pending.plan)
 
 

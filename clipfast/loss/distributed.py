@@ -23,7 +23,7 @@ from clipfast.ops.registry import Operator, declare
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BatchShares:
     """Which ranks hold the global batch, and how much of it each."""
 
     group_name: str | None  # None: one process, no collective runs
@@ -49,12 +49,12 @@ class Layout:
         return len(set(self.sizes)) > 1
 
 
-def find_layout(
+def find_shares(
     features: Tensor,
     group: dist.ProcessGroup | Literal["local"] | None,
     batch_sizes: Sequence[int] | None,
-) -> Layout:
-    """The layout of a batch; asks the other ranks for their sizes where `batch_sizes` is None.
+) -> BatchShares:
+    """The shares of a batch; asks the other ranks for their sizes where `batch_sizes` is None.
 
     Args:
         features: [B, D], this rank's.
@@ -63,7 +63,7 @@ def find_layout(
         batch_sizes: pairs on each rank, where the caller knows them.
 
     Returns:
-        The layout, the same on every rank but for `rank`.
+        The shares, the same on every rank but for `rank`.
 
     Raises:
         ValueError: on every rank, where ranks differ in width or type of their features; on this
@@ -71,10 +71,10 @@ def find_layout(
     """
     batch = features.shape[0]
     if group == "local" or not (dist.is_available() and dist.is_initialized()):
-        return Layout(None, 0, (batch,))
+        return BatchShares(None, 0, (batch,))
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     if world_size == 1:
-        return Layout(None, 0, (batch,))
+        return BatchShares(None, 0, (batch,))
     name = (group or dist.group.WORLD).group_name
     if batch_sizes is not None:
         if len(batch_sizes) != world_size or batch_sizes[rank] != batch:
@@ -82,11 +82,11 @@ def find_layout(
                 f"batch_sizes: expected the sizes of {world_size} ranks with {batch} at rank "
                 f"{rank}, got {list(batch_sizes)}"
             )
-        return Layout(name, rank, tuple(int(size) for size in batch_sizes))
+        return BatchShares(name, rank, tuple(int(size) for size in batch_sizes))
     if torch.compiler.is_compiling():
         # Shapes are constants of a compiled graph: every rank must bring the same.
-        return Layout(name, rank, (batch,) * world_size, is_assumed=True)
-    return Layout(name, rank, _exchange_sizes(features, group))
+        return BatchShares(name, rank, (batch,) * world_size, is_assumed=True)
+    return BatchShares(name, rank, _exchange_sizes(features, group))
 
 
 def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[int, ...]:
@@ -108,13 +108,13 @@ def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[
     return tuple(batch for batch, _, _ in everyone)
 
 
-def require_equal_batches(features: Tensor, layout: Layout) -> Tensor:
-    """Inside a compiled graph: the check that :func:`find_layout` makes outside.
+def require_equal_batches(features: Tensor, shares: BatchShares) -> Tensor:
+    """Inside a compiled graph: the check that :func:`find_shares` makes outside.
 
     Returns:
         A zero, fp32 [1], to be added to something: what nobody reads is not computed.
     """
-    return torch.ops.clipfast.require_equal_batches(features, layout.group_name)
+    return torch.ops.clipfast.require_equal_batches(features, shares.group_name)
 
 
 def _require_equal_batches(features: Tensor, group_name: str) -> Tensor:
@@ -144,67 +144,67 @@ def overlaps(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
-def start_gather(local: Tensor, layout: Layout) -> Tensor:
+def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
     """Start gathering every rank's rows; :func:`finish_gather` makes them usable.
 
     Args:
         local: [B, ...] of this rank.
-        layout: B of every rank.
+        shares: B of every rank.
 
     Returns:
         Rows of all ranks, still on their way where it :func:`overlaps`, padded to the largest
         batch where batches differ.
     """
-    if layout.group_name is None:
+    if shares.group_name is None:
         return local
     pending = torch.ops._c10d_functional.all_gather_into_tensor(
-        _pad(local.contiguous(), max(layout.sizes)), layout.world_size, layout.group_name
+        _pad(local.contiguous(), max(shares.sizes)), shares.world_size, shares.group_name
     )
-    return pending if overlaps(local) else wait(pending, layout)
+    return pending if overlaps(local) else wait(pending, shares)
 
 
-def finish_gather(pending: Tensor, layout: Layout) -> Tensor:
+def finish_gather(pending: Tensor, shares: BatchShares) -> Tensor:
     """Wait for :func:`start_gather`: [G, ...] in rank order."""
-    if layout.group_name is None:
+    if shares.group_name is None:
         return pending
     gathered = torch.ops._c10d_functional.wait_tensor(pending)
-    if not layout.is_ragged:
+    if not shares.is_ragged:
         return gathered
-    blocks = zip(gathered.chunk(layout.world_size), layout.sizes, strict=True)
+    blocks = zip(gathered.chunk(shares.world_size), shares.sizes, strict=True)
     return torch.cat([block[:size] for block, size in blocks])
 
 
-def start_reduce_scatter(partial: Tensor, layout: Layout) -> Tensor:
+def start_reduce_scatter(partial: Tensor, shares: BatchShares) -> Tensor:
     """Start summing [G, D] over the ranks, each of which receives its own rows.
 
     Returns:
         [B, D], still on its way where it :func:`overlaps`: use it after :func:`wait`.
     """
-    if layout.group_name is None:
+    if shares.group_name is None:
         return partial
-    largest = max(layout.sizes)
-    if layout.is_ragged:
-        ends = list(itertools.accumulate(layout.sizes))
-        blocks = [partial[e - s : e] for s, e in zip(layout.sizes, ends, strict=True)]
+    largest = max(shares.sizes)
+    if shares.is_ragged:
+        ends = list(itertools.accumulate(shares.sizes))
+        blocks = [partial[e - s : e] for s, e in zip(shares.sizes, ends, strict=True)]
         partial = torch.cat([_pad(block, largest) for block in blocks])
     pending = torch.ops._c10d_functional.reduce_scatter_tensor(
-        partial, "sum", layout.world_size, layout.group_name
+        partial, "sum", shares.world_size, shares.group_name
     )
-    return pending if overlaps(partial) else wait(pending, layout)
+    return pending if overlaps(partial) else wait(pending, shares)
 
 
-def wait(pending: Tensor, layout: Layout) -> Tensor:
+def wait(pending: Tensor, shares: BatchShares) -> Tensor:
     """The result of :func:`start_reduce_scatter` once it has arrived."""
-    if layout.group_name is None:
+    if shares.group_name is None:
         return pending
     return torch.ops._c10d_functional.wait_tensor(pending)
 
 
-def all_reduce(value: Tensor, operation: str, layout: Layout) -> Tensor:
+def all_reduce(value: Tensor, operation: str, shares: BatchShares) -> Tensor:
     """The "sum" or "max" of a tensor over the ranks."""
-    if layout.group_name is None:
+    if shares.group_name is None:
         return value
-    reduced = torch.ops._c10d_functional.all_reduce(value, operation, layout.group_name)
+    reduced = torch.ops._c10d_functional.all_reduce(value, operation, shares.group_name)
     return torch.ops._c10d_functional.wait_tensor(reduced)
 
 

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clipfast.loss import distributed
-from clipfast.loss.distributed import Layout
+from clipfast.loss.distributed import BatchShares
 from clipfast.ops.contrastive import Choice, operators
 
 # Norms between which products of raw features stay well inside fp32.
@@ -42,17 +42,17 @@ _SAFE_NORMS = (2.0**-40, 2.0**40)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class LossPlan:
     """What the loss of a batch does, apart from its tensors."""
 
     choice: Choice
-    layout: Layout
+    shares: BatchShares
     normalize: bool
     keep: bool
     workspace_bytes: int
 
 
-def start_texts(text_features: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+def start_texts(text_features: Tensor, plan: LossPlan) -> tuple[Tensor, ...]:
     """Prepare the texts and start gathering them.
 
     Returns:
@@ -66,7 +66,7 @@ def strip_loss(
     text_features: Tensor,
     logit_scale: Tensor,
     texts: tuple[Tensor, ...],
-    plan: Plan,
+    plan: LossPlan,
 ) -> Tensor:
     """The global batch's loss, the same on every rank.
 
@@ -95,23 +95,23 @@ class _StartTexts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, text_features: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    def forward(ctx, text_features: Tensor, plan: LossPlan) -> tuple[Tensor, ...]:
         work, inverse_norm, factor, norm = _prepare(text_features, plan)
-        if plan.layout.is_assumed:
-            zero = distributed.require_equal_batches(text_features, plan.layout)
+        if plan.shares.is_assumed:
+            zero = distributed.require_equal_batches(text_features, plan.shares)
             factor, norm = factor + zero, norm + zero
-        gathered = distributed.start_gather(work, plan.layout)
+        gathered = distributed.start_gather(work, plan.shares)
         if gathered is text_features:
             # An input cannot be handed out: nothing was copied, nothing is on its way.
             gathered = text_features.new_empty(0)
-        vectors = distributed.start_gather(factor if plan.normalize else norm, plan.layout)
+        vectors = distributed.start_gather(factor if plan.normalize else norm, plan.shares)
         ctx.plan = plan
         ctx.save_for_backward(text_features, inverse_norm, factor)
         ctx.mark_non_differentiable(gathered, vectors, inverse_norm)
         zero = factor.new_zeros(())
         batch, width = text_features.shape
         tickets = (
-            zero.expand(max(plan.layout.sizes), width),
+            zero.expand(max(plan.shares.sizes), width),
             zero.to(text_features.dtype).expand(text_features.shape),
             zero.expand(batch),
             zero.expand(batch),
@@ -123,7 +123,7 @@ class _StartTexts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, _0, _1, _2, column_grad, images, image_inverse_norm, diagonal, coefficient):
         text_features, inverse_norm, factor = ctx.saved_tensors
-        column_grad = distributed.wait(column_grad, ctx.plan.layout)
+        column_grad = distributed.wait(column_grad, ctx.plan.shares)
         grad, _ = operators(ctx.plan.choice.impl).finish(
             column_grad[: text_features.shape[0]],
             text_features,
@@ -145,29 +145,29 @@ class _StripLoss(torch.autograd.Function):
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Tensor,
-        plan: Plan,
+        plan: LossPlan,
         keep: bool,
         gathered: Tensor,
         vectors: Tensor,
         text_inverse_norm: Tensor,
         *tickets: Tensor,
     ) -> Tensor:
-        ops, layout = operators(plan.choice.impl), plan.layout
+        ops, shares = operators(plan.choice.impl), plan.shares
         work, inverse_norm, factor, norm = _prepare(image_features, plan)
         cosines = ops.diagonal(image_features, text_features, inverse_norm, text_inverse_norm)
         texts = text_features if gathered.numel() == 0 else gathered
-        texts = distributed.finish_gather(texts, layout)
-        vectors = distributed.finish_gather(vectors, layout)
+        texts = distributed.finish_gather(texts, shares)
+        vectors = distributed.finish_gather(vectors, shares)
         column_factor = vectors if plan.normalize else torch.ones_like(vectors)
         bound = logit_scale.abs()
         if not plan.normalize:
             bound = bound * norm.max() * vectors.max()
         strip = (work, texts, factor, column_factor, logit_scale, bound)
         row_max, row_sum, column_max, column_sum, shift, kept = ops.statistics(
-            *strip, layout.first_column, keep, plan.workspace_bytes
+            *strip, shares.first_column, keep, plan.workspace_bytes
         )
         loss, diagonal, row_lse, column_lse = _combine(
-            (row_max, row_sum), (column_max, column_sum), logit_scale * cosines, layout
+            (row_max, row_sum), (column_max, column_sum), logit_scale * cosines, shares
         )
         ctx.plan = plan
         ctx.save_for_backward(
@@ -187,7 +187,7 @@ class _StripLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_loss: Tensor):
-        plan, layout = ctx.plan, ctx.plan.layout
+        plan, shares = ctx.plan, ctx.plan.shares
         images, texts, inverse_norm, text_inverse_norm, diagonal, *saved = ctx.saved_tensors
         factor, logit_scale = saved[2], saved[4]
         want_images, _, want_scale = ctx.needs_input_grad[:3]
@@ -196,18 +196,18 @@ class _StripLoss(torch.autograd.Function):
         # Backward may be called under autocast, which would round the plain form's products.
         with torch.autocast(images.device.type, enabled=False):
             row_grad, column_grad = ops.gradients(
-                *saved, layout.first_column, want_rows, want_columns, plan.workspace_bytes
+                *saved, shares.first_column, want_rows, want_columns, plan.workspace_bytes
             )
         # The mean over ranks that follows divides by W.
-        per_pair = grad_loss * (layout.world_size / (2 * layout.global_batch))
+        per_pair = grad_loss * (shares.world_size / (2 * shares.global_batch))
         coefficient = per_pair * logit_scale
         grad_images = grad_scale = None
         tickets = (None,) * 5
         if want_columns:
-            pending = distributed.start_reduce_scatter(column_grad, layout)
+            pending = distributed.start_reduce_scatter(column_grad, shares)
             if not torch.compiler.is_compiling() and torch.is_anomaly_enabled():
                 # Anomaly detection reads every gradient as it is handed over.
-                pending = distributed.wait(pending, layout)
+                pending = distributed.wait(pending, shares)
             tickets = (pending, images, inverse_norm, diagonal, coefficient)
         if want_rows:
             grad_images, dot = ops.finish(
@@ -225,7 +225,7 @@ class _StripLoss(torch.autograd.Function):
         return grad_images if want_images else None, None, grad_scale, *(None,) * 5, *tickets
 
 
-def _prepare(features: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _prepare(features: Tensor, plan: LossPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(work features, inverse norms, factors, norms) of this rank's features."""
     ops = operators(plan.choice.impl)
     work_dtype = plan.choice.work_dtype
@@ -252,7 +252,7 @@ def _combine(
     rows: tuple[Tensor, Tensor],
     columns: tuple[Tensor, Tensor],
     pairs: Tensor,
-    layout: Layout,
+    shares: BatchShares,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(loss, P_ii [B], row_lse [B], column_lse [G]) from the strip's sums without its pairs.
 
@@ -260,26 +260,26 @@ def _combine(
         rows: (maximum, sum relative to it) over each row, [B].
         columns: the same over this rank's part of each column, [G].
         pairs: S_ii [B].
-        layout: the ranks.
+        shares: the ranks.
     """
     z_row = rows[0] + rows[1].log() - pairs
     row_terms = _softplus(z_row)
     column_max, column_sum = columns
     all_pairs, total = pairs, row_terms.sum()
-    mine = slice(layout.first_column, layout.first_column + pairs.shape[0])
-    if layout.group_name is not None:
+    mine = slice(shares.first_column, shares.first_column + pairs.shape[0])
+    if shares.group_name is not None:
         # A rank without a term in a column has no say in its maximum.
         local_max = torch.where(column_sum == 0, float("-inf"), column_max)
-        column_max = distributed.all_reduce(local_max, "max", layout)
+        column_max = distributed.all_reduce(local_max, "max", shares)
         column_max = torch.where(column_max == float("-inf"), 0.0, column_max)
         column_sum = column_sum * (local_max - column_max).exp()
         all_pairs = F.pad(pairs, (mine.start, column_sum.shape[0] - mine.stop))
         message = torch.cat([column_sum, all_pairs, total.reshape(1)])
-        message = distributed.all_reduce(message, "sum", layout)
-        column_sum, all_pairs, total = message.split([layout.global_batch] * 2 + [1])
+        message = distributed.all_reduce(message, "sum", shares)
+        column_sum, all_pairs, total = message.split([shares.global_batch] * 2 + [1])
     z_column = column_max + column_sum.log() - all_pairs
     column_terms = _softplus(z_column)
-    loss = (total.sum() + column_terms.sum()) / (2 * layout.global_batch)
+    loss = (total.sum() + column_terms.sum()) / (2 * shares.global_batch)
     diagonal = -(z_row.sigmoid() + z_column[mine].sigmoid())
     return loss, diagonal, pairs + row_terms, all_pairs + column_terms
 

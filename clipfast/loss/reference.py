@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipfast.loss import distributed
-from clipfast.loss.distributed import Layout
+from clipfast.loss.distributed import BatchShares
 from clipfast.ops import l2_normalize
 
 
@@ -15,7 +15,7 @@ def reference_loss(
     image_features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
-    layout: Layout,
+    shares: BatchShares,
     normalize: bool,
 ) -> Tensor:
     """The global batch's loss through torch's own autograd; memory grows as B G.
@@ -24,7 +24,7 @@ def reference_loss(
         image_features: [B, D].
         text_features: [B, D].
         logit_scale: one element, s itself.
-        layout: the ranks that hold the batch.
+        shares: the ranks that hold the batch.
         normalize: whether the features still have to be normalised.
 
     Returns:
@@ -37,23 +37,23 @@ def reference_loss(
         text_features = l2_normalize(text_features, eps=0.0, out_dtype=dtype)
     image_features, text_features = image_features.to(dtype), text_features.to(dtype)
     all_images, all_texts = image_features, text_features
-    if layout.group_name is not None:
-        all_images = _Gather.apply(image_features, layout)
-        all_texts = _Gather.apply(text_features, layout)
+    if shares.group_name is not None:
+        all_images = _Gather.apply(image_features, shares)
+        all_texts = _Gather.apply(text_features, shares)
     rows = image_features.shape[0]
-    target = torch.arange(rows, device=image_features.device) + layout.first_column
+    target = torch.arange(rows, device=image_features.device) + shares.first_column
     image_to_text = logit_scale * image_features @ all_texts.T
     text_to_image = logit_scale * text_features @ all_images.T
     # A sum over this rank's pairs by the mean number of pairs a rank.
     local = (
         F.cross_entropy(image_to_text, target, reduction="sum")
         + F.cross_entropy(text_to_image, target, reduction="sum")
-    ) * (layout.world_size / (2 * layout.global_batch))
-    if layout.group_name is None:
+    ) * (shares.world_size / (2 * shares.global_batch))
+    if shares.group_name is None:
         return local
     # The value is the global loss on every rank; the gradient stays that of the local strips, which
     # the gather's reduce-scatter and the mean over ranks complete.
-    mean = distributed.all_reduce(local.detach(), "sum", layout) / layout.world_size
+    mean = distributed.all_reduce(local.detach(), "sum", shares) / shares.world_size
     return local + (mean - local.detach())
 
 
@@ -61,11 +61,11 @@ class _Gather(torch.autograd.Function):
     """All ranks' rows in rank order; the backward sums what all ranks send to their owners."""
 
     @staticmethod
-    def forward(ctx, features: Tensor, layout: Layout) -> Tensor:
-        ctx.layout, ctx.rows = layout, features.shape[0]
-        return distributed.finish_gather(distributed.start_gather(features, layout), layout)
+    def forward(ctx, features: Tensor, shares: BatchShares) -> Tensor:
+        ctx.shares, ctx.rows = shares, features.shape[0]
+        return distributed.finish_gather(distributed.start_gather(features, shares), shares)
 
     @staticmethod
     def backward(ctx, grad_gathered: Tensor) -> tuple[Tensor, None]:
-        pending = distributed.start_reduce_scatter(grad_gathered.contiguous(), ctx.layout)
-        return distributed.wait(pending, ctx.layout)[: ctx.rows], None
+        pending = distributed.start_reduce_scatter(grad_gathered.contiguous(), ctx.shares)
+        return distributed.wait(pending, ctx.shares)[: ctx.rows], None

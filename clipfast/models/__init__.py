@@ -9,24 +9,27 @@ Names and shapes of parameters are those of the paper's released code, so that i
 OpenCLIP's `-quickgelu` ones load here and exported ones load there.
 """
 
+from typing import Any
+
+from clipfast.models.architecture import Architecture, TextConfig
 from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import frozen_statistics
+from clipfast.models.catalogue import list_models, register_model
 from clipfast.models.clip import CLIP, create_model, num_parameters
-from clipfast.models.config import (
-    ModelConfig,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-    list_models,
-)
+from clipfast.models.renamed import warn_renamed
+from clipfast.models.resnet import ResNetConfig
+from clipfast.models.towers import Tower, TowerConfig, register_tower
+from clipfast.models.vit import ViTConfig
 from clipfast.models.weights import export, load_weights
 
 __all__ = [
     "CLIP",
+    "Architecture",
     "AttentionPool2d",
-    "ModelConfig",
     "ResNetConfig",
     "TextConfig",
+    "Tower",
+    "TowerConfig",
     "ViTConfig",
     "create_model",
     "export",
@@ -34,4 +37,13 @@ __all__ = [
     "list_models",
     "load_weights",
     "num_parameters",
+    "register_model",
+    "register_tower",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ModelConfig":
+        warn_renamed("clipfast.models.ModelConfig", "Architecture")
+        return Architecture
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.models.config import ModelConfig, ResNetConfig, get_config
+from clipfast.models.architecture import Architecture
+from clipfast.models.catalogue import get_config
 from clipfast.models.layers import TokenEmbedding
 from clipfast.models.packing import pack_captions
-from clipfast.models.resnet import ModifiedResNet
+from clipfast.models.towers import Tower, tower_of
 from clipfast.models.transformer import BlockInit, Transformer
-from clipfast.models.vit import VisionTransformer
 
 
 class CLIP(nn.Module):
@@ -38,18 +38,18 @@ class CLIP(nn.Module):
     Source: Radford et al. 2021, sections 2.3 to 2.5.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
         text = config.text
-        tower = ModifiedResNet if isinstance(config.vision, ResNetConfig) else VisionTransformer
-        self.visual = tower(config.vision, config.embed_dim, config.resolved_checkpoint)
+        recompute = config.resolved_recompute
+        self.visual = self.tower.build(config.vision, config.embed_dim, recompute)
         self.transformer = Transformer(
             text.width,
             text.layers,
             text.heads,
             init=BlockInit.scaled(text.width, text.layers),
-            checkpoint=config.resolved_checkpoint,
+            recompute=recompute,
         )
         self.token_embedding = TokenEmbedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
@@ -57,6 +57,11 @@ class CLIP(nn.Module):
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.reset_parameters()
+
+    @property
+    def tower(self) -> Tower:
+        """The kind of its image tower."""
+        return tower_of(self.config.vision)
 
     def reset_parameters(self) -> None:
         """Draw the parameters that the root itself holds anew; see `initialize` for all."""
@@ -96,7 +101,7 @@ class CLIP(nn.Module):
             )
         if not images.is_floating_point():
             raise TypeError(f"expected normalised floating-point images, got {images.dtype}")
-        return self.visual(images.to(self.visual.conv1.weight.dtype))
+        return self.visual(images.to(self.tower.input_dtype(self.visual)))
 
     def encode_text(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """v = the projection of the end-of-text position, not normalised.
@@ -172,13 +177,13 @@ class CLIP(nn.Module):
 def create_model(name: str, **overrides: Any) -> CLIP:
     """A randomly initialised CLIP model.
 
-    Build under `torch.device("meta")` to allocate nothing; `to_empty` and `CLIP.initialize` (or
+    Build it under `torch.device("meta")` to allocate nothing; `to_empty` and `CLIP.initialize` (or
     `load_weights`) then fill it.
 
     Args:
         name: one of `list_models()`.
-        overrides: fields to replace, by the flat names that `ModelConfig.override` lists, such as
-            `image_size=112`, `text_layers=6`, `checkpoint="full"`.
+        overrides: fields to replace, by the flat names that `Architecture.override` lists, such as
+            `image_size=112`, `text_layers=6`, `recompute="full"`.
 
     Returns:
         The model in training mode, fp32, on the default device.

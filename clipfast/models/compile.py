@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from clipfast.models.clip import CLIP
 from clipfast.models.recompute import compiled_runs, run_eagerly
-from clipfast.models.resnet import Bottleneck
-from clipfast.models.transformer import ResidualAttentionBlock
+from clipfast.models.towers import registered_towers
 
 # Graphs of one function before torch stops compiling it: a ResNet has eight shapes of bottlenecks,
 # each with a graph for gradients, one without, and one for held statistics.
@@ -33,8 +32,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> nn.Module:
     """Compile every residual block of a model, in place.
 
     Parameters, their names, hooks and the state dict stay. Compilation itself happens when a block
-    first runs. It goes with the checkpoint modes "none" and "full": inside a graph the compiler
-    chooses what to keep, and in "selective" mode that would be as much as in "none".
+    first runs. It goes with recomputation "none" and "full": inside a graph the compiler chooses
+    what to keep, and in "selective" mode that would be as much as in "none".
 
     Args:
         model: a CLIP, or a part of its image tower.
@@ -44,37 +43,39 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> nn.Module:
         The same model.
 
     Raises:
-        ValueError: there is no residual block in it, or it was built with checkpoint="selective".
+        ValueError: there is no residual block in it, or it was built with recompute="selective".
     """
-    if any(getattr(module, "checkpoint", None) == "selective" for module in model.modules()):
+    if any(getattr(module, "recompute", None) == "selective" for module in model.modules()):
         raise ValueError(
-            "checkpoint='selective' keeps no less in compiled blocks: build the model with "
-            "checkpoint='none' or 'full'"
+            "recompute='selective' keeps no less in compiled blocks: build the model with "
+            "recompute='none' or 'full'"
         )
-    text = getattr(model, "transformer", None) if isinstance(model, CLIP) else None
-    text_blocks = set(text.modules()) if text is not None else set()
+    text_blocks = set(model.transformer.resblocks) if isinstance(model, CLIP) else set()
+    towers = [model.tower] if isinstance(model, CLIP) else registered_towers()
+    kinds = {
+        block: "recomputing" if tower.recomputes_in_graph else "image"
+        for tower in towers
+        for block in tower.blocks
+    }
     found = 0
     for module in model.modules():
-        if isinstance(module, Bottleneck):
-            kind = "bottleneck"
-        elif isinstance(module, ResidualAttentionBlock):
-            kind = "text" if module in text_blocks else "image"
-        else:
-            continue
-        found += 1
-        module.compiled_as = (kind, backend)
-        compiled_runs.setdefault(module.compiled_as, _compiled_run(kind, backend))
+        kind = next((kind for block, kind in kinds.items() if isinstance(module, block)), None)
+        if module in text_blocks:
+            kind = "text"
+        if kind is not None:
+            found += 1
+            module.compiled_as = (kind, backend)
+            compiled_runs.setdefault(module.compiled_as, _compiled_run(kind, backend))
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no Bottleneck or ResidualAttentionBlock to compile: pass "
-            "a model of clipfast.create_model"
+            f"{type(model).__name__} has no residual block to compile: pass a model of "
+            "clipfast.create_model, whose image tower was registered with its blocks"
         )
     return model
 
 
 def _compiled_run(kind: str, backend: str) -> Callable[..., Tensor]:
-    if kind == "bottleneck":
-        # Recomputation inside the graph, where batch norm counts a batch once.
+    if kind == "recomputing":
         return _compile(run_eagerly, backend, dynamic=False)
     if kind == "image":
         compiled = _compile(_call_image, backend, dynamic=False)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipfast.models.layout import GroupedLayout, Layout, VarlenLayout, has_varlen
+from clipfast.models.sequences import GroupedLayout, SequenceLayout, VarlenLayout, has_varlen
 
 # What one more group costs in a block, forward and backward, as floating-point operations that
 # could be done instead: some 80 us of calls at 0.2 TFLOP/s, some 100 us of launches at 60 TFLOP/s.
@@ -39,7 +39,7 @@ class PackedCaptions:
 
     index: Tensor
     positions: Tensor
-    layout: Layout
+    layout: SequenceLayout
 
 
 def pack_captions(

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,12 @@ from clipfast.models.batch_norm import frozen_statistics
 # How blocks run that `clipfast.models.compile` has marked, by their mark. A copy of a model in
 # another process keeps the marks, finds nothing here, and runs as it is.
 compiled_runs: dict[Any, Callable[..., Tensor]] = {}
+
+Mode = Literal["none", "selective", "full"]
+# From the fastest to the smallest.
+MODES: tuple[Mode, ...] = get_args(Mode)
+# "auto" is turned into one of them by what knows the memory that is free.
+Recompute = Literal["none", "selective", "full", "auto"]
 
 _PRODUCTS = {"aten::mm", "aten::addmm"}
 _CONVOLUTION = "aten::convolution"
@@ -172,8 +178,8 @@ class _Replay(_Keep):
             return func(*args, **(kwargs or {}))
         if not self.held:
             raise RuntimeError(
-                "checkpoint='selective' holds a block's products for one backward pass: a second "
-                "one through the same graph needs checkpoint='full' or 'none'"
+                "recompute='selective' holds a block's products for one backward pass: a second "
+                "one through the same graph needs recompute='full' or 'none'"
             )
         before, out = self.held.popleft()
         assert before is func, f"the second run of a block calls {func}, the first {before}"

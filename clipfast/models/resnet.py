@@ -7,6 +7,8 @@ anti-aliasing by average pooling).
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,62 @@ from torch.nn import functional as F
 
 from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import BatchNorm2d
-from clipfast.models.config import ResNetConfig
+from clipfast.models.checks import require
 from clipfast.models.recompute import run_block
+from clipfast.models.towers import Tower, register_tower
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Image tower: a ResNet with a three-conv stem, anti-aliased strides and attention pooling.
+
+    Args:
+        layers: bottleneck blocks in each of the four stages.
+        width: channels after the stem; the last stage has 32 * width.
+        image_size: side of the square input, in pixels.
+        head_width: channels of one attention-pooling head.
+
+    Raises:
+        ValueError: where no such tower exists.
+    """
+
+    layers: tuple[int, int, int, int]
+    width: int = 64
+    image_size: int = 224
+    head_width: int = 64
+
+    def __post_init__(self) -> None:
+        layers = tuple(self.layers) if isinstance(self.layers, Iterable) else (self.layers,)
+        object.__setattr__(self, "layers", layers)
+        require(
+            len(layers) == 4 and min(layers) > 0,
+            f"a ResNet needs four positive block counts, got vision_layers={self.layers}",
+        )
+        require(
+            self.width > 0 and self.width % 2 == 0,
+            f"the stem halves vision_width: give a positive even number, got {self.width}",
+        )
+        require(
+            self.head_width > 0 and self.embed_width % self.head_width == 0,
+            f"vision_head_width={self.head_width} must divide 32 * vision_width = "
+            f"{self.embed_width}",
+        )
+        require(self.grid_size > 0, f"image_size must be at least 31 pixels, got {self.image_size}")
+
+    @property
+    def embed_width(self) -> int:
+        """Channels that the attention pooling sees."""
+        return 32 * self.width
+
+    @property
+    def heads(self) -> int:
+        """Attention-pooling heads."""
+        return self.embed_width // self.head_width
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the last feature map: the stem's conv rounds up, the four pools round down."""
+        return (self.image_size + 1) // 2 // 16
 
 
 class Bottleneck(nn.Module):
@@ -87,13 +143,13 @@ class ModifiedResNet(nn.Module):
     Args:
         config: the architecture.
         output_dim: width D of the embedding.
-        checkpoint: what each bottleneck keeps for the backward pass, a mode of `run_block`.
+        recompute: what each bottleneck keeps for the backward pass, a mode of `run_block`.
     """
 
-    def __init__(self, config: ResNetConfig, output_dim: int, checkpoint: str = "none") -> None:
+    def __init__(self, config: ResNetConfig, output_dim: int, recompute: str = "none") -> None:
         super().__init__()
         width = config.width
-        self.checkpoint = checkpoint
+        self.recompute = recompute
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = BatchNorm2d(width // 2)
         self.conv2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
@@ -125,7 +181,7 @@ class ModifiedResNet(nn.Module):
         blocks = [block for stage in self._stages() for block in stage]
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
             stride = following.stride if following is not None else 0
-            x = run_block(block, x, self.checkpoint, shortcut=shortcut, shortcut_stride=stride)
+            x = run_block(block, x, self.recompute, shortcut=shortcut, shortcut_stride=stride)
             x, shortcut = x if stride else (x, None)
         return self.attnpool(x)
 
@@ -137,3 +193,18 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     first = Bottleneck(in_channels, channels, stride)
     rest = [Bottleneck(channels * Bottleneck.expansion, channels) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)
+
+
+register_tower(
+    Tower(
+        ResNetConfig,
+        ModifiedResNet,
+        first_weight="conv1.weight",
+        blocks=(Bottleneck,),
+        # Inside the graph, where batch norm counts a batch once.
+        recomputes_in_graph=True,
+        # It reads its projections' weights without calling them.
+        zero3_leaves=(AttentionPool2d,),
+        positions=("attnpool.positional_embedding",),
+    )
+)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipfast.models.layers import Linear, QuickGELU
-from clipfast.models.layout import Layout
 from clipfast.models.recompute import run_block
+from clipfast.models.sequences import SequenceLayout
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
             nn.init.normal_(self.in_proj_weight, std=self.in_proj_std)
         nn.init.zeros_(self.in_proj_bias)
 
-    def forward(self, x: Tensor, layout: Layout, read: bool = False) -> Tensor:
+    def forward(self, x: Tensor, layout: SequenceLayout, read: bool = False) -> Tensor:
         """Attend.
 
         Args:
@@ -121,7 +121,7 @@ class ResidualAttentionBlock(nn.Module):
         )
         self.ln_2 = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, layout: Layout, read: bool = False) -> Tensor:
+    def forward(self, x: Tensor, layout: SequenceLayout, read: bool = False) -> Tensor:
         """Run the block.
 
         Args:
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
         layers: blocks.
         heads: heads H.
         init: starting deviations.
-        checkpoint: what each block keeps for the backward pass, see `run_block`.
+        recompute: what each block keeps for the backward pass, see `run_block`.
     """
 
     def __init__(
@@ -156,15 +156,15 @@ class Transformer(nn.Module):
         heads: int,
         *,
         init: BlockInit,
-        checkpoint: str = "none",
+        recompute: str = "none",
     ) -> None:
         super().__init__()
-        self.checkpoint = checkpoint
+        self.recompute = recompute
         self.resblocks = nn.Sequential(
             *(ResidualAttentionBlock(width, heads, init) for _ in range(layers))
         )
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: SequenceLayout) -> Tensor:
         """Run all blocks.
 
         Args:
@@ -176,5 +176,5 @@ class Transformer(nn.Module):
         """
         last = len(self.resblocks) - 1
         for i, block in enumerate(self.resblocks):
-            x = run_block(block, x, self.checkpoint, layout=layout, read=i == last)
+            x = run_block(block, x, self.recompute, layout=layout, read=i == last)
         return x

@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.models.config import ViTConfig
-from clipfast.models.layout import UniformLayout
-from clipfast.models.transformer import BlockInit, Transformer
+from clipfast.models.checks import require
+from clipfast.models.sequences import UniformLayout
+from clipfast.models.towers import Tower, register_tower
+from clipfast.models.transformer import BlockInit, ResidualAttentionBlock, Transformer
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Image tower: a pre-norm vision transformer with a class token.
+
+    Args:
+        layers: transformer blocks.
+        width: channels of a token.
+        patch_size: side of a patch, in pixels.
+        image_size: side of the square input, in pixels.
+        head_width: channels of one attention head.
+
+    Raises:
+        ValueError: where no such tower exists.
+    """
+
+    layers: int
+    width: int
+    patch_size: int
+    image_size: int = 224
+    head_width: int = 64
+
+    def __post_init__(self) -> None:
+        require(self.layers > 0, f"vision_layers must be positive, got {self.layers}")
+        require(
+            self.width > 0 and self.head_width > 0 and self.width % self.head_width == 0,
+            f"vision_head_width={self.head_width} must divide vision_width={self.width}",
+        )
+        require(
+            self.patch_size > 0 and self.image_size > 0 and self.image_size % self.patch_size == 0,
+            f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: "
+            "pixels at the edge would be dropped",
+        )
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        return self.width // self.head_width
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -52,13 +99,13 @@ class VisionTransformer(nn.Module):
     Args:
         config: the architecture.
         output_dim: width D of the embedding.
-        checkpoint: what each block keeps for the backward pass, see `run_block`.
+        recompute: what each block keeps for the backward pass, see `run_block`.
 
     Source: Radford et al. 2021, section 2.4 (Dosovitskiy et al. 2020, with one more layer norm
     before the transformer).
     """
 
-    def __init__(self, config: ViTConfig, output_dim: int, checkpoint: str = "none") -> None:
+    def __init__(self, config: ViTConfig, output_dim: int, recompute: str = "none") -> None:
         super().__init__()
         width = config.width
         self.conv1 = PatchEmbedding(width, config.patch_size)
@@ -70,7 +117,7 @@ class VisionTransformer(nn.Module):
             config.layers,
             config.heads,
             init=BlockInit(),
-            checkpoint=checkpoint,
+            recompute=recompute,
         )
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, output_dim))
@@ -97,3 +144,14 @@ class VisionTransformer(nn.Module):
         layout = UniformLayout(*x.shape[:2])
         x = self.transformer(self.ln_pre(x.flatten(0, 1)), layout)
         return self.ln_post(x) @ self.proj
+
+
+register_tower(
+    Tower(
+        ViTConfig,
+        VisionTransformer,
+        first_weight="conv1.weight",
+        blocks=(ResidualAttentionBlock,),
+        positions=("positional_embedding",),
+    )
+)

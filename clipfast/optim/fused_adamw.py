@@ -10,8 +10,8 @@ from torch import Tensor
 
 from clipfast.ops.adamw import BLOCK
 from clipfast.optim import states
-from clipfast.optim.batch import Batch, Options, in_layout, moved, norm_of
 from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
+from clipfast.optim.tensor_list import Options, TensorList, in_layout, moved, norm_of
 
 
 class FusedAdamW(torch.optim.Optimizer):
@@ -168,17 +168,17 @@ class FusedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = self._collect()
-        controls = self._controls(batches)
-        for batch in batches.values():
-            control, taken = controls[batch.device]
-            torch._foreach_add_(batch.steps, taken)
-            batch.launch(control, self.seed, self.rounding == "stochastic")
+        lists = self._collect()
+        controls = self._controls(lists)
+        for tensors in lists.values():
+            control, taken = controls[tensors.device]
+            torch._foreach_add_(tensors.steps, taken)
+            tensors.launch(control, self.seed, self.rounding == "stochastic")
         return loss
 
-    def _collect(self) -> dict[tuple, Batch]:
-        """The tensors of one step, in batches that one call of the operator can take."""
-        batches: dict[tuple, Batch] = {}
+    def _collect(self) -> dict[tuple, TensorList]:
+        """The tensors of one step, in lists that one call of the operator takes."""
+        lists: dict[tuple, TensorList] = {}
         for group in self.param_groups:
             kinds: dict[torch.dtype, tuple[torch.dtype | None, str, Options]] = {}
             stats_dtype, weights = group["stats_dtype"], group["weights"]
@@ -202,11 +202,11 @@ class FusedAdamW(torch.optim.Optimizer):
                 if grad.layout is not torch.strided or grad.stride() != param.stride():
                     grad = in_layout(param, grad)
                 key = (param.device, dtype, stats_dtype, kept, grid, options)
-                batch = batches.get(key)
-                if batch is None:
-                    batch = batches[key] = Batch(*key)
-                batch.add(param, grad, state, first_element)
-        return batches
+                tensors = lists.get(key)
+                if tensors is None:
+                    tensors = lists[key] = TensorList(*key)
+                tensors.add(param, grad, state, first_element)
+        return lists
 
     def _number(self, param: Tensor) -> int:
         """The number of a parameter's first element, given at first sight."""
@@ -215,12 +215,12 @@ class FusedAdamW(torch.optim.Optimizer):
         return first
 
     def _controls(
-        self, batches: dict[tuple, Batch]
+        self, lists: dict[tuple, TensorList]
     ) -> dict[torch.device, tuple[Tensor, Tensor | int]]:
         """For each device: [factor of the gradients, whether to skip], and what a step counts."""
         by_device: dict[torch.device, list[Tensor]] = {}
-        for batch in batches.values():
-            by_device.setdefault(batch.device, []).extend(batch.grads)
+        for tensors in lists.values():
+            by_device.setdefault(tensors.device, []).extend(tensors.grads)
         if not by_device:
             return {}
         home = next(iter(by_device))

@@ -134,7 +134,7 @@ def test_autocast_step_is_finite_and_near_fp32(name: str) -> None:
 
 
 def test_compiled_image_tower_equals_eager_and_counts_each_batch_once() -> None:
-    overrides = {"vision_layers": (1, 1, 1, 1), "checkpoint": "full"}
+    overrides = {"vision_layers": (1, 1, 1, 1), "recompute": "full"}
     eager, model = small_model("RN-tiny", **overrides), small_model("RN-tiny", **overrides)
     compiled = torch.compile(model.visual, backend="aot_eager", fullgraph=True)
     images = random_images(3, 64)

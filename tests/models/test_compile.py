@@ -1,4 +1,4 @@
-"""Blocks compiled one by one: same results, few graphs, every checkpoint mode."""
+"""Blocks compiled one by one: same results, few graphs, every mode of recomputation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def assert_equal_training(model: CLIP, plain: CLIP, seeds: range) -> None:
     [("RN-tiny", "none"), ("RN-tiny", "full"), ("ViT-tiny", "none"), ("ViT-tiny", "full")],
 )
 def test_compile_blocks_trains_as_eager_blocks_do(name: str, mode: str) -> None:
-    model = compile_blocks(small_model(name, checkpoint=mode).double(), backend="aot_eager")
+    model = compile_blocks(small_model(name, recompute=mode).double(), backend="aot_eager")
     assert_equal_training(model, small_model(name).double(), range(2))
     assert counters["stats"]["unique_graphs"] > 0
 
@@ -111,7 +111,7 @@ def test_compile_blocks_keeps_names_copies_and_pickles() -> None:
 
 def test_compile_blocks_refuses_a_selective_model() -> None:
     with pytest.raises(ValueError, match="keeps no less in compiled blocks"):
-        compile_blocks(small_model("ViT-tiny", checkpoint="selective"))
+        compile_blocks(small_model("ViT-tiny", recompute="selective"))
 
 
 def test_compile_blocks_refuses_a_model_without_blocks() -> None:
@@ -123,7 +123,7 @@ def test_compile_blocks_refuses_a_model_without_blocks() -> None:
 @pytest.mark.parametrize(("name", "mode"), [("RN-tiny", "full"), ("ViT-tiny", "none")])
 def test_compile_blocks_generates_code_that_trains_as_eager_blocks_do(name: str, mode: str) -> None:
     layers = {"text_layers": 1, "vision_layers": (1, 1, 1, 1) if name == "RN-tiny" else 2}
-    model = small_model(name, checkpoint=mode, **layers).double()
+    model = small_model(name, recompute=mode, **layers).double()
     # Of the ResNet the first block that strides: each is another half minute of generating code.
     compile_blocks(model.visual.layer2 if name == "RN-tiny" else model)
     assert_equal_training(model, small_model(name, **layers).double(), range(2))
@@ -136,7 +136,7 @@ def test_compile_blocks_on_a_gpu_trains_near_eager_blocks_in_few_graphs(
     name: str, mode: str
 ) -> None:
     plain = small_model(name).cuda().bfloat16()
-    model = compile_blocks(small_model(name, checkpoint=mode).cuda().bfloat16())
+    model = compile_blocks(small_model(name, recompute=mode).cuda().bfloat16())
     truth = small_model(name).double()
 
     def gradient(trained: CLIP, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipfast.models import CLIP, layout, packing
+from clipfast.models import CLIP, packing, sequences
 from clipfast.models.packing import pack_captions, plan_groups
 from tests.models.helpers import assert_near, small_model
 from tests.models.plain_towers import (
@@ -212,7 +212,7 @@ def varlen_by_loop(q, k, v, offsets_q, offsets_k, longest_q, longest_k, *, is_ca
 @pytest.fixture
 def varlen_on_cpu(monkeypatch) -> None:
     monkeypatch.setattr(packing, "_varlen_serves", lambda *_: True)
-    monkeypatch.setattr(layout, "_varlen", varlen_by_loop)
+    monkeypatch.setattr(sequences, "_varlen", varlen_by_loop)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
@@ -248,12 +248,12 @@ def test_varlen_speaks_to_each_release_of_torch(name: str, monkeypatch) -> None:
     }
     module = types.SimpleNamespace(varlen_attn=forms[name])
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
-    layout._varlen_takes_window.cache_clear()
+    sequences._varlen_takes_window.cache_clear()
     try:
         for is_causal in (True, False):
-            layout._varlen(*[torch.zeros(1)] * 5, 1, 1, is_causal=is_causal)
+            sequences._varlen(*[torch.zeros(1)] * 5, 1, 1, is_causal=is_causal)
     finally:
-        layout._varlen_takes_window.cache_clear()
+        sequences._varlen_takes_window.cache_clear()
     expected = {"is_causal": [True, False], "window_size": [(-1, 0), (-1, -1)]}
     assert calls == expected[name]
 

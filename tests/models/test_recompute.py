@@ -1,4 +1,4 @@
-"""Checkpoint modes: the same bits in each, and what is kept and what runs again."""
+"""Modes of recomputation: the same bits in each, and what is kept and what runs again."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Calls(TorchDispatchMode):
 @BOTH
 @MODES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_checkpoint_changes_no_bit_of_gradients_and_statistics(
+def test_recompute_changes_no_bit_of_gradients_and_statistics(
     name: str, mode: str, dtype: torch.dtype
 ) -> None:
     plain = small_model(name).to(dtype)
-    recomputing = small_model(name, checkpoint=mode).to(dtype)
+    recomputing = small_model(name, recompute=mode).to(dtype)
     blocks = [m for m in recomputing.modules() if type(m).__name__ in BLOCKS]
     calls = dict.fromkeys(blocks, 0)
     for block in blocks:
@@ -66,8 +66,8 @@ def test_checkpoint_changes_no_bit_of_gradients_and_statistics(
 
 
 @MODES
-def test_checkpoint_under_autocast_changes_no_bit(mode: str) -> None:
-    plain, recomputing = small_model("RN-tiny"), small_model("RN-tiny", checkpoint=mode)
+def test_recompute_under_autocast_changes_no_bit(mode: str) -> None:
+    plain, recomputing = small_model("RN-tiny"), small_model("RN-tiny", recompute=mode)
     for model in (plain, recomputing):
         with torch.autocast("cpu", torch.bfloat16):
             u, v, _ = features(model)
@@ -77,7 +77,7 @@ def test_checkpoint_under_autocast_changes_no_bit(mode: str) -> None:
 
 
 def backward_calls(name: str, mode: str) -> Counter[str]:
-    model = small_model(name, checkpoint=mode)
+    model = small_model(name, recompute=mode)
     u, v, _ = features(model)
     with Calls() as calls:
         (u.sum() + v.sum()).backward()
@@ -119,8 +119,8 @@ def test_is_kept_weighs_bytes_against_time() -> None:
 
 
 @MODES
-def test_checkpoint_rests_in_eval_mode_and_without_a_graph(mode: str) -> None:
-    model = small_model("ViT-tiny", checkpoint=mode)
+def test_recompute_rests_in_eval_mode_and_without_a_graph(mode: str) -> None:
+    model = small_model("ViT-tiny", recompute=mode)
     calls: list[int] = []
     model.visual.transformer.resblocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_checkpoint_rests_in_eval_mode_and_without_a_graph(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_second_forward_with_frozen_statistics_is_exact(mode: str) -> None:
-    model = small_model("RN-tiny", checkpoint=mode)
+    model = small_model("RN-tiny", recompute=mode)
     images = random_images(3, 64)
     with torch.no_grad():
         encoded = model.encode_image(images)
@@ -145,15 +145,15 @@ def test_second_forward_with_frozen_statistics_is_exact(mode: str) -> None:
 
 
 def test_selective_refuses_a_second_backward_with_the_remedy() -> None:
-    model = small_model("ViT-tiny", checkpoint="selective")
+    model = small_model("ViT-tiny", recompute="selective")
     loss = model.encode_image(random_images(1, 64)).sum()
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="checkpoint='full' or 'none'"):
+    with pytest.raises(RuntimeError, match="recompute='full' or 'none'"):
         loss.backward()
 
 
 def test_full_runs_a_second_backward() -> None:
-    model = small_model("RN-tiny", checkpoint="full")
+    model = small_model("RN-tiny", recompute="full")
     loss = model.encode_image(random_images(2, 64)).sum()
     loss.backward(retain_graph=True)
     once = model.visual.conv1.weight.grad.clone()
@@ -163,4 +163,4 @@ def test_full_runs_a_second_backward() -> None:
 
 def test_auto_is_refused_where_only_a_run_can_resolve_it() -> None:
     with pytest.raises(ValueError, match="the engine knows"):
-        create_model("RN-tiny", checkpoint="auto")
+        create_model("RN-tiny", recompute="auto")

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.models.config import ResNetConfig
-from clipfast.models.resnet import Bottleneck, ModifiedResNet
+from clipfast.models.resnet import Bottleneck, ModifiedResNet, ResNetConfig
 from tests.models.helpers import randomize_vectors
 
 
-def tower(layers=(1, 2, 1, 2), width=16, image_size=64, checkpoint="none") -> ModifiedResNet:
+def tower(layers=(1, 2, 1, 2), width=16, image_size=64, recompute="none") -> ModifiedResNet:
     torch.manual_seed(1)
     config = ResNetConfig(layers, width, image_size)
-    model = ModifiedResNet(config, 24, checkpoint)
+    model = ModifiedResNet(config, 24, recompute)
     randomize_vectors(model)
     return model
 
@@ -89,12 +88,12 @@ def test_resnet_error_is_at_most_the_plain_towers(dtype):
     assert errors[0] <= 1.1 * errors[1], errors
 
 
-@pytest.mark.parametrize("checkpoint", ["selective", "full"])
-def test_resnet_checkpointing_gives_the_same_bits(checkpoint):
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_resnet_recomputation_gives_the_same_bits(recompute):
     images, cotangent = torch.randn(2, 3, 64, 64), torch.randn(2, 24)
     results = []
-    for mode in ("none", checkpoint):
-        model = tower(checkpoint=mode)
+    for mode in ("none", recompute):
+        model = tower(recompute=mode)
         features = model(images)
         results.append(gradients(model, features, cotangent) | dict(model.named_buffers()))
     for name, value in results[0].items():

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from clipfast.models import CLIP
-from clipfast.models.layout import UniformLayout
+from clipfast.models.sequences import UniformLayout
 from clipfast.models.vit import PatchEmbedding
 from tests.models.helpers import assert_near, random_images, small_model
 from tests.models.plain_towers import (

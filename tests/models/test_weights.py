@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clipfast.models import CLIP, create_model, export, load_weights
-from clipfast.models import weights as weights_module
+from clipfast.models.weight_files import read_state
 from tests.models.helpers import assert_near, random_images, random_tokens, small_model
 from tests.peers import import_open_clip
 
@@ -78,7 +78,7 @@ def test_export_then_load_weights_is_the_identity(suffix: str, tmp_path: Path) -
 @SUFFIXES
 def test_export_writes_logit_scale_without_a_dimension(suffix: str, tmp_path: Path) -> None:
     export(small_model("ViT-tiny"), tmp_path / f"model{suffix}")
-    assert weights_module._read(tmp_path / f"model{suffix}")["logit_scale"].shape == ()
+    assert read_state(tmp_path / f"model{suffix}")["logit_scale"].shape == ()
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])

@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipfast import FusedAdamW
 from clipfast.ops.adamw import split_master
-from clipfast.optim.batch import in_layout
+from clipfast.optim.tensor_list import in_layout
 from tests.optim.fused_adamw_cases import (
     STATS,
     assert_same_bits,

@@ -188,7 +188,7 @@ class Field:
         if key in ("clipfast-selective", "clipfast-full"):
             with torch.device("meta"):
                 mode = key.removeprefix("clipfast-")
-                model = create_model(self.case.model, checkpoint=mode, **dict(self.case.overrides))
+                model = create_model(self.case.model, recompute=mode, **dict(self.case.overrides))
             model.load_state_dict(self.ours.state_dict(keep_vars=True), assign=True)
         elif key == "clipfast-compile":
             model = share_parameters(self.ours)

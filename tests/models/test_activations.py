@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipfast.models import create_model
-from clipfast.models.config import get_config
-from clipfast.models.memory import activation_bytes, fastest_checkpoint
+from clipfast.models.activations import activation_bytes, fastest_recompute
+from clipfast.models.catalogue import get_config
 from tests.models.helpers import random_images
 
 BATCH = 16
@@ -16,7 +16,7 @@ BATCH = 16
 
 def allocated(name: str, mode: str) -> tuple[int, int]:
     """Bytes kept after a forward pass and at most in use, by torch's allocator."""
-    model = create_model(name, checkpoint=mode)
+    model = create_model(name, recompute=mode)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     images = random_images(BATCH, model.config.vision.image_size)
@@ -74,11 +74,11 @@ def test_activation_bytes_follow_batch_precision_and_captions() -> None:
 
 
 def test_activation_bytes_refuse_the_mode_auto() -> None:
-    with pytest.raises(ValueError, match="checkpoint='auto'"):
-        activation_bytes(get_config("RN-tiny", checkpoint="auto"), 2, torch.float32)
+    with pytest.raises(ValueError, match="recompute='auto'"):
+        activation_bytes(get_config("RN-tiny", recompute="auto"), 2, torch.float32)
 
 
-def test_fastest_checkpoint_recomputes_as_little_as_fits() -> None:
+def test_fastest_recompute_recomputes_as_little_as_fits() -> None:
     config = get_config("RN-tiny", text_layers=1)
     needs = {m: activation_bytes(config, 32, torch.float32, m) for m in ("none", "selective")}
     for available, mode in (
@@ -88,6 +88,6 @@ def test_fastest_checkpoint_recomputes_as_little_as_fits() -> None:
         (needs["selective"].peak - 1, "full"),
         (-1, "full"),
     ):
-        picked, needed = fastest_checkpoint(config, 32, torch.float32, available)
+        picked, needed = fastest_recompute(config, 32, torch.float32, available)
         assert picked == mode
         assert needed == needs.get(mode, needed)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Layout(ABC):
+class SequenceLayout(ABC):
     """Where each sequence lies in x [T, C], and which of its tokens is read."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Layout(ABC):
         return features
 
 
-class UniformLayout(Layout):
+class UniformLayout(SequenceLayout):
     """Sequences of one length that attend to all of themselves, read at their first token: images.
 
     Args:
@@ -76,19 +76,19 @@ class UniformLayout(Layout):
         self.batch, self.length = batch, length
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend`."""
+        """See `SequenceLayout.attend`."""
         return _attend(qkv, self.batch, self.length, heads, is_causal=False)
 
     def attend_read(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend_read`."""
+        """See `SequenceLayout.attend_read`."""
         return _attend_one(q, kv, self.batch, self.length, heads, None)
 
     def read(self, x: Tensor) -> Tensor:
-        """See `Layout.read`."""
+        """See `SequenceLayout.read`."""
         return x.view(self.batch, self.length, x.shape[1])[:, 0]
 
 
-class GroupedLayout(Layout):
+class GroupedLayout(SequenceLayout):
     """Causal sequences sorted into dense groups [n, L], read at their ends.
 
     Tokens between a sequence's end and its group's length are computed and seen by none that is
@@ -114,7 +114,7 @@ class GroupedLayout(Layout):
     # The shapes of the groups differ from batch to batch: compiled, each would be another graph.
     @torch.compiler.disable
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend`."""
+        """See `SequenceLayout.attend`."""
         parts = qkv.split([n * length for n, length in self.groups])
         return torch.cat(
             [
@@ -125,7 +125,7 @@ class GroupedLayout(Layout):
 
     @torch.compiler.disable
     def attend_read(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend_read`."""
+        """See `SequenceLayout.attend_read`."""
         queries = q.split([n for n, _ in self.groups])
         parts = kv.split([n * length for n, length in self.groups])
         return torch.cat(
@@ -139,15 +139,15 @@ class GroupedLayout(Layout):
 
     @torch.compiler.disable
     def read(self, x: Tensor) -> Tensor:
-        """See `Layout.read`."""
+        """See `SequenceLayout.read`."""
         return x.index_select(0, self.ends)
 
     def restore(self, features: Tensor) -> Tensor:
-        """See `Layout.restore`."""
+        """See `SequenceLayout.restore`."""
         return features.index_select(0, self.inverse)
 
 
-class VarlenLayout(Layout):
+class VarlenLayout(SequenceLayout):
     """Causal sequences in the order of the batch, read at their ends, through flash attention.
 
     A last sequence of one row or more fills T up to a round number. It has a query like the others,
@@ -165,14 +165,14 @@ class VarlenLayout(Layout):
         self.offsets, self.queries, self.ends, self.longest = offsets, queries, ends, longest
 
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend`."""
+        """See `SequenceLayout.attend`."""
         q, k, v = qkv.view(qkv.shape[0], 3, heads, -1).unbind(1)
         longest = self.longest
         out = _varlen(q, k, v, self.offsets, self.offsets, longest, longest, is_causal=True)
         return out.reshape(qkv.shape[0], -1)
 
     def attend_read(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
-        """See `Layout.attend_read`."""
+        """See `SequenceLayout.attend_read`."""
         query = q.view(q.shape[0], heads, -1)
         k, v = kv.view(kv.shape[0], 2, heads, -1).unbind(1)
         offsets, queries, longest = self.offsets, self.queries, self.longest
@@ -181,11 +181,11 @@ class VarlenLayout(Layout):
         return out.reshape(q.shape[0], -1)
 
     def read(self, x: Tensor) -> Tensor:
-        """See `Layout.read`; one row more, the filler's."""
+        """See `SequenceLayout.read`; one row more, the filler's."""
         return x.index_select(0, self.ends)
 
     def restore(self, features: Tensor) -> Tensor:
-        """See `Layout.restore`."""
+        """See `SequenceLayout.restore`."""
         return features[:-1]
 
 

@@ -26,7 +26,7 @@ class Options(tuple):
         return super().__new__(cls, (*map(float, numbers), bound))
 
 
-class Batch:
+class TensorList:
     """Tensors that one call of torch.ops.clipfast.adamw_ updates."""
 
     def __init__(

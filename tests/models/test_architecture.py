@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clipfast.models import create_model, list_models, num_parameters
-from clipfast.models.config import get_config
+from clipfast.models.catalogue import get_config
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_create_model_overrides_reach_both_towers() -> None:
             text_head_width=16,
             context_length=20,
             vocab_size=100,
-            checkpoint="selective",
+            recompute="selective",
         )
     assert model.visual.positional_embedding.shape == (10, 128)
     assert model.visual.proj.shape == (128, 96)
@@ -86,8 +86,8 @@ def test_create_model_overrides_reach_both_towers() -> None:
     assert model.text_projection.shape == (64, 96)
     assert len(model.transformer.resblocks) == 3
     assert model.transformer.resblocks[0].attn.heads == 4
-    assert model.visual.transformer.checkpoint == "selective"
-    assert model.transformer.checkpoint == "selective"
+    assert model.visual.transformer.recompute == "selective"
+    assert model.transformer.recompute == "selective"
 
 
 def test_every_field_of_a_config_can_be_overridden() -> None:
@@ -109,7 +109,7 @@ def test_every_field_of_a_config_can_be_overridden() -> None:
         ("RN50", {"text_width": 100}, "text_head_width=64 must divide text_width=100"),
         ("RN50", {"text_layers": 0}, "text layers must be positive"),
         ("RN50", {"embed_dim": 0}, "embed_dim must be positive"),
-        ("RN50", {"checkpoint": "some"}, "one of none, selective, full, auto; got 'some'"),
+        ("RN50", {"recompute": "some"}, "one of none, selective, full, auto; got 'some'"),
     ],
 )
 def test_create_model_impossible_value_names_the_remedy(

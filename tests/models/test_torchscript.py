@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from clipfast.models import CLIP, load_weights
-from clipfast.models.archive import is_torchscript, read_torchscript
+from clipfast.models.torchscript import is_torchscript, read_torchscript
 from tests.models.helpers import random_images, random_tokens, small_model
 
 

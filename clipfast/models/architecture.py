@@ -1,0 +1,152 @@
+"""What a CLIP model consists of: two towers and the space between them, as frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from clipfast.models.checks import require, unknown_name
+from clipfast.models.recompute import MODES, Recompute
+from clipfast.models.renamed import renamed_argument, warn_renamed
+from clipfast.models.towers import TowerConfig
+
+_TOWER_FIELDS = ("layers", "width", "head_width")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text tower: a causal pre-norm transformer read at the end-of-text token.
+
+    Args:
+        layers: transformer blocks.
+        width: channels of a token.
+        head_width: channels of one attention head.
+        context_length: most tokens a caption may have, start and end included.
+        vocab_size: rows of the token embedding.
+
+    Raises:
+        ValueError: where no such tower exists.
+    """
+
+    layers: int = 12
+    width: int = 512
+    head_width: int = 64
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "context_length", "vocab_size"):
+            require(getattr(self, name) > 0, f"text {name} must be positive")
+        require(
+            self.width > 0 and self.head_width > 0 and self.width % self.head_width == 0,
+            f"text_head_width={self.head_width} must divide text_width={self.width}",
+        )
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a block."""
+        return self.width // self.head_width
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A whole CLIP model.
+
+    Args:
+        name: the model's name in `list_models()`; it stays when fields are overridden.
+        embed_dim: width D of the joint embedding.
+        vision: the image tower, a configuration that `register_tower` knows.
+        text: the text tower.
+        recompute: what residual blocks keep for the backward pass: "none", "selective", "full"
+            (see `clipfast.models.recompute`), or "auto", which the engine resolves and with which
+            no model can be built. Until 0.3 also by its old name, `checkpoint`.
+
+    Raises:
+        ValueError: if `embed_dim` is not positive, or `recompute` is none of those.
+    """
+
+    name: str
+    embed_dim: int
+    vision: TowerConfig
+    text: TextConfig = TextConfig()
+    recompute: Recompute = "none"
+
+    def __post_init__(self) -> None:
+        require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
+        modes = (*MODES, "auto")
+        require(
+            self.recompute in modes,
+            f"recompute must be one of {', '.join(modes)}; got {self.recompute!r}",
+        )
+
+    @property
+    def resolved_recompute(self) -> str:
+        """The mode of recomputation to build with.
+
+        Raises:
+            ValueError: for "auto", with the remedy.
+        """
+        require(
+            self.recompute != "auto",
+            "recompute='auto' depends on batch, precision and free memory, which the engine knows "
+            "and a model does not: build it with 'none', 'selective' or 'full' "
+            "(clipfast.models.activations.fastest_recompute picks one)",
+        )
+        return self.recompute
+
+    @property
+    def checkpoint(self) -> Recompute:
+        """The old name of `recompute`."""
+        warn_renamed("checkpoint", "recompute")
+        return self.recompute
+
+    @property
+    def resolved_checkpoint(self) -> str:
+        """The old name of `resolved_recompute`."""
+        return self.resolved_recompute
+
+    @renamed_argument("checkpoint", "recompute")
+    def override(self, **overrides: Any) -> Architecture:
+        """A copy with some fields replaced, by flat names.
+
+        Args:
+            overrides: `embed_dim`, `recompute`; of the image tower `image_size`,
+                `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
+                `patch_size`; of the text tower `context_length`, `vocab_size`, `text_layers`,
+                `text_width`, `text_head_width`. Those of another image tower: see `TowerConfig`.
+
+        Returns:
+            The new architecture, checked.
+
+        Raises:
+            ValueError: for a name that this model lacks, or a value with which it cannot exist.
+        """
+        places = self._flat_names()
+        changes: dict[str | None, dict[str, Any]] = {None: {}, "vision": {}, "text": {}}
+        for name, value in overrides.items():
+            if name not in places:
+                raise ValueError(unknown_name("override", name, places, f" of {self.name}"))
+            tower, field = places[name]
+            changes[tower][field] = value
+        return replace(
+            self,
+            vision=replace(self.vision, **changes["vision"]),
+            text=replace(self.text, **changes["text"]),
+            **changes[None],
+        )
+
+    def _flat_names(self) -> dict[str, tuple[str | None, str]]:
+        names: dict[str, tuple[str | None, str]] = {
+            "embed_dim": (None, "embed_dim"),
+            "recompute": (None, "recompute"),
+        }
+        for field in fields(self.text):
+            flat = f"text_{field.name}" if field.name in _TOWER_FIELDS else field.name
+            names[flat] = ("text", field.name)
+        for field in fields(self.vision):
+            is_taken = field.name in _TOWER_FIELDS or field.name in names
+            names[f"vision_{field.name}" if is_taken else field.name] = ("vision", field.name)
+        return names
+
+
+Architecture.__init__ = renamed_argument("checkpoint", "recompute")(Architecture.__init__)

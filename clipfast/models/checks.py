@@ -1,0 +1,55 @@
+"""Refusals that name what was expected, what came, and what exists."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+_SHOWN = 4
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a value.
+
+    Args:
+        condition: what must hold.
+        message: what was expected, what came, and the remedy.
+
+    Raises:
+        ValueError: where it does not hold.
+    """
+    if not condition:
+        raise ValueError(message)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], of: str = "") -> str:
+    """The message for a name that does not exist: what was given, the nearest, and all there are.
+
+    Args:
+        kind: what the name stands for, such as "model".
+        name: what was given.
+        known: every name that exists.
+        of: to what they belong, with its leading blank.
+
+    Returns:
+        One line of text.
+    """
+    known = list(known)
+    lower = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{of}.{hint} Known: {', '.join(known)}"
+
+
+def some_of(items: Iterable[str]) -> str:
+    """The first few of many names, and how many more there are.
+
+    Args:
+        items: the names.
+
+    Returns:
+        One line of text.
+    """
+    items = list(items)
+    rest = f", and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + rest
