@@ -8,7 +8,7 @@
     python benchmarks/adamw_proof.py demo --seeds 5  the demo itself, seeds in pairs: an hour
 
 Every part has negative controls, which must fail the test that ours pass. Rows go to
-``benchmarks/results/adamw_proof.jsonl``, those of ``demo`` to ``adamw_demo.jsonl`` as they come, so
+``benchmarks/results/adamw_proof.jsonl``, those of ``demo`` to ``demo.jsonl`` as they come, so
 that an interrupted demo goes on. The program ends with status 1 where a claim does not hold.
 """
 
@@ -23,12 +23,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.parts.adamw import demo as adamw_demo
-from benchmarks.parts.adamw import error as adamw_error
-from benchmarks.parts.adamw import gradients as adamw_gradients
-from benchmarks.parts.adamw import rounding as adamw_rounding
-from benchmarks.parts.adamw import weights as adamw_weights
-from benchmarks.parts.common import harness
+from benchmarks.parts.adamw import demo, demo_report, error, gradients, rounding, weights
+from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.harness import Row
 
 SUBJECT = "adamw_proof"
@@ -41,24 +37,24 @@ LATE_RATE = 4e-3
 def run_error(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Part "error"."""
     rows = []
-    cases = [(kind, beta2) for kind in adamw_gradients.KINDS for beta2 in adamw_error.BETA2]
+    cases = [(kind, beta2) for kind in gradients.KINDS for beta2 in error.BETA2]
     with tqdm(total=len(cases) * options.steps, unit=" steps", leave=False) as bar:
         for kind, beta2 in cases:
             bar.set_description(f"{kind}, beta2 {beta2}")
-            stream = ([grad] for grad in adamw_gradients.gradients(kind, options.elements))
-            rows += adamw_error.measure(kind, stream, options.steps, beta2, after_step=bar.update)
+            stream = ([grad] for grad in gradients.gradients(kind, options.elements))
+            rows += error.measure(kind, stream, options.steps, beta2, after_step=bar.update)
     print(
         f"\nUpdates against float64 Adam's: {options.steps:,} steps, {options.elements:,} weights"
     )
-    print(adamw_error.table(rows))
-    print(adamw_error.WHY_UNJUDGED)
-    return rows, adamw_error.complaints(rows)
+    print(error.table(rows))
+    print(error.WHY_UNJUDGED)
+    return rows, error.complaints(rows)
 
 
 def run_replay(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Part "replay"."""
-    config = adamw_gradients.demo_config()
-    statistics, weights = [], []
+    config = gradients.demo_config()
+    statistics, moved = [], []
     with tempfile.TemporaryDirectory() as folder:
         with tqdm(total=options.trace_steps, desc="recording", unit=" steps", leave=False) as bar:
 
@@ -66,18 +62,16 @@ def run_replay(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
 
-            trace = adamw_gradients.record(
-                Path(folder), options.trace_steps, options.trace_batch, tell
-            )
+            trace = gradients.record(Path(folder), options.trace_steps, options.trace_batch, tell)
         steps = trace.steps * options.cycles
         elements = sum(weight.numel() for weight in trace.weights)
-        cases = [(flat, beta2) for flat in (False, True) for beta2 in adamw_error.BETA2]
+        cases = [(flat, beta2) for flat in (False, True) for beta2 in error.BETA2]
         with tqdm(total=5 * steps, desc="replaying", unit=" steps", leave=False) as bar:
             for flat, beta2 in cases:
                 name, form = ("flat trace", _flat) if flat else ("trace", list)
                 stream = map(form, (g for _ in range(options.cycles) for g in trace.gradients()))
-                statistics += adamw_error.measure(name, stream, steps, beta2, after_step=bar.update)
-            weights += adamw_weights.replay(
+                statistics += error.measure(name, stream, steps, beta2, after_step=bar.update)
+            moved += weights.replay(
                 trace,
                 LATE_RATE * config.optimizer.lr,
                 config.optimizer.weight_decay,
@@ -90,11 +84,11 @@ def run_replay(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
         f"tensors of both towers, {elements:,} weights"
     )
     print("(flat: side by side in one tensor, as ZeRO hands them over)")
-    print(adamw_error.table(statistics))
+    print(error.table(statistics))
     print(f"\nThe same gradients at {LATE_RATE} of the peak rate: movement along float64 Adam's")
-    print(adamw_weights.table(weights))
-    wrong = adamw_error.complaints(statistics, controls_fail=steps >= 300)
-    return statistics + weights, wrong + adamw_weights.complaints(weights)
+    print(weights.table(moved))
+    wrong = error.complaints(statistics, controls_fail=steps >= 300)
+    return statistics + moved, wrong + weights.complaints(moved)
 
 
 def _flat(grads: Sequence[Tensor]) -> list[Tensor]:
@@ -103,23 +97,23 @@ def _flat(grads: Sequence[Tensor]) -> list[Tensor]:
 
 def run_late(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Part "late"."""
-    rows, curves = adamw_weights.late_phase(options.elements, options.late_steps)
+    rows, curves = weights.late_phase(options.elements, options.late_steps)
     print(f"\nA noisy quadratic, {options.late_steps} steps: movement along that of fp32 weights")
-    print(adamw_weights.table(rows))
+    print(weights.table(rows))
     if options.save:
-        print(f"plot: {adamw_weights.plot(curves, harness.RESULTS / 'adamw_late.png')}")
-    return rows, adamw_weights.complaints(rows)
+        print(f"plot: {weights.plot(curves, files.RESULTS / 'adamw_late.png')}")
+    return rows, weights.complaints(rows)
 
 
 def run_rounding(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Part "rounding"."""
-    rows = adamw_rounding.measure(options.draws)
+    rows = rounding.measure(options.draws)
     print(f"\nThe mean of {options.draws:,} draws of one value")
-    summaries = adamw_rounding.summary(rows)
-    print(adamw_rounding.table(summaries))
-    control = adamw_rounding.measure(options.draws, rounding="nearest")
+    summaries = rounding.summary(rows)
+    print(rounding.table(summaries))
+    control = rounding.measure(options.draws, rounding="nearest")
     biased = {row["name"] for row in control if not row["passed"]}
-    print(f"control, to nearest: biased in {len(biased)} of {len(adamw_rounding.FORMATS)} formats")
+    print(f"control, to nearest: biased in {len(biased)} of {len(rounding.FORMATS)} formats")
     wrong = [
         f"{row['name']}: {row['value']!r} is off by {row['bias_ulp']:.4f} ulp, z {row['z']:.1f}"
         for row in rows
@@ -127,24 +121,24 @@ def run_rounding(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     ]
     wrong += [
         f"{form.name}: rounding to nearest passes the test of unbiased rounding"
-        for form in adamw_rounding.FORMATS
+        for form in rounding.FORMATS
         if form.name not in biased
     ]
-    return summaries + adamw_rounding.summary(control), wrong
+    return summaries + rounding.summary(control), wrong
 
 
 def run_demo(options: argparse.Namespace) -> list[str]:
     """Part "demo"."""
-    rows = adamw_demo.run(
+    rows = demo.run(
         range(options.seeds), options.runs, max_steps=options.max_steps, save=options.save
     )
     print("\nThe demo, seeds in pairs with fp32 statistics and weights")
-    print(adamw_demo.table(rows))
+    print(demo_report.table(rows))
     if options.save:
-        kept = harness.read_rows(adamw_demo.SUBJECT)
-        picture = harness.RESULTS / f"{adamw_demo.SUBJECT}.png"
-        print(f"plot: {adamw_demo.plot(kept, picture)}")
-    return adamw_demo.complaints(rows)
+        kept = files.read_rows(demo.SUBJECT)
+        picture = files.RESULTS / f"{demo.SUBJECT}.png"
+        print(f"plot: {demo_report.plot(kept, picture)}")
+    return demo_report.complaints(rows)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -164,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--draws", type=int, default=100_000, help="of each value of rounding")
     parser.add_argument("--seeds", type=int, default=5, help="of demo, from 0")
     parser.add_argument(
-        "--runs", nargs="+", choices=adamw_demo.RUNS, default=list(adamw_demo.RUNS), help="of demo"
+        "--runs", nargs="+", choices=demo.RUNS, default=list(demo.RUNS), help="of demo"
     )
     parser.add_argument("--max-steps", type=int, help="of demo, for a look; nothing is kept")
     parser.add_argument(
@@ -193,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, told = run(options)
         wrong += told
         if options.save:
-            path = harness.write_rows(
+            path = files.write_rows(
                 SUBJECT,
                 [{"part": part, "device": "cpu", **row} for row in rows],
                 retain=lambda row, part=part: row["part"] != part,

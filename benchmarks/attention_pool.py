@@ -17,22 +17,24 @@ copy in the same run.
     python benchmarks/attention_pool.py --pools RN50x64 --batch 32 --dtypes bfloat16
 
 Rows go to ``benchmarks/results/attention_pool.jsonl`` and the plot beside it, under the default
-options only; with others nothing is written.
+options only; with others, to where --json and --plot say.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from benchmarks.parts.common import harness
-from benchmarks.parts.common.peers import import_open_clip
+from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common.options import add_run_options, new_parser, parse
+from benchmarks.parts.common.plots import plot_rows
+from benchmarks.parts.common.rows import device_name, save
 from clipfast import AttentionPool2d
 
 SUBJECT = "attention_pool"
@@ -97,12 +99,11 @@ class Problem:
         side, channels, heads, width = self.shape
         found = {"clipfast": (self.pool, self.pool)}
         try:
-            theirs = import_open_clip().modified_resnet.AttentionPool2d(
+            theirs = peers.import_open_clip().modified_resnet.AttentionPool2d(
                 side, channels, heads, width
             )
             theirs.to(self.device, self.dtype).load_state_dict(self.pool.state_dict())
-            version = importlib.metadata.version("open_clip_torch")
-            found[f"OpenCLIP {version}"] = (theirs, theirs)
+            found[f"OpenCLIP {peers.open_clip_version()}"] = (theirs, theirs)
         except ImportError as error:
             print(f"OpenCLIP: not measured: {error}")
         found["OpenAI's form"] = (self.pool, lambda x: every_query(self.pool, x))
@@ -190,12 +191,12 @@ def measure_problem(problem: Problem, runs: int, tick: Callable[[], object]) -> 
 
 
 def print_table(rows: list[harness.Row]) -> None:
-    """One line a contender."""
+    """One line per contender."""
     for row in rows:
         memory = row["peak_extra_bytes"]
         told = "-" if memory is None else f"{memory / 2**20:,.0f} MiB"
-        slower = row.get("ratio_to_clipfast")
-        ratio = "" if slower is None else f"{slower:.1f}x the time of clipfast"
+        faster = row.get("ratio_to_clipfast")
+        ratio = "" if faster is None else f"clipfast {faster:.1f}x faster"
         print(
             f"  {row['name']:16} {row['median_ms']:10.2f} ms  {row['ratio_to_floor']:8.1f}x floor "
             f"{told:>12}  error {row['error']:.1e}  {ratio}"
@@ -204,12 +205,11 @@ def print_table(rows: list[harness.Row]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = new_parser(__doc__, DEFAULTS)
     parser.add_argument("--pools", nargs="+", choices=POOLS, help="models whose pool is timed")
     parser.add_argument("--batch", type=int, help="samples")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of maps and weights")
-    parser.add_argument("--runs", type=int, help="timed runs of each contender")
-    parser.add_argument("--device", choices=DEFAULTS, help="CUDA where there is one, else the CPU")
+    add_run_options(parser, DEFAULTS)
     return parser
 
 
@@ -223,33 +223,34 @@ def default_dtypes(device: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every pool, print tables, and save what was measured with the default options."""
-    options = build_parser().parse_args(argv)
-    is_default = not any(vars(options).values())
-    kind = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    plan = argparse.Namespace(**{"dtypes": default_dtypes(kind), **DEFAULTS[kind], **given})
-    device = torch.device(kind)
-    cases = [(pool, dtype) for pool in plan.pools for dtype in plan.dtypes]
+    options = parse(build_parser(), argv, DEFAULTS)
+    device = torch.device(options.device)
+    dtypes = options.dtypes or default_dtypes(options.device)
+    cases = [(pool, dtype) for pool in options.pools for dtype in dtypes]
     rows: list[harness.Row] = []
     for number, (pool, dtype) in enumerate(cases, 1):
-        title = f"{pool}, {dtype}, batch {plan.batch}, {kind}"
-        problem = Problem(pool, plan.batch, DTYPES[dtype], device)
+        title = f"{pool}, {dtype}, batch {options.batch}, {options.device}"
+        problem = Problem(pool, options.batch, DTYPES[dtype], device)
         with tqdm(desc=f"case {number}/{len(cases)}: {title}", unit=" runs", leave=False) as bar:
-            new = measure_problem(problem, plan.runs, lambda bar=bar: bar.update(1))
+            new = measure_problem(problem, options.runs, lambda bar=bar: bar.update(1))
         print(f"{title}: x twice and dx once takes {new[0]['floor_ms']:.2f} ms")
         print_table(new)
         rows += new
-    if not is_default:
-        return
-    path = harness.write_rows(SUBJECT, rows, retain=lambda row: not row["device"].startswith(kind))
-    picture = harness.plot_rows(
+    save(SUBJECT, rows, plot, options)
+
+
+def plot(rows: Sequence[harness.Row], path: Path) -> Path:
+    """Draw one bar per contender and pool."""
+    devices = dict.fromkeys(map(device_name, rows))
+    if len(devices) > 1:
+        rows = [{**row, "case": f"{row['case']}, {device_name(row)}"} for row in rows]
+    return plot_rows(
         rows,
-        harness.RESULTS / f"{SUBJECT}.png",
-        title=f"Attention pooling, forward and backward, batch {plan.batch}, {kind}",
+        path,
+        title=f"Attention pooling, batch {rows[0]['batch']}, {', '.join(devices)}",
         group="case",
         unit="samples per second",
     )
-    print(f"rows: {path}\nplot: {picture}")
 
 
 if __name__ == "__main__":

@@ -24,19 +24,21 @@ options only; with others, to where --json and --plot say.
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.parts.common import harness
-from benchmarks.parts.loss import report as loss_report
-from benchmarks.parts.loss.measure import Absence, Plan, measure_case, measure_on_ranks
+from benchmarks.parts.common.contest import Absence, require_ours
+from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.options import add_run_options, new_parser, parse
+from benchmarks.parts.common.rows import save
+from benchmarks.parts.loss import report
+from benchmarks.parts.loss.measure import Selection, measure_case
 from benchmarks.parts.loss.peers import KEPT, PEERS
 from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, compute_truth, make_features
+from benchmarks.parts.loss.ranks import measure_on_ranks
 
 SUBJECT = "loss_throughput"
 IMPLS = ("auto", "all", "reference", "plain", "torch", "cpu", "cuda", "triton")
@@ -58,10 +60,8 @@ LARGE = 65536  # pairs above which a run takes seconds: three of them, and one t
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="without options: " + "; ".join(f"{k}: {v}" for k, v in DEFAULTS.items()),
-    )
+    """The command line."""
+    parser = new_parser(__doc__, DEFAULTS)
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="pairs on all ranks together")
     parser.add_argument("--dims", type=int, nargs="+", help="widths of the embedding")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="what the towers give")
@@ -73,30 +73,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch")
-    parser.add_argument("--runs", type=int, help="timed runs of each contender")
-    parser.add_argument("--device", choices=DEFAULTS, help="CUDA where there is one, else the CPU")
-    parser.add_argument("--json", type=Path, help="file for the rows, one a line")
-    parser.add_argument("--plot", type=Path, help="file for the plot")
+    add_run_options(parser, DEFAULTS)
     return parser
 
 
-def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with this machine's defaults in place of what was not given."""
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and torch.cuda.device_count() < arguments.ranks:
+def require_devices(options: argparse.Namespace) -> None:
+    """Every rank needs a GPU of its own.
+
+    Raises:
+        SystemExit: There are not as many.
+    """
+    if options.device == "cuda" and torch.cuda.device_count() < options.ranks:
         raise SystemExit(
-            f"--ranks {arguments.ranks} takes as many GPUs, and {torch.cuda.device_count()} are "
+            f"--ranks {options.ranks} takes as many GPUs, and {torch.cuda.device_count()} are "
             "here; --device cpu measures the ranks on the CPU"
         )
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    return argparse.Namespace(
-        **{"runs": None, "json": None, "plot": None, **DEFAULTS[device], **given, "device": device}
-    )
 
 
-def run_cases(
-    options: argparse.Namespace,
-) -> tuple[list[harness.Row], list[tuple[Case, Absence]]]:
+def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
     """Measure every size, print its table as it is done."""
     cases = [
         Case(batch, dim, DTYPES[dtype], torch.device(options.device), world_size=options.ranks)
@@ -107,7 +101,7 @@ def run_cases(
     rows, absent = [], []
     for number, case in enumerate(cases, 1):
         is_large = case.batch > LARGE
-        plan = Plan(
+        selection = Selection(
             impls=tuple(options.impl),
             kept=tuple(options.keep),
             peers=tuple(options.peers),
@@ -118,65 +112,37 @@ def run_cases(
         title += f", {case.world_size} ranks" if case.world_size > 1 else ""
         with tqdm(
             desc=f"case {number}/{len(cases)}: {title}",
-            total=plan.total_runs(case) if case.world_size == 1 else None,
+            total=selection.total_runs(case) if case.world_size == 1 else None,
             unit=" runs",
             leave=False,
         ) as bar:
             if case.world_size > 1:
-                new, missing = measure_on_ranks(case, plan)
+                new, missing = measure_on_ranks(case, selection)
             else:
                 truth = compute_truth(make_features(case))
-                new, missing = measure_case(case, plan, truth, lambda bar=bar: bar.update(1))
+                new, missing = measure_case(case, selection, truth, lambda bar=bar: bar.update(1))
         print(f"\n{title}, logit scale {LOGIT_SCALE:g}, loss {new[0]['loss']:.3g}")
-        print(loss_report.table(new))
+        print(report.table(new))
         for absence in missing:
             print(f"{absence.name}: {absence.reason}")
         rows += new
-        absent += [(case, absence) for absence in missing]
+        absent += [replace(one, name=f"{one.name} at G {case.batch}") for one in missing]
     return rows, absent
-
-
-def save(rows: list[harness.Row], options: argparse.Namespace, is_default: bool) -> None:
-    """Write and draw the rows where the options say, and say where that is."""
-    path = options.json
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The harness names files by subject, with an ending of its own.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            harness.write_rows(SUBJECT, rows, directory=Path(folder)).replace(path)
-    elif is_default:
-        kind = rows[0]["device"].split(":")[0]
-        path = harness.write_rows(
-            SUBJECT, rows, retain=lambda row: not row["device"].startswith(kind)
-        )
-    print(f"\nrows: {path or 'not written; --json PATH writes them'}")
-
-    picture = options.plot or (harness.RESULTS / f"{SUBJECT}.png" if is_default else None)
-    if picture is not None:
-        if path is not None:
-            # From the file, whose rows carry the machine's name, and other devices' rows too.
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-        loss_report.plot(rows, picture)
-    print(f"plot: {picture or 'not drawn; --plot PATH draws it'}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    is_default = vars(arguments) == vars(parser.parse_args([]))
-    options = resolve(arguments)
+    options = parse(build_parser(), argv, DEFAULTS)
+    require_devices(options)
     rows, absent = run_cases(options)
     print(
-        "\nMilliseconds; x floor: time by that of the bare matrix products of the same form; x A, "
-        "x B: time by\nthat of clipfast's form A, B; MiB: peak above what was there before; then "
-        "relative L2 errors against float64."
+        "\nMilliseconds; x floor: time by that of the bare matrix products of the same form; A "
+        "faster, B faster: how many\ntimes as fast clipfast's form A, B is; MiB: peak above what "
+        "was there before; then relative L2 errors against float64."
     )
     if rows:
-        save(rows, options, is_default)
-    failed = [f"{absence.name} at G {case.batch}" for case, absence in absent if absence.is_ours]
-    if failed:
-        raise SystemExit(f"clipfast has no figure for: {', '.join(failed)}")
+        save(SUBJECT, rows, report.plot, options)
+    require_ours(absent)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common import peers
 from benchmarks.parts.common.captions import SOURCES
-from benchmarks.parts.step import measure as step_measure
-from benchmarks.parts.step import report as step_report
+from benchmarks.parts.common.contest import Absence, require_ours
+from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.options import add_run_options, new_parser, parse
+from benchmarks.parts.common.rows import save
+from benchmarks.parts.step import report
 from benchmarks.parts.step.contenders import CONTENDERS, PRECISIONS, Case
+from benchmarks.parts.step.measure import forget, measure_case
 from clipfast.models import list_models
 
 SUBJECT = "step_throughput"
@@ -65,39 +69,23 @@ OTHER_BATCH = 16
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="without options: " + "; ".join(f"{k}: {v}" for k, v in DEFAULTS.items()),
-    )
+    """The command line."""
+    parser = new_parser(__doc__, DEFAULTS)
     parser.add_argument("--models", nargs="+", choices=list_models(), metavar="NAME")
-    parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", help="one for each model, or one for all"
-    )
+    parser.add_argument("--batch-sizes", type=int, nargs="+", help="one per model, or one for all")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS)
     parser.add_argument("--captions", choices=SOURCES, default="web", help="whose lengths")
     parser.add_argument("--image-size", type=int, help="instead of the model's own")
-    parser.add_argument("--runs", type=int, help="timed steps of each contender")
-    parser.add_argument("--device", choices=DEFAULTS, help="CUDA where there is one, else the CPU")
-    parser.add_argument(
-        "--save", action="store_true", help="write to results/, beside the rows of other cases"
-    )
-    parser.add_argument("--json", type=Path, help="file for the rows, one a line")
-    parser.add_argument("--plot", type=Path, help="file for the plot")
+    add_run_options(parser, DEFAULTS, save="write to results/, beside the rows of other cases")
     return parser
 
 
-def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with this machine's defaults in place of what was not given."""
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    options = argparse.Namespace(
-        **{"image_size": None, "json": None, "plot": None, "batch_sizes": None},
-    )
-    vars(options).update(DEFAULTS[device], **{**given, "device": device})
+def batch_sizes(options: argparse.Namespace) -> list[int]:
+    """One batch size per model."""
     sizes = options.batch_sizes
     if sizes is None:
-        sizes = [BATCHES[device].get(model, OTHER_BATCH) for model in options.models]
+        sizes = [BATCHES[options.device].get(model, OTHER_BATCH) for model in options.models]
     elif len(sizes) == 1:
         sizes = sizes * len(options.models)
     if len(sizes) != len(options.models):
@@ -105,8 +93,7 @@ def resolve(arguments: argparse.Namespace) -> argparse.Namespace:
             f"--batch-sizes: {len(sizes)} sizes for {len(options.models)} models; give one for "
             "each, or one for all"
         )
-    options.batch_sizes = sizes
-    return options
+    return sizes
 
 
 def make_cases(options: argparse.Namespace) -> list[Case]:
@@ -121,14 +108,12 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
             captions=options.captions,
             overrides=overrides,
         )
-        for model, batch in zip(options.models, options.batch_sizes, strict=True)
+        for model, batch in zip(options.models, batch_sizes(options), strict=True)
         for precision in options.precisions
     ]
 
 
-def run_cases(
-    options: argparse.Namespace,
-) -> tuple[list[harness.Row], list[tuple[Case, step_measure.Absence]]]:
+def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
     """Measure every case, print its tables as it is done."""
     cases = make_cases(options)
     rows, absent = [], []
@@ -141,49 +126,38 @@ def run_cases(
                 bar.update(1)
                 bar.set_postfix_str(told, refresh=True)
 
-            new, missing = step_measure.measure_case(case, options.contenders, options.runs, tick)
-        step_measure.forget()
+            new, missing = measure_case(case, options.contenders, options.runs, tick)
+        forget()
         print(f"\n{title}; measured in {time.perf_counter() - began:.0f} s")
         if new:
             print(
                 f"{new[0]['captions']} captions of {new[0]['mean_length']:.3g} tokens; matrix "
                 f"products {new[0]['gemm_flop_per_s'] / 1e12:.3g} TFLOP/s; plain model "
-                f"{new[0]['model_flop'] / 1e12:.3g} TFLOP a step\n"
+                f"{new[0]['model_flop'] / 1e12:.3g} TFLOP per step\n"
             )
-            print(step_report.table(new))
+            print(report.table(new))
         for absence in missing:
             print(f"{absence.name}: {absence.reason}")
         rows += new
-        absent += [(case, absence) for absence in missing]
+        absent += [replace(one, name=f"{one.name} on {case.model}") for one in missing]
     return rows, absent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    is_default = vars(arguments) == vars(parser.parse_args([]))
-    options = resolve(arguments)
-    try:
-        peers.import_open_clip()
-    except ImportError as error:
-        raise SystemExit(str(error)) from None
-    peers.use_open_clips_backends()
+    options = parse(build_parser(), argv, DEFAULTS)
+    peers.require_open_clip()
     rows, absent = run_cases(options)
     print(
-        "\nx A: time by that of A. MFU: the plain model's FLOP by time by the rate of matrix "
-        "products; it passes 100\nwhere padding is left out. done: the same of the FLOP really "
-        "done, which TFLOP has. state: parameters, buffers,\noptimizer; + peak: what a step adds. "
-        "Then the errors of the loss and of the gradients of image tower, text\ntower and "
+        "\nA faster: how many times as fast A is. MFU: the plain model's FLOP by time by the rate "
+        "of matrix products; it\npasses 100 where padding is left out. done: the same of the FLOP "
+        "really done, which TFLOP has. state: parameters,\nbuffers, optimizer; + peak: what a step "
+        "adds. Then the errors of the loss and of the gradients of image tower,\ntext tower and "
         "log-scale, relative, against float32."
     )
     if rows:
-        step_report.save(
-            SUBJECT, rows, step_report.plot, options.json, options.plot, is_default, options.save
-        )
-    failed = [f"{absence.name} on {case.model}" for case, absence in absent if absence.is_ours]
-    if failed:
-        raise SystemExit(f"clipfast has no figure for: {', '.join(failed)}")
+        save(SUBJECT, rows, report.plot, options, report.case_of)
+    require_ours(absent)
 
 
 if __name__ == "__main__":

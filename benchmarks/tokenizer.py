@@ -26,7 +26,7 @@ import re
 import sysconfig
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -34,8 +34,11 @@ import torch
 
 from benchmarks.parts.common import harness
 from benchmarks.parts.common.captions import SAMPLE
+from benchmarks.parts.common.plots import plot_rows
+from benchmarks.parts.common.rows import RESULTS, device_name, write_rows
 from clipfast.tokenizer import Tokenizer, tokenize
 
+SUBJECT = "tokenizer"
 TEMPLATES = (
     "a photo of a {0}, with {1} and {2} in the background",
     "{0} and {1} on a white table next to the window",
@@ -174,13 +177,17 @@ def compare(
     )
 
 
-def main() -> None:
-    """Run all settings, print and write the rows."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=512, help="captions a call")
+    parser.add_argument("--batch", type=int, default=512, help="captions per call")
     parser.add_argument("--runs", type=int, default=20, help="timed calls of each tokenizer")
-    arguments = parser.parse_args()
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run all settings, print and write the rows."""
+    arguments = build_parser().parse_args(argv)
     start = time.perf_counter()
     tokenize("a photo of a cat")
     print(f"first call, which builds the engine: {time.perf_counter() - start:.3f} s")
@@ -204,13 +211,17 @@ def main() -> None:
             ours, theirs = rows[-2:]
             print(
                 f"{ours['case']:22} {ours['name']} {ours['items_per_s']:,.0f}/s, {theirs['name']} "
-                f"{theirs['items_per_s']:,.0f}/s: {theirs['ratio_to_clipfast']:.1f}x"
+                f"{theirs['items_per_s']:,.0f}/s: {theirs['ratio_to_clipfast']:.1f}x faster"
             )
-    harness.write_rows("tokenizer", rows)
-    harness.plot_rows(
+    print(f"rows: {write_rows(SUBJECT, rows)}\nplot: {plot(rows, RESULTS / f'{SUBJECT}.png')}")
+
+
+def plot(rows: Sequence[harness.Row], path: Path) -> Path:
+    """Draw one bar per tokenizer and setting."""
+    return plot_rows(
         rows,
-        harness.RESULTS / "tokenizer.png",
-        title=f"Tokenizing captions, {os.cpu_count()} CPU cores, calls of {arguments.batch}",
+        path,
+        title=f"Tokenizing captions, calls of {rows[0]['batch']}, {device_name(rows[0])}",
         group="case",
         unit="captions per second",
     )

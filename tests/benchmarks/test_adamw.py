@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
@@ -10,9 +9,12 @@ import torch
 
 from benchmarks import adamw
 from benchmarks.parts.adamw import check as adamw_check
+from benchmarks.parts.adamw import measure as adamw_measure
+from benchmarks.parts.adamw import problem as adamw_problem
 from benchmarks.parts.adamw import report as adamw_report
-from benchmarks.parts.adamw.contenders import CONTENDERS, NotMeasured, make, state_bytes
-from benchmarks.parts.common import harness
+from benchmarks.parts.adamw.contenders import CONTENDERS, make, state_bytes
+from benchmarks.parts.common import rows as files
+from benchmarks.parts.common.contest import NotMeasured
 from clipfast.optim.fused_adamw import FusedAdamW
 
 CPU = torch.device("cpu")
@@ -20,18 +22,11 @@ QUICK = ["--quick", "--device", "cpu", "--contenders"]
 
 
 def test_adamw_times_ours_and_torchs(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    written = []
-
-    def write_rows(subject, rows, *, retain):
-        written.extend(rows)
-        (tmp_path / "adamw.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    monkeypatch.setattr(harness, "write_rows", write_rows)
-    monkeypatch.setattr(harness, "read_rows", lambda subject: written)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     keys = ["fp16", "remainder", "stochastic", "torch-fused"]
     adamw.main([*QUICK, *keys, "--save"])
     told = capsys.readouterr().out
+    written = files.read_rows("adamw")
     assert [row["contender"] for row in written] == keys
     assert (tmp_path / "adamw.png").stat().st_size > 1000
     states = {row["contender"]: row["state_bytes_per_parameter"] for row in written}
@@ -48,21 +43,21 @@ def test_adamw_times_ours_and_torchs(capsys, monkeypatch, tmp_path):
 
 
 def test_models_lists_alternate_with_torchs_step(monkeypatch):
-    monkeypatch.setattr(adamw, "shapes_of", lambda name, elements: [torch.Size([65, 64])] * 3)
+    monkeypatch.setattr(
+        adamw_measure, "shapes_of", lambda name, elements: [torch.Size([65, 64])] * 3
+    )
     met = []
-    measure = adamw.Measurement.measure
+    measure = adamw_measure.Measurement.measure
 
     def noted(self, contenders, checks, tick):
         met.append([contender.key for contender in contenders])
         return measure(self, contenders, checks, tick)
 
-    monkeypatch.setattr(adamw.Measurement, "measure", noted)
+    monkeypatch.setattr(adamw_measure.Measurement, "measure", noted)
     keys = ["fp16", "torch-fused", "torch-foreach"]
-    options = adamw.plan([*QUICK, *keys])
-    checks, _, failed = adamw.check_all(keys, CPU)
-    rows, absent = adamw.measure_list("RN50x64", options, checks)
-    assert not failed
-    assert not absent
+    checks, wrong = adamw_measure.check_all(keys, CPU)
+    rows, absent = adamw_measure.measure_list("RN50x64", 0, CPU, 3, checks)
+    assert not wrong + absent
     assert met == [["torch-fused", "fp16"], ["torch-fused"], ["torch-foreach"]]
     assert [row["contender"] for row in rows] == keys
     assert rows[0]["times_torch_fused"] == 1 / rows[0]["ratio_to_torch-fused"]
@@ -81,7 +76,7 @@ def test_models_lists_alternate_with_torchs_step(monkeypatch):
     ],
 )
 def test_bytes_are_those_of_reads_and_writes(key, counted):
-    assert CONTENDERS[key].bytes_an_element == counted
+    assert CONTENDERS[key].bytes_per_element == counted
 
 
 def test_state_bytes_are_those_of_all_tensors():
@@ -101,10 +96,10 @@ def test_adamw_gives_a_wrong_optimizer_no_row(monkeypatch, capsys):
         right(self)
 
     monkeypatch.setattr(FusedAdamW, "step", step)
-    with pytest.raises(SystemExit, match="wrong: clipfast, fp32 weights, fp32 statistics"):
+    with pytest.raises(SystemExit, match="no figure for: clipfast, fp32 weights, fp32 statistics"):
         adamw.main([*QUICK, "fp32", "torch-fused"])
     told = capsys.readouterr().out
-    assert "clipfast, fp32 weights, fp32 statistics: not measured: wrong, so not timed" in told
+    assert "clipfast, fp32 weights, fp32 statistics: wrong, so not timed" in told
     assert "torch AdamW fused" in told
 
 
@@ -132,18 +127,18 @@ def test_a_peer_that_is_not_there_is_told(capsys, monkeypatch):
 
 
 def test_models_lists_are_theirs():
-    shapes = adamw.shapes_of("ViT-L/14", 0)
+    shapes = adamw_problem.shapes_of("ViT-L/14", 0)
     assert sum(shape.numel() for shape in shapes) == 427_616_513
-    params = adamw.Problem(shapes[:3], CPU).parameters(torch.bfloat16)
+    params = adamw_problem.Problem(shapes[:3], CPU).parameters(torch.bfloat16)
     assert [param.shape for param in params] == shapes[:3]
     assert all(param.grad.ne(0).float().mean() > 0.99 for param in params)
 
 
-def test_plot_has_a_picture_a_list(tmp_path):
+def test_plot_has_a_picture_per_list(tmp_path):
     row = {
         "name": "clipfast", "device": "cpu", "elements": 10**6, "median_ms": 2.0, "p20_ms": 1.5,
         "p80_ms": 2.5, "floor_ms": 1.0, "of_copy": 0.5, "times_torch_fused": None,
     }  # fmt: skip
     one = adamw_report.plot([{**row, "list": "flat"}], tmp_path / "one.png").stat().st_size
-    rows = [{**row, "list": name} for name in adamw.LISTS]
+    rows = [{**row, "list": name} for name in adamw_problem.LISTS]
     assert adamw_report.plot(rows, tmp_path / "three.png").stat().st_size > 1.5 * one

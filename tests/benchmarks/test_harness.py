@@ -15,10 +15,9 @@ from benchmarks.parts.common.harness import (
     measure,
     measure_together,
     peak_extra_bytes,
-    plot_rows,
-    read_rows,
-    write_rows,
 )
+from benchmarks.parts.common.plots import plot_rows
+from benchmarks.parts.common.rows import read_rows, write_rows
 
 
 def passes() -> None:

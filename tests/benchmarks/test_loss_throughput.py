@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 import clipfast.loss
 from benchmarks import loss_throughput
-from benchmarks.parts.common.harness import RESULTS
-from benchmarks.parts.loss import measure as loss_measure
+from benchmarks.parts.common.rows import RESULTS
+from benchmarks.parts.loss import floor as loss_floor
 from benchmarks.parts.loss import peers as loss_peers
 from benchmarks.parts.loss import problem as loss_problem
 from benchmarks.parts.loss.problem import Case, compute_truth, make_features, measure_errors
@@ -81,10 +81,9 @@ def test_loss_throughput_ratios_are_those_of_the_times(tmp_path):
 
 def test_loss_throughput_scales_the_floor_of_a_strip_to_all_rows(monkeypatch):
     # 16 of 64 rows of P fit a quarter of what is free.
-    monkeypatch.setattr(loss_measure, "free_bytes", lambda device: 4 * 16 * 64 * 4)
-    monkeypatch.setattr(loss_measure.harness, "_cpu_time_once", lambda fn: fn() or 0.002)
-    plan = loss_measure.Plan((), (), (), runs=2, warmup=0)
-    rows = loss_measure.measure_floors(CASE, make_features(CASE), plan, lambda: None, {})
+    monkeypatch.setattr(loss_floor, "free_bytes", lambda device: 4 * 16 * 64 * 4)
+    monkeypatch.setattr(loss_floor.harness, "_cpu_time_once", lambda fn: fn() or 0.002)
+    rows = loss_floor.measure_floors(CASE, make_features(CASE), 2, 0, lambda: None, {})
     for row, flop_bgd in zip(rows, (6, 8), strict=True):
         assert row["measured_rows"] == 16
         assert row["median_ms"] == pytest.approx(4 * 2.0)

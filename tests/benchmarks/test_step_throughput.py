@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
 
 import clipfast
 from benchmarks import step_throughput
-from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common import peers
+from benchmarks.parts.common import rows as files
+from benchmarks.parts.common.harness import CheckFailed
+from benchmarks.parts.common.text import digits
 from benchmarks.parts.step import check as step_check
 from benchmarks.parts.step import flop as step_flop
 from benchmarks.parts.step import report as step_report
-from benchmarks.parts.step.contenders import Case, Field, NotMeasured, share_parameters
+from benchmarks.parts.step.contenders import Case, Field, share_parameters
 from clipfast.models import num_parameters
 from tests.peers import import_open_clip
 
@@ -53,7 +57,7 @@ def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys):
             *("loss", "optimizer"),
         }
         assert min(row["parts_ms"].values()) > 0
-        assert step_report._digits(row["median_ms"]) in told
+        assert digits(row["median_ms"]) in told
     by_key = {(row["precision"], row["contender"]): row for row in rows}
     for precision in ("fp32", "amp_bf16"):
         ours, theirs = (by_key[precision, key] for key in ("clipfast", "openclip"))
@@ -85,7 +89,7 @@ def test_step_throughput_gives_a_missing_gradient_no_row():
     field = Field(CASE)
     truth = step_check.compute_truth(field)
     field.ours.logit_scale.requires_grad_(False)
-    with pytest.raises(NotMeasured, match="1 gradients differ: logit_scale"):
+    with pytest.raises(CheckFailed, match="1 gradients differ: logit_scale"):
         step_check.check(field.contender("clipfast"), truth)
 
 
@@ -113,32 +117,28 @@ def test_step_throughput_leaves_open_clips_loss_as_it_is():
 
 
 def test_step_throughput_saves_cases_beside_others(monkeypatch, tmp_path):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    monkeypatch.setattr(
-        step_report.harness.write_rows,
-        "__kwdefaults__",
-        {
-            **harness.write_rows.__kwdefaults__,
-            "directory": tmp_path,
-        },
-    )
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     row = {"name": "a", "checked": True, "device": "cpu", "model": "RN50", "batch": 4}
     row |= {"precision": "fp32", "captions": "web"}
     gpu = {**row, "device": "cuda:0"}
 
     def save(rows, **options):
-        step_report.save("steps", rows, lambda rows, path: path, None, None, **options)
+        given = Namespace(json=None, plot=None, **options)
+        files.save("steps", rows, lambda rows, path: path, given, step_report.case_of)
         lines = (tmp_path / "steps.jsonl").read_text().splitlines()
         return [(r["device"], r["model"], r["name"]) for r in map(json.loads, lines)]
 
-    save([row, {**row, "model": "RN101"}], is_default=True)
-    save([gpu], is_default=False, keep=True)
-    assert save([{**row, "name": "b"}], is_default=False, keep=True) == [
+    save([row, {**row, "model": "RN101"}], is_default=True, save=False)
+    save([gpu], is_default=False, save=True)
+    assert save([{**row, "name": "b"}], is_default=False, save=True) == [
         ("cpu", "RN101", "a"),
         ("cuda:0", "RN50", "a"),
         ("cpu", "RN50", "b"),
     ]
-    assert save([row], is_default=True) == [("cuda:0", "RN50", "a"), ("cpu", "RN50", "a")]
+    assert save([row], is_default=True, save=False) == [
+        ("cuda:0", "RN50", "a"),
+        ("cpu", "RN50", "a"),
+    ]
 
 
 def test_step_throughput_counts_the_plain_models_flop():

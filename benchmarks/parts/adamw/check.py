@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts.adamw.contenders import BETAS, EPS, LR, WEIGHT_DECAY, Contender, make
-from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.harness import CheckFailed, Row
 from clipfast.ops.adamw import BLOCK, plain
 from clipfast.optim.fused_adamw import FusedAdamW
 
@@ -36,7 +36,7 @@ def check(contender: Contender, device: torch.device) -> Row:
         ours ``equals_reference``.
 
     Raises:
-        AssertionError: It is not AdamW within its tolerance, or not the reference's bits.
+        CheckFailed: It is not AdamW within its tolerance, or not the reference's bits.
         NotMeasured: It does not run here.
     """
     generator = torch.Generator().manual_seed(0)
@@ -89,17 +89,17 @@ def _compare(
     )
     if contender.tolerance is not None:
         error = float((w - w64).norm() / (w64 - w0).norm())
-        assert error <= contender.tolerance, f"error {error:.1e} > {contender.tolerance:.0e}"
+        _require(error <= contender.tolerance, f"error {error:.1e} > {contender.tolerance:.0e}")
         return {"error": error}
-    # A weight that passes near zero was rounded where it was larger: it moves by LR at most a step.
+    # A weight that passes near zero was rounded where it was larger. It moves by at most LR.
     reach = torch.maximum(w64.abs(), w0.abs()) + STEPS * LR
     ulp = torch.exp2(reach.log2().floor()) * torch.finfo(contender.dtype).eps
     off = (w - w64) / ulp
     largest = float(off.abs().max())
-    assert largest <= STEPS, f"a weight is {largest:.2f} ulp off after {STEPS} steps"
+    _require(largest <= STEPS, f"a weight is {largest:.2f} ulp off after {STEPS} steps")
     if contender.is_ours:
         z = float(off.mean() / (off.std() / math.sqrt(off.numel())))
-        assert abs(z) <= _LIMIT_Z, f"weights are {float(off.mean()):.3f} ulp off in the mean"
+        _require(abs(z) <= _LIMIT_Z, f"weights are {float(off.mean()):.3f} ulp off in the mean")
     return {"error_ulp": largest}
 
 
@@ -141,4 +141,9 @@ def _check_bits(
     for key in keys:
         pairs += [(key, s[key], mine) for s, mine in zip(states, kept[key], strict=True)]
     for name, got, expected in pairs:
-        assert torch.equal(got, expected), f"{name} is not the reference's, bit for bit"
+        _require(torch.equal(got, expected), f"{name} is not the reference's, bit for bit")
+
+
+def _require(is_right: bool, told: str) -> None:
+    if not is_right:
+        raise CheckFailed(told)

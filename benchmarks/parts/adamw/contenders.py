@@ -3,7 +3,7 @@
 A contender says what one step has to move an element, each thing once, from its types:
 
     weights and statistics are read and written, gradients read; a master or remainder is read and
-    written; scales are one byte a block of 256; a check of the gradients reads them once more
+    written; scales are one byte per block of 256; a check of the gradients reads them once more
 
 A peer that makes several passes, or writes intermediate results, moves more than is counted.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.parts.common.contest import NotMeasured
 from clipfast.ops.adamw import BLOCK
 from clipfast.optim.fused_adamw import FusedAdamW
 
@@ -27,10 +28,6 @@ LR, BETAS, EPS, WEIGHT_DECAY = 1e-3, (0.9, 0.98), 1e-8, 0.2
 _COMMON = {"lr": LR, "betas": BETAS, "eps": EPS, "weight_decay": WEIGHT_DECAY}
 
 Build = Callable[[list[Tensor]], torch.optim.Optimizer]
-
-
-class NotMeasured(RuntimeError):
-    """A contender that cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Contender:
         return self.name.startswith("clipfast")
 
     @property
-    def bytes_an_element(self) -> float:
+    def bytes_per_element(self) -> float:
         """Moved in one step; see the top of the file."""
         weight = self.dtype.itemsize
         grads = self.reads_of_grads * weight
@@ -115,7 +112,7 @@ def _torchao(params: list[Tensor]) -> torch.optim.Optimizer:
     return AdamW8bit(params, **_COMMON)
 
 
-# fp16 codes and one byte a block; 8-bit codes and one float32 a block.
+# fp16 codes and one byte per block; 8-bit codes and one float32 per block.
 _FP16, _EIGHT = 2 + 1 / BLOCK, 1 + 4 / BLOCK
 _BF16_WEIGHTS = {"dtype": torch.bfloat16, "stats_bytes": _FP16}
 CONTENDERS = {

@@ -72,14 +72,14 @@ def measure(
 
     Args:
         name: Of the gradients.
-        gradients: One list of float32 tensors a step, ``steps`` of them at least.
+        gradients: One list of float32 tensors per step, ``steps`` of them at least.
         steps: Taken.
         beta2: Of Adam.
         contenders: Whom to judge.
         after_step: Called after each step.
 
     Returns:
-        One row a contender, in their order.
+        One row per contender, in their order.
     """
     stream = iter(gradients)
     first = next(stream)
@@ -137,7 +137,7 @@ def complaints(rows: Sequence[Row], *, controls_fail: bool = True) -> list[str]:
         controls_fail: Whether controls are asked to fail; a short trace may not show their drift.
 
     Returns:
-        One line a contradiction.
+        One line per contradiction.
     """
     found = []
     for row in rows:
@@ -161,7 +161,7 @@ def complaints(rows: Sequence[Row], *, controls_fail: bool = True) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a case and contender, with what each is held to."""
+    """One line per case and contender, with what each is held to."""
     lines = [
         f"{'gradients':12}{'beta2':>7}  {'':26}{'update error':>14}{'at the end':>12}"
         f"{'bias of v':>12}   held to {CLAIM.update:.0%}, {CLAIM.bias:.1%} or as told"

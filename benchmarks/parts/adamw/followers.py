@@ -98,7 +98,7 @@ def second_moment(state: dict[str, Tensor]) -> Tensor:
 
 
 class OneScale:
-    """The form of Dhariwal et al. 2020: m and v in float16, each with one scale a tensor.
+    """The form of Dhariwal et al. 2020: m and v in float16, each with one scale per tensor.
 
     The scale is the largest magnitude, at least 1e-8; rounding is to nearest. The update uses the
     moments before they are rounded.

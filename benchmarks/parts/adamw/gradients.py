@@ -5,7 +5,7 @@ Drawn: an element's scale is fixed, its gradient is normal with that scale at ea
     narrow       one scale
     log-normal   scales exp(2 x), x normal: a tensor's spread over five decades
     8 decades    scales 10^-8 to 1, evenly in the logarithm, side by side in every block
-    sparse       an embedding: rows of 256, row r touched with probability (1 + r)^-1.25 a step
+    sparse       an embedding: rows of 256, row r touched with probability (1 + r)^-1.25 per step
     straddling   the same with rows of 192, as in the demo: blocks of 256 hold the ends of two rows
                  of different fates (in the paper's models, RN50x4's rows of 640 do that)
 """
@@ -48,7 +48,7 @@ _RECORDED = (
 
 
 def gradients(kind: str, elements: int, seed: int = 0) -> Iterator[Tensor]:
-    """Draw gradients, one tensor a step, without end.
+    """Draw gradients, one tensor per step, without end.
 
     Args:
         kind: One of :data:`KINDS`.
@@ -112,7 +112,7 @@ def record(
     its schedule.
 
     Args:
-        folder: Where the file goes: 4 bytes an element and step.
+        folder: Where the file goes: 4 bytes per element and step.
         steps: To record, from the first.
         batch: Pairs.
         after_step: Called with each step's loss.

@@ -141,14 +141,14 @@ def measure(draws: int, *, rounding: str = "stochastic") -> list[Row]:
         rounding: "nearest" for the control.
 
     Returns:
-        One row a value: ``bias_ulp``, the mean's distance from the value in units of its
+        One row per value: ``bias_ulp``, the mean's distance from the value in units of its
         neighbours' distance, and ``z``, the same by its standard error; ``passed``: unbiased within
         :data:`LIMIT_Z`, and nothing but neighbours drawn.
     """
     rows = []
     for form in FORMATS:
         for kind, wanted in values(form):
-            # A seed a value, or all of them would see the same random bits.
+            # One seed per value, or all of them would see the same random bits.
             options = {"seed": len(rows), "rounding": rounding}
             got, value = form.draw(wanted, draws, options)
             low, high = neighbours(value, form.dtype)
@@ -180,7 +180,7 @@ def measure(draws: int, *, rounding: str = "stochastic") -> list[Row]:
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """One row a format and kind of value, from those of :func:`measure`.
+    """One row per format and kind of value, from those of :func:`measure`.
 
     Returns:
         ``values``, the largest ``bias_ulp``, that of a tie in ``tie_ulp``, the largest ``z``, all
@@ -211,7 +211,7 @@ def summary(rows: list[Row]) -> list[Row]:
 
 
 def table(summaries: list[Row]) -> str:
-    """One line a format and kind of value: the largest bias of its values, and that of a tie."""
+    """One line per format and kind of value: the largest bias of its values, and that of a tie."""
     lines = [f"{'':22}{'':20}{'values':>8}{'largest |bias|, ulp':>21}{'of a tie':>10}{'|z|':>7}"]
     for row in summaries:
         tie = "" if row["tie_ulp"] is None else f"{row['tie_ulp']:.5f}"

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.parts.adamw.followers import BETA1, EPS, Adam64
 from benchmarks.parts.adamw.gradients import Trace
 from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.plots import new_figure, save_figure
 from clipfast.optim.fused_adamw import FusedAdamW
 
 # How far progress may be from that of float32 or float64, besides its standard errors. Replayed
@@ -94,8 +95,8 @@ def late_phase(
         seed: Of weights, targets and noise, the same for all forms.
 
     Returns:
-        A row a form with its ``progress``, the standard error of that in ``error``, and the share
-        of weights that never ``moved``; and each form's progress towards the targets by step.
+        One row per form with its ``progress``, the standard error of that in ``error``, and the
+        share of weights that never ``moved``; and each form's progress towards the targets by step.
     """
     generator = torch.Generator().manual_seed(seed)
     start = (0.05 * torch.randn(elements, generator=generator)).bfloat16().float()
@@ -143,7 +144,8 @@ def replay(
         after_step: Called after each step.
 
     Returns:
-        A row a form, its ``progress`` along the movement of float64 Adam; see :func:`late_phase`.
+        One row per form, its ``progress`` along the movement of float64 Adam; see
+        :func:`late_phase`.
     """
     starts = [weight.bfloat16().float() for weight in trace.weights]
     truth = [start.double() for start in starts]
@@ -209,7 +211,7 @@ def complaints(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a form."""
+    """One line per form."""
     lines = [
         f"{'':12}{'':22}{'progress':>10}{'+-':>9}{'unmoved':>10}{'distance from it, relative':>28}"
     ]
@@ -225,7 +227,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(curves: dict[str, list[float]], path: Path) -> Path:
-    """Draw progress towards the quadratic's targets by step, one line a form.
+    """Draw progress towards the quadratic's targets by step, one line per form.
 
     Args:
         curves: Of :func:`late_phase`.
@@ -234,12 +236,7 @@ def plot(curves: dict[str, list[float]], path: Path) -> Path:
     Returns:
         The file written.
     """
-    # The object interface: pyplot would pick a display and keep the figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for number, (name, curve) in enumerate(curves.items()):
         style = "--" if number % 2 else "-"
@@ -249,6 +246,4 @@ def plot(curves: dict[str, list[float]], path: Path) -> Path:
     axes.set_title("Weights late in training: a noisy quadratic", fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+    return save_figure(figure, path)

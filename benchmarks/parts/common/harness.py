@@ -6,15 +6,13 @@ a machine that slows down slows all of them. Each row carries the median, the 20
 percentile, the peak of extra memory and a stamp of the environment.
 
     rows = measure_together({"clipfast": ours, "OpenCLIP 3.3.0": theirs}, check=same_result)
-    write_rows("tokenizer", rows)
-    plot_rows(rows, RESULTS / "tokenizer.png", title="...")
+    write_rows("tokenizer", rows)  # of rows.py
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-RESULTS = Path(__file__).parents[2] / "results"
 
 Row = dict[str, Any]
 
@@ -65,10 +61,10 @@ def measure_together(
         **fields: Copied into each row: sizes, dtype, versions of peers.
 
     Returns:
-        One row a function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``, ``p20_ms``,
-        ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured), ``items_per_s`` with
-        ``items``, and ``ratio_to_<name>`` for each name of ``ratios_to`` but its own: the median
-        over rounds of its time by the other's.
+        One row per function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``,
+        ``p20_ms``, ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured),
+        ``items_per_s`` with ``items``, and ``ratio_to_<name>`` for each name of ``ratios_to`` but
+        its own: how many times as fast that one is, the median over rounds.
 
     Raises:
         CheckFailed: The check returned False or raised an AssertionError.
@@ -135,104 +131,6 @@ def peak_extra_bytes(fn: Callable[[], Any], device: str | torch.device = "cpu") 
         return _resident_high_water() - before
     except (OSError, AttributeError):
         return None
-
-
-def write_rows(
-    subject: str,
-    rows: Sequence[Row],
-    *,
-    directory: Path = RESULTS,
-    append: bool = False,
-    retain: Callable[[Row], bool] | None = None,
-) -> Path:
-    """Write rows as JSON lines, each with the stamp of the environment.
-
-    Args:
-        subject: File name without its ending.
-        rows: Rows of :func:`measure`; a row without a passed check is refused.
-        directory: Folder, made where it is missing.
-        append: Keep the rows that are there, for runs on several machines.
-        retain: Keep those of the rows there for which this is true, as they were written.
-
-    Returns:
-        The file written.
-
-    Raises:
-        CheckFailed: A row did not come from a checked measurement.
-    """
-    from clipfast.env import stamp
-
-    for row in rows:
-        if row.get("checked") is not True:
-            raise CheckFailed(f"row {row.get('name')!r} has no passed check: it is not written")
-    environment = stamp()
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{subject}.jsonl"
-    retained = []
-    if retain and not append and path.exists():
-        retained = read_rows(subject, directory=directory)
-    with path.open("a" if append else "w") as file:
-        for row in filter(retain, retained):
-            file.write(json.dumps(row) + "\n")
-        for row in rows:
-            file.write(json.dumps({"subject": subject, **row, "environment": environment}) + "\n")
-    return path
-
-
-def read_rows(subject: str, *, directory: Path = RESULTS) -> list[Row]:
-    """Return the rows of an earlier :func:`write_rows`."""
-    return [json.loads(line) for line in (directory / f"{subject}.jsonl").read_text().splitlines()]
-
-
-def plot_rows(
-    rows: Sequence[Row],
-    path: Path,
-    *,
-    title: str,
-    group: str | None = None,
-    value: str = "items_per_s",
-    unit: str = "items per second",
-) -> Path:
-    """Draw one horizontal bar a row, with whiskers from the 20th to the 80th percentile.
-
-    Args:
-        rows: Rows of :func:`measure`.
-        path: PNG to write.
-        title: What was measured, with the machine.
-        group: Field that tells rows of one name apart, shown behind it.
-        value: ``items_per_s`` or ``median_ms``.
-        unit: Label of the axis.
-
-    Returns:
-        The file written.
-    """
-    # The object interface: pyplot would pick a display and keep the figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1.2 + 0.4 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    names = sorted({row["name"] for row in rows}, key=[row["name"] for row in rows].index)
-    for position, row in enumerate(rows):
-        height = row[value]
-        # Throughput falls as time rises: the slow percentile is the low end of the whisker.
-        scale = [row["median_ms"] / row[key] for key in ("p80_ms", "p20_ms")]
-        low, high = scale if value == "items_per_s" else [1 / s for s in reversed(scale)]
-        error = [[height - height * low], [height * high - height]]
-        color = f"C{names.index(row['name'])}"
-        axes.barh(position, height, xerr=error, color=color, ecolor="black", capsize=3)
-        figures = f"  {height:,.0f}" if height >= 1000 else f"  {height:.3g}"
-        axes.text(height * high, position, figures, va="center", fontsize=9)
-    labels = [row["name"] + (f", {row[group]}" if group else "") for row in rows]
-    axes.set_yticks(range(len(rows)), labels)
-    axes.invert_yaxis()
-    axes.margins(x=0.2)
-    axes.set_xlabel(unit)
-    axes.set_title(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
 
 
 def _run_check(check: Callable[[], Any], names: list[str]) -> None:

@@ -156,8 +156,16 @@ def our_name(key: str) -> str:
     return key.removeprefix("_orig_mod.").removeprefix("module.")
 
 
-def use_open_clips_backends() -> None:
-    """Set torch's GPU backends as OpenCLIP's training program sets them."""
+def require_open_clip() -> None:
+    """Import OpenCLIP and set torch's GPU backends as its training program sets them.
+
+    Raises:
+        SystemExit: it is not installed; says how to install it.
+    """
+    try:
+        import_open_clip()
+    except ImportError as error:
+        raise SystemExit(str(error)) from None
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clipfast.loss
+from benchmarks.parts.common.contest import NotMeasured
 from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, Loss
 
 # Largest relative L2 error of ours, by what the towers give: float32 sums over the batch, and the
@@ -29,10 +30,6 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 1e-2}
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 PEERS = ("openclip", "openclip-compile", "chunked", "inf-cl")
 KEPT = {"recompute": False, "keep": True}
-
-
-class NotMeasured(Exception):
-    """A contender cannot run here; the text says why."""
 
 
 @dataclass(frozen=True)

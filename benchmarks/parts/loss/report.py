@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.plots import new_figure, save_figure, shared_legend
+from benchmarks.parts.common.rows import by_case, device_name
+from benchmarks.parts.common.text import align, digits, times
 
 ERRORS = ("error_loss", "error_image_grad", "error_text_grad", "error_scale_grad")
 
@@ -15,12 +18,13 @@ def table(rows: Sequence[Row]) -> str:
     """One case's rows as text.
 
     Times are in milliseconds; ``x floor`` is a row's time by that of the matrix products that its
-    form needs; ``x A`` its time by that of our first form, ``x B`` by that of our second. Memory is
-    the peak above what is there before. Errors are relative, in the L2 norm, against float64.
+    form needs. ``A faster`` is how many times as fast as the row our first form is, ``B faster``
+    our second. Memory is the peak above what is there before. Errors are relative, in the L2 norm,
+    against float64.
     """
     ours = [row["name"] for row in rows if "floor" in row]
     letters = dict(zip(ours, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False))
-    head = ["", "median", "p20", "p80", "x floor", *(f"x {letters[name]}" for name in ours)]
+    head = ["", "median", "p20", "p80", "x floor", *(f"{letters[name]} faster" for name in ours)]
     head += ["MiB", "loss", "dU", "dV", "dlog s"]
     lines = [head]
     for row in rows:
@@ -33,51 +37,32 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 name,
-                *(_digits(row[key]) for key in ("median_ms", "p20_ms", "p80_ms")),
-                _digits(row.get("ratio_to_floor")),
-                *(_digits(row.get(f"ratio_to_{base}")) for base in ours),
+                *(digits(row[key]) for key in ("median_ms", "p20_ms", "p80_ms")),
+                digits(row.get("ratio_to_floor")),
+                *(times(row.get(f"ratio_to_{base}")) for base in ours),
                 "" if extra is None else f"{extra / 2**20:,.1f}",
                 *("" if row.get(key) is None else f"{row[key]:.0e}" for key in ERRORS),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(
-            "  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
-        )
-        for line in lines
-    )
-
-
-def _digits(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return align(lines)
 
 
 def plot(rows: Sequence[Row], path: Path) -> Path:
-    """Draw time and memory by batch, one line a contender, the floors dashed.
+    """Draw time and memory by batch, one line per contender, the floors dashed.
 
     Args:
-        rows: Rows of several cases; each device, width, dtype and number of ranks is a line of two
+        rows: Rows of several cases; each device, width, dtype and number of ranks is a row of two
             pictures.
         path: PNG to write.
 
     Returns:
         The file written.
     """
-    # The object interface: pyplot would pick a display and keep the figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    settings = list(dict.fromkeys(_setting(row) for row in rows))
+    settings = by_case(rows, _setting)
     names = list(dict.fromkeys(row["name"] for row in rows))
-    figure = Figure(figsize=(11, 3.4 * len(settings) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.4 * len(settings) + 0.8)
     grid = figure.subplots(len(settings), 2, squeeze=False)
-    for (time_axes, memory_axes), setting in zip(grid, settings, strict=True):
-        chosen = [row for row in rows if _setting(row) == setting]
+    for (time_axes, memory_axes), (setting, chosen) in zip(grid, settings.items(), strict=True):
         for name in names:
             line = sorted(
                 (row for row in chosen if row["name"] == name), key=lambda row: row["batch"]
@@ -87,7 +72,7 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
                 _draw(time_axes, line, style, "median_ms", 1.0)
                 if line[0]["peak_extra_bytes"] is not None:
                     _draw(memory_axes, line, style, "peak_extra_bytes", 2.0**-20)
-        time_axes.set_ylabel("milliseconds a loss")
+        time_axes.set_ylabel("milliseconds per loss")
         memory_axes.set_ylabel("peak extra MiB")
         batches = sorted({row["batch"] for row in chosen})
         for axes in (time_axes, memory_axes):
@@ -98,29 +83,14 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
             axes.grid(alpha=0.3)
             axes.set_xlabel("global batch")
             axes.set_title(setting, fontsize=9)
-    handles = {}
-    for axes in grid.flat:
-        handles.update(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    shared_legend(figure)
     figure.suptitle("CLIP loss, forward and backward, from un-normalised features", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+    return save_figure(figure, path)
 
 
 def _setting(row: Row) -> str:
     ranks = f", {row['ranks']} ranks" if row["ranks"] > 1 else ""
     return f"{device_name(row)}, width {row['dim']}, {row['dtype']}{ranks}"
-
-
-def device_name(row: Row) -> str:
-    """What the row was measured on, as its stamp has it, else the device's type."""
-    device: dict[str, Any] = row.get("environment", {}).get("device", {})
-    if row["device"].startswith("cuda"):
-        gpus = device.get("gpus") or ["CUDA"]
-        return str(gpus[0]["name"] if isinstance(gpus[0], dict) else gpus[0])
-    threads = f", {device['threads']} threads" if device.get("threads") else ""
-    return f"{device.get('cpu') or 'CPU'}{threads}"
 
 
 def _style(name: str, names: Sequence[str]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Parts of ``step_throughput.py``; ``text_tower.py`` uses some of them."""
+"""Parts of ``step_throughput.py``; ``text_tower.py`` shares its cases and their checks."""

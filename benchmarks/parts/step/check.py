@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts.common import peers
-from benchmarks.parts.step.contenders import Contender, Field, NotMeasured
+from benchmarks.parts.common.harness import CheckFailed
+from benchmarks.parts.step.contenders import Contender, Field
 
 # A logit is a product of features, rounded to the precision, times the scale of 14 that training
 # starts with. (One step's error of a single number, as the loss, says little about the next one's.)
@@ -68,11 +69,11 @@ def check(contender: Contender, truth: Truth) -> Errors:
         The relative errors of the loss, and of each tower's gradients in the L2 norm.
 
     Raises:
-        NotMeasured: a parameter has no gradient, or an error is too large.
+        CheckFailed: a parameter has no gradient, or an error is too large.
     """
     loss, gradients = _run(contender)
     if missing := truth.gradients.keys() ^ gradients.keys():
-        raise NotMeasured(f"wrong, so not timed: {len(missing)} gradients differ: {min(missing)}")
+        raise CheckFailed(f"{len(missing)} gradients differ: {min(missing)}")
     errors = measure_errors(truth, loss, gradients)
     limits = {
         key: (truth.floor if key in SCALARS else GRADIENTS_FLOOR) + SLACK * truth.yardstick[key]
@@ -81,7 +82,7 @@ def check(contender: Contender, truth: Truth) -> Errors:
     worst = {key: value for key, value in errors.items() if not value <= limits[key]}
     if worst:
         told = ", ".join(f"{k} {v:.1e} (at most {limits[k]:.1e})" for k, v in worst.items())
-        raise NotMeasured(f"wrong, so not timed: {told}")
+        raise CheckFailed(told)
     return errors
 
 

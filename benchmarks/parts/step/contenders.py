@@ -39,10 +39,6 @@ CONTENDERS = (
 LARGEST_LOG_SCALE = math.log(100)
 
 
-class NotMeasured(Exception):
-    """A contender cannot run here; the text says why."""
-
-
 @dataclass(frozen=True)
 class Case:
     """One training step to measure.
@@ -75,7 +71,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Pairs:
     """The pairs of a case.
 
     Attributes:
@@ -137,12 +133,12 @@ class Contender:
         self.update()
 
 
-def make_batch(case: Case, image_size: int) -> Batch:
+def make_pairs(case: Case, image_size: int) -> Pairs:
     """Random images and captions, the same for every contender."""
     generator = torch.Generator(case.device).manual_seed(0)
     shape = (case.batch, 3, image_size, image_size)
     images = torch.randn(shape, generator=generator, device=case.device)
-    return Batch(images, make_captions(case.captions, case.batch, device=case.device))
+    return Pairs(images, make_captions(case.captions, case.batch, device=case.device))
 
 
 class Field:
@@ -159,7 +155,7 @@ class Field:
         self.ours, self.theirs = peers.build_pair(
             case.model, device=case.device, **dict(case.overrides)
         )
-        self.batch = make_batch(case, self.ours.config.vision.image_size)
+        self.batch = make_pairs(case, self.ours.config.vision.image_size)
         self._optimizers = {id(m): make_optimizer(m) for m in (self.ours, self.theirs)}
         version = peers.open_clip_version()
         theirs = partial(self._open_clip, name=f"OpenCLIP {version}")
@@ -176,11 +172,7 @@ class Field:
         }
 
     def contender(self, key: str) -> Contender:
-        """One contender.
-
-        Raises:
-            NotMeasured: it cannot be made here.
-        """
+        """One contender."""
         return self._makers[key](key)
 
     def _clipfast(self, name: str, key: str) -> Contender:

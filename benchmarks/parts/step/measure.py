@@ -7,14 +7,14 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from benchmarks.parts.common import harness
 from benchmarks.parts.common.captions import make_captions
+from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.step.check import check, compute_truth
-from benchmarks.parts.step.contenders import Case, Contender, Field, NotMeasured
+from benchmarks.parts.step.contenders import Case, Contender, Field
 from benchmarks.parts.step.flop import count_flop, model_flop
 
 PARTS = (
@@ -27,15 +27,6 @@ PARTS = (
 )
 GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 OURS = ("clipfast", "clipfast-compile", "clipfast-selective", "clipfast-full", "patched")
-
-
-@dataclass(frozen=True)
-class Absence:
-    """A contender without a row, and why."""
-
-    name: str
-    reason: str
-    is_ours: bool
 
 
 def measure_case(
@@ -88,10 +79,9 @@ def _check_all(
             errors, flop = (run(), None) if key.endswith("compile") else count_flop(run)
             checks[contender.name] = {**errors, "done_flop": flop}
             passed.append(contender)
-        except torch.OutOfMemoryError:
-            reason = "not measured: out of memory"
         except Exception as error:  # a peer's failure is a line of the report, whatever it is
             reason = reason_of(error)
+        # Outside of except: what a traceback holds is not freed there.
         if reason:
             _recover(field)
             absent.append(Absence(key, reason, key in OURS))
@@ -99,12 +89,14 @@ def _check_all(
     # After all checks: the steps taken here move the weights.
     for contender in list(passed):
         tick(f"memory of {contender.name}")
+        reason = None
         try:
             checks[contender.name] |= measure_memory(contender, field.case.device)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            reason = reason_of(error)
+        if reason:
             _recover(field)
             passed.remove(contender)
-            reason = "not measured: out of memory"
             absent.append(Absence(contender.name, reason, contender.key in OURS))
     return passed, absent, checks
 
@@ -116,14 +108,6 @@ def _recover(field: Field) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def reason_of(error: Exception) -> str:
-    """Why a contender has no row, in one line."""
-    if isinstance(error, NotMeasured):
-        return str(error)
-    words = str(error).strip().splitlines() or [""]
-    return f"not measured: {type(error).__name__}: {words[0]}"
 
 
 def _time(case: Case, passed: list[Contender], runs: int, tick: Callable) -> list[harness.Row]:
@@ -240,7 +224,7 @@ class _CudaClock:
 
 
 def gemm_ceiling(case: Case) -> float:
-    """FLOP a second of the fastest of a few square matrix products, in the case's precision."""
+    """FLOP per second of the fastest of a few square matrix products, in the case's precision."""
     rates = []
     for size in GEMM_SIZES[case.device.type]:
         a, b = (torch.randn(size, size, device=case.device).to(case.dtype) for _ in range(2))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts.common import harness
 from benchmarks.parts.common.harness import Row
-from benchmarks.parts.loss.report import device_name
+from benchmarks.parts.common.plots import save_figure, stacked_cases
+from benchmarks.parts.common.rows import device_name
+from benchmarks.parts.common.text import align, digits, mebibytes, times
 
 PART_NAMES = {
     "image_forward": "image fwd",
@@ -25,10 +24,20 @@ ERRORS = ("error_loss", "error_image_grad", "error_text_grad", "error_scale_grad
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One case's rows as two tables: the whole step, then its parts in milliseconds."""
+    """One case's rows as two tables: the whole step, then its parts in milliseconds.
+
+    ``A faster`` is how many times as fast as the row our first form is, ``B faster`` our second.
+    """
     ours = [row["name"] for row in rows if row["contender"].startswith("clipfast")]
     letters = dict(zip(ours, "ABCDEFGH", strict=False))
-    head = ["", "images/s", "ms", "p20", "p80", *(f"x {letter}" for letter in letters.values())]
+    head = [
+        "",
+        "images/s",
+        "ms",
+        "p20",
+        "p80",
+        *(f"{letter} faster" for letter in letters.values()),
+    ]
     head += [
         "MFU %",
         "done %",
@@ -47,20 +56,20 @@ def table(rows: Sequence[Row]) -> str:
         whole.append(
             [
                 name,
-                *(_digits(row[key]) for key in ("items_per_s", "median_ms", "p20_ms", "p80_ms")),
-                *(_digits(row.get(f"ratio_to_{base}")) for base in ours),
+                *(digits(row[key]) for key in ("items_per_s", "median_ms", "p20_ms", "p80_ms")),
+                *(times(row.get(f"ratio_to_{base}")) for base in ours),
                 f"{100 * row['mfu']:.1f}",
                 "" if row["done_flop"] is None else f"{100 * _done(row):.1f}",
-                _digits(row["done_flop"], 1e12),
-                _digits(row["state_bytes"], 2**20),
-                _digits(row["peak_extra_bytes"], 2**20),
+                digits(row["done_flop"], 1e12),
+                mebibytes(row["state_bytes"]),
+                mebibytes(row["peak_extra_bytes"]),
                 *(f"{row[key]:.0e}" for key in ERRORS),
             ]
         )
         if row["parts_ms"]:
             times = [row["parts_ms"][part] for part in PART_NAMES]
-            parts.append([name, *(_digits(value) for value in times), _digits(sum(times))])
-    return f"{_align(whole)}\n\n{_align(parts)}"
+            parts.append([name, *(digits(value) for value in times), digits(sum(times))])
+    return f"{align(whole)}\n\n{align(parts)}"
 
 
 def _done(row: Row) -> float:
@@ -68,26 +77,8 @@ def _done(row: Row) -> float:
     return row["done_flop"] / (row["median_ms"] / 1e3) / row["gemm_flop_per_s"]
 
 
-def _align(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(
-            "  " + cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)
-        )
-        for line in lines
-    )
-
-
-def _digits(value: float | None, unit: float = 1) -> str:
-    if value is None:
-        return ""
-    value = value / unit
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def plot(rows: Sequence[Row], path: Path) -> Path:
-    """Draw a picture a case: one bar a contender, its parts stacked, as long as its step.
+    """Draw one picture per case: one bar per contender, its parts stacked, as long as its step.
 
     The parts are measured apart from the step; they are drawn in proportion, scaled to it. A step
     that is one compiled function has one grey bar.
@@ -99,19 +90,10 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
     Returns:
         The file written.
     """
-    # The object interface: pyplot would pick a display and keep the figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    # matplotlib is imported where something is drawn.
     from matplotlib.patches import Patch
 
-    cases = list(dict.fromkeys(_case(row) for row in rows))
-    chosen = {case: [row for row in rows if _case(row) == case] for case in cases}
-    heights = [0.7 + 0.36 * len(of_case) for of_case in chosen.values()]
-    figure = Figure(figsize=(10.5, sum(heights) + 1.1), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(cases), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
-    for axes, case in zip(grid[:, 0], cases, strict=True):
-        _draw(axes, case, chosen[case])
+    figure, _ = stacked_cases(rows, _title, _draw, width=10.5, bar=0.36, around=0.7, margin=1.1)
     handles = [
         Patch(color=color, label=name)
         for name, color in zip(PART_NAMES.values(), PART_COLORS, strict=True)
@@ -119,12 +101,10 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
     handles.append(Patch(color="lightgrey", label="whole step, compiled"))
     figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=8)
     figure.suptitle("One training step: both towers, loss, backward, optimizer", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    return path
+    return save_figure(figure, path)
 
 
-def _draw(axes: Any, case: str, rows: Sequence[Row]) -> None:
+def _draw(axes: Any, rows: Sequence[Row]) -> None:
     base = next((row for row in rows if row["contender"] == "openclip"), rows[0])
     for position, row in enumerate(rows):
         if row["parts_ms"]:
@@ -140,15 +120,11 @@ def _draw(axes: Any, case: str, rows: Sequence[Row]) -> None:
         if row is not base:
             told += f", {base['median_ms'] / row['median_ms']:.2f}x {base['name']}"
         axes.text(row["median_ms"], position, told, va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
     axes.margins(x=0.4)
-    axes.set_xlabel("milliseconds a step", fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_title(case, fontsize=9)
+    axes.set_xlabel("milliseconds per step", fontsize=8)
 
 
-def _case(row: Row) -> str:
+def _title(row: Row) -> str:
     captions = f"{row['captions']} captions of {row['mean_length']:.3g} tokens"
     return (
         f"{row['model']}, batch {row['batch']:,}, {row['precision']}, {captions}; "
@@ -156,53 +132,7 @@ def _case(row: Row) -> str:
     )
 
 
-def _case_key(row: Row) -> tuple:
+def case_of(row: Row) -> tuple:
     """What rows of one case have in common, and no others."""
     kind = row["device"].split(":")[0]
     return kind, *(row.get(key) for key in ("model", "width", "batch", "precision", "captions"))
-
-
-def save(
-    subject: str,
-    rows: list[Row],
-    draw: Callable[[Sequence[Row], Path], Path],
-    path: Path | None,
-    picture: Path | None,
-    is_default: bool,
-    keep: bool = False,
-) -> None:
-    """Write and draw rows, and say where they are.
-
-    Args:
-        subject: Name of the files in ``benchmarks/results``, which default options write.
-        rows: Of one run.
-        draw: Makes the plot.
-        path: File for the rows instead.
-        picture: File for the plot instead.
-        is_default: Whether the run had default options; other devices' rows are then kept.
-        keep: Write there whatever the options; all rows but those of the same cases are kept.
-    """
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The harness names files by subject, with an ending of its own.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            harness.write_rows(subject, rows, directory=Path(folder)).replace(path)
-    elif is_default or keep:
-        kind = rows[0]["device"].split(":")[0]
-        cases = {_case_key(row) for row in rows}
-        path = harness.write_rows(
-            subject,
-            rows,
-            retain=lambda row: (
-                _case_key(row) not in cases if keep else not row["device"].startswith(kind)
-            ),
-        )
-    print(f"\nrows: {path or 'not written; --json PATH writes them'}")
-
-    picture = picture or (harness.RESULTS / f"{subject}.png" if is_default or keep else None)
-    if picture is not None:
-        if path is not None:
-            # From the file, whose rows carry the machine's name, and other devices' rows too.
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-        draw(rows, picture)
-    print(f"plot: {picture or 'not drawn; --plot PATH draws it'}")
