@@ -19,8 +19,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
-# Whatever can be run; benchmarks/parts holds what they share.
-BENCHMARKS = $(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py)))
+# Whatever can be run; benchmarks/parts holds what they share. The tables come last, from the rows.
+BENCHMARKS = $(filter-out tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
 # The site's generator; setup.py's [docs] says the same. A test compares them.
@@ -35,7 +35,7 @@ help:
 	@echo "make test     setup, then all tests (PYTEST_ARGS='-k loss -x' to choose)"
 	@echo "make lint     ruff and clang-format, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
-	@echo "make bench    setup, then the benchmarks; results go to benchmarks/results"
+	@echo "make bench    setup, then the benchmarks; rows go to benchmarks/results, tables to docs"
 	@echo "make docs     the site, into site/ (open site/index.html); a dead link fails"
 	@echo "make env      setup, then what this machine has and what was built for it"
 	@echo "make clean    remove what was built (CLEAN_VENV=1: $(VENV) too)"
@@ -107,6 +107,7 @@ bench: setup
 	@set -e; for name in $(BENCHMARKS); do \
 	  echo "[bench] $$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
+	@$(BIN)/python -m benchmarks.tables
 
 $(STAMPS)/site: $(STAMPS)/torch Makefile
 	@echo "[docs] installing mkdocs-material and mkdocstrings"

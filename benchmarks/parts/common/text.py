@@ -22,7 +22,7 @@ def digits(value: float | None, unit: float = 1) -> str:
     if value is None:
         return ""
     value = value / unit
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def times(value: float | None) -> str:

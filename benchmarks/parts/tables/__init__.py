@@ -1,0 +1,1 @@
+"""The tables of README and docs, rendered from the rows in ``benchmarks/results``."""

@@ -1,0 +1,59 @@
+"""Puts the tables between the markers of Markdown files.
+
+<!-- table: loss -->
+| G, type | form | ...
+<!-- end -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.parts.tables.headline import headline
+from benchmarks.parts.tables.loss import loss
+from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
+from benchmarks.parts.tables.towers import attention_pool, step, text_tower, tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "loss": loss,
+    "step": step,
+    "text_tower": text_tower,
+    "attention_pool": attention_pool,
+    "tokenizer": tokenizer,
+    "adamw": adamw,
+    "adamw_error": adamw_error,
+    "adamw_late": adamw_late,
+    "adamw_demo": adamw_demo,
+}
+_MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+
+def documents(root: Path = ROOT) -> list[Path]:
+    """README and all pages of docs."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def names_in(text: str) -> list[str]:
+    """The tables that a page asks for."""
+    return [match[1] for match in _MARKED.finditer(text)]
+
+
+def render(text: str) -> str:
+    """A page with its tables as the rows have them.
+
+    Raises:
+        ValueError: The page asks for a table that there is not, or a marker has no end.
+    """
+    if text.count("<!-- table:") != len(names_in(text)):
+        raise ValueError("a <!-- table: NAME --> has no <!-- end --> on a line of its own")
+
+    def table(match: re.Match[str]) -> str:
+        if match[1] not in TABLES:
+            raise ValueError(f"no table {match[1]!r}; there are {', '.join(TABLES)}")
+        return f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
+
+    return _MARKED.sub(table, text)

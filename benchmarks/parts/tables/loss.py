@@ -1,0 +1,53 @@
+"""The table of ``docs/measured/loss.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.parts.tables.runs import (
+    TYPES,
+    Run,
+    by_machine,
+    faster,
+    markdown,
+    memory,
+    number,
+    peer_name,
+    ratio,
+    read_runs,
+)
+
+FORMS = ("recompute", "keep")
+
+
+def loss() -> str:
+    """Each form of the loss by batch and type."""
+    return by_machine(read_runs("loss_throughput"), _loss)
+
+
+def _loss(runs: Sequence[Run]) -> str:
+    peer = peer_name(runs)
+    head = ["G, type", "form", "ms", "by its floor", f"faster than {peer}", "than it compiled"]
+    head += ["than chunked torch", "peak MiB (OpenCLIP's)"]
+    lines = []
+    for case in (case for run in runs for case in run.cases("dtype", "batch", "dim", "ranks")):
+        theirs = case.starting("OpenCLIP")
+        compiled = None if theirs is None else case.find(name=f"{theirs['name']}, torch.compile")
+        for form in FORMS:
+            ours = case.find(name=f"clipfast, {form}")
+            if ours is None:
+                continue
+            ranks = f", {ours['ranks']} ranks" if ours["ranks"] > 1 else ""
+            lines.append(
+                [
+                    f"{ours['batch']:,} {TYPES[ours['dtype']]}{ranks}",
+                    form,
+                    number(ours, "median_ms"),
+                    f"{ours['ratio_to_floor']:.2f}",
+                    ratio(faster(ours, theirs)),
+                    ratio(faster(ours, compiled)),
+                    ratio(faster(ours, case.find(name="chunked torch"))),
+                    f"{memory(ours)} ({memory(theirs)})",
+                ]
+            )
+    return markdown(head, lines)
