@@ -67,8 +67,8 @@ def table(rows: Sequence[Row]) -> str:
             ]
         )
         if row["parts_ms"]:
-            times = [row["parts_ms"][part] for part in PART_NAMES]
-            parts.append([name, *(digits(value) for value in times), digits(sum(times))])
+            laps = [row["parts_ms"][part] for part in PART_NAMES]
+            parts.append([name, *map(digits, laps), digits(sum(laps))])
     return f"{align(whole)}\n\n{align(parts)}"
 
 
