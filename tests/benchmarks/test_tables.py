@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.parts.common import rows as files
+from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables import headline
 from benchmarks.parts.tables.documents import TABLES, documents, names_in, render
 from benchmarks.parts.tables.loss import loss
-from benchmarks.parts.tables.runs import faster, markdown, read_runs
+from benchmarks.parts.tables.runs import markdown, read_runs
 
 
 def write(folder, subject: str, rows: list[dict]) -> None:

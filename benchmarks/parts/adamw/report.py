@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import OURS, THEIRS, save_figure, stacked_cases
 from benchmarks.parts.common.rows import device_name
-from benchmarks.parts.common.text import align, mebibytes
+from benchmarks.parts.common.text import align, digits, mebibytes
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -81,7 +81,7 @@ def _draw(axes: Any, rows: Sequence[Row]) -> None:
         axes.barh(position, own, xerr=error, color=color, ecolor="#444444", capsize=2)
         axes.plot([row["floor_ms"]] * 2, [position - 0.4, position + 0.4], color="black")
         times = row["times_torch_fused"]
-        told = f"  {own:,.3g} ms, {row['of_copy']:.0%} of copy"
+        told = f"  {digits(own)} ms, {row['of_copy']:.0%} of copy"
         told += "" if times is None else f", {times:.2f}x torch"
         axes.text(max(row["p80_ms"], row["floor_ms"]), position, told, va="center", fontsize=7)
-    axes.margins(x=0.3)
+    axes.margins(x=0.4)

@@ -125,3 +125,19 @@ def by_case(rows: Sequence[Row], case_of: Callable[[Row], Any]) -> dict[Any, lis
     for row in rows:
         groups.setdefault(case_of(row), []).append(row)
     return groups
+
+
+def faster(ours: Row | None, theirs: Row | None) -> float | None:
+    """How many times as fast ours is.
+
+    The median over rounds of alternating runs. Where the benchmark has none, both are set in
+    ratio to what it has them for. None where either row is missing.
+    """
+    if ours is None or theirs is None:
+        return None
+    if (paired := theirs.get(f"ratio_to_{ours['name']}")) is not None:
+        return paired
+    for key in theirs:
+        if key.startswith("ratio_to_") and key != "ratio_to_floor" and key in ours:
+            return theirs[key] / ours[key]
+    return theirs["median_ms"] / ours["median_ms"]

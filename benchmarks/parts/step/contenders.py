@@ -162,8 +162,8 @@ class Field:
         self._makers: dict[str, Callable[[str], Contender]] = {
             "clipfast": partial(self._clipfast, "clipfast"),
             "clipfast-compile": partial(self._clipfast, "clipfast, compiled blocks"),
-            "clipfast-selective": partial(self._clipfast, "clipfast, checkpoint selective"),
-            "clipfast-full": partial(self._clipfast, "clipfast, checkpoint full"),
+            "clipfast-selective": partial(self._clipfast, "clipfast, recompute selective"),
+            "clipfast-full": partial(self._clipfast, "clipfast, recompute full"),
             "patched": partial(self._patched, f"OpenCLIP {version}, patch_open_clip"),
             "openclip": theirs,
             "openclip-channels-last": theirs,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import save_figure, stacked_cases
-from benchmarks.parts.common.rows import device_name
+from benchmarks.parts.common.rows import device_name, faster
 from benchmarks.parts.common.text import align, digits, mebibytes, times
 
 PART_NAMES = {
@@ -118,7 +118,7 @@ def _draw(axes: Any, rows: Sequence[Row]) -> None:
             axes.barh(position, row["median_ms"], color="lightgrey")
         told = f"  {row['items_per_s']:,.3g} images/s"
         if row is not base:
-            told += f", {base['median_ms'] / row['median_ms']:.2f}x {base['name']}"
+            told += f", {faster(row, base):.2f}x {base['name']}"
         axes.text(row["median_ms"], position, told, va="center", fontsize=8)
     axes.margins(x=0.4)
     axes.set_xlabel("milliseconds per step", fontsize=8)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import new_figure, save_figure
+from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
     TYPES,
     Run,
-    faster,
     markdown,
     ratio,
     read_runs,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables.runs import (
     TYPES,
     Run,
     by_machine,
-    faster,
     markdown,
     memory,
     number,

@@ -79,22 +79,6 @@ def _run_of(row: Row) -> tuple[str, str, str]:
     return row["device"].split(":")[0], stamp["commit"], stamp["date"]
 
 
-def faster(ours: Row | None, theirs: Row | None) -> float | None:
-    """How many times as fast ours is.
-
-    The median over rounds of alternating runs. Where the benchmark has none, both are set in
-    ratio to what it has them for. None where either row is missing.
-    """
-    if ours is None or theirs is None:
-        return None
-    if (paired := theirs.get(f"ratio_to_{ours['name']}")) is not None:
-        return paired
-    for key in theirs:
-        if key.startswith("ratio_to_") and key != "ratio_to_floor" and key in ours:
-            return theirs[key] / ours[key]
-    return theirs["median_ms"] / ours["median_ms"]
-
-
 def peer_name(runs: Sequence[Run], peer: str = "OpenCLIP") -> str:
     """The peer with its version, which is left out where runs had several."""
     names = {row["name"] for run in runs if (row := run.starting(peer))}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.parts.common.harness import Row
+from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
     TYPES,
     Run,
     by_machine,
-    faster,
     markdown,
     memory,
     number,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import new_figure, save_figure, shared_legend
-from benchmarks.parts.common.rows import by_case, device_name
+from benchmarks.parts.common.rows import by_case, device_name, faster
 from benchmarks.parts.common.text import align, mebibytes, times
 
 
@@ -68,7 +68,7 @@ def _draw(axes: Any, rows: Sequence[Row], names: list[str], sources: list) -> No
             (r for r in rows if r["contender"] == "openclip" and r["captions"] == row["captions"]),
             row,
         )
-        told = f"{own:,.3g}" if base is row else f"{own:,.3g}\n{own / base['items_per_s']:.2f}x"
+        told = f"{own:,.3g}" if base is row else f"{own:,.3g}\n{faster(row, base):.2f}x"
         axes.text(x, own, told, ha="center", va="bottom", fontsize=7)
     axes.set_xticks(
         range(len(sources)),
