@@ -11,7 +11,7 @@ from clipfast.engine import (
     Config,
     DataConfig,
     LoggingConfig,
-    ModelConfig,
+    ModelOptions,
     OptimizerConfig,
     ScheduleConfig,
     ZeroConfig,
@@ -22,7 +22,7 @@ from clipfast.engine import (
 def config() -> Config:
     """A run of four minutes at most on two cores."""
     return Config(
-        model=ModelConfig("RN-tiny"),
+        model=ModelOptions("RN-tiny"),
         data=DataConfig(
             train=("sample/noto",), eval=("sample/noto", "sample/twemoji"), scale=(0.9, 1.0)
         ),

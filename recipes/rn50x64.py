@@ -3,7 +3,7 @@
 deepspeed recipes/rn50x64.py --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
+from clipfast.engine import Config, ModelOptions, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
@@ -11,7 +11,7 @@ def config() -> Config:
     return Config(
         # A pair leaves 0.91 GB of half-precision activations at 448 px, 58 GB for a share of 64;
         # 0.47 GB with selective recomputation, 0.31 GB with full.
-        model=ModelConfig("RN50x64", checkpoint="auto"),
+        model=ModelOptions("RN50x64", recompute="auto"),
         # Radford et al. 2021, section 2.5: "half-precision Adam statistics" and "half-precision
         # stochastically rounded text encoder weights"; the image encoder's stay exact.
         optimizer=OptimizerConfig(

@@ -3,13 +3,13 @@
 deepspeed recipes/vit_b32.py --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
+from clipfast.engine import Config, ModelOptions, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
     """The paper's run on its 400 million pairs."""
     return Config(
-        model=ModelConfig("ViT-B/32"),
+        model=ModelOptions("ViT-B/32"),
         optimizer=OptimizerConfig(lr=5e-4, beta2=0.98, eps=1e-6, weight_decay=0.2, stats="fp16"),
         # 400,000,000 pairs / 32,768 = 12,207 steps an epoch; 32 epochs = 390,625 steps.
         schedule=ScheduleConfig(epochs=32, warmup_steps=2000),

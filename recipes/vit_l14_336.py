@@ -4,7 +4,7 @@ deepspeed recipes/vit_l14_336.py --model.weights runs/vit-l-14/final.safetensors
     --data.train 'shards/{00000..41407}.tar'
 """
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ScheduleConfig, main
+from clipfast.engine import Config, ModelOptions, OptimizerConfig, ScheduleConfig, main
 
 
 def config() -> Config:
@@ -12,7 +12,7 @@ def config() -> Config:
     return Config(
         # 577 tokens an image instead of 257. A pair leaves 0.45 GB of half-precision activations,
         # 57 GB for a share of 128; 0.28 GB with selective recomputation, 0.03 GB with full.
-        model=ModelConfig("ViT-L/14@336px", checkpoint="auto"),
+        model=ModelOptions("ViT-L/14@336px", recompute="auto"),
         optimizer=OptimizerConfig(lr=2e-5, beta2=0.98, eps=1e-6, weight_decay=0.2, stats="fp16"),
         # 400,000,000 pairs / 32,768 = 12,207 steps, one epoch.
         schedule=ScheduleConfig(epochs=1, warmup_steps=2000),

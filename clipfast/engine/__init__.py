@@ -1,4 +1,7 @@
-"""The engine: configuration, DeepSpeed, the training loop."""
+"""The engine: configuration, the plan of a run, DeepSpeed, the training loop."""
+
+import warnings
+from typing import Any
 
 from clipfast.engine.cli import main
 from clipfast.engine.config import (
@@ -7,7 +10,7 @@ from clipfast.engine.config import (
     ConfigError,
     DataConfig,
     LoggingConfig,
-    ModelConfig,
+    ModelOptions,
     OptimizerConfig,
     ScheduleConfig,
     ZeroConfig,
@@ -19,9 +22,17 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "LoggingConfig",
-    "ModelConfig",
+    "ModelOptions",
     "OptimizerConfig",
     "ScheduleConfig",
     "ZeroConfig",
     "main",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ModelConfig":
+        message = "clipfast.engine.ModelConfig is now ModelOptions; the old name goes with 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return ModelOptions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

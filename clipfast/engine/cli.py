@@ -12,11 +12,14 @@ import tyro
 from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.launch import current_process, start
 from clipfast.engine.plan import decide
+from clipfast.engine.renamed import renamed_options
 
 if TYPE_CHECKING:
     from clipfast.engine.builders import Builders
     from clipfast.engine.trainer import Result
 
+_log = logging.getLogger(__name__)
+_RENAMED = {"--model.checkpoint": "--model.recompute"}
 _NO_DATA = """no training data: pass your shards,
     --data.train 'shards/{00000..41407}.tar'
 or try the recipe on the embedded sample of emoji drawings (1,911 concepts by two artists),
@@ -30,7 +33,8 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
     Args:
         default: the recipe's.
         arguments: without the program's name; None takes ``sys.argv``. The ``--local_rank`` that
-            DeepSpeed's launcher appends is dropped: the environment says the same.
+            DeepSpeed's launcher appends is dropped: the environment says the same. An option in the
+            spelling of the version before is taken, and the log says how it is spelled now.
 
     Returns:
         The run's configuration.
@@ -40,6 +44,9 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
         ConfigError: a combination cannot work.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments, lines = renamed_options(arguments, _RENAMED)
+    for line in lines:
+        _log.warning(line)
     kept, skip = [], False
     for argument in arguments:
         if skip:

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from clipfast.models.config import Checkpoint
+from clipfast.engine.renamed import renamed_field
+from clipfast.models.config import Checkpoint as Recompute
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Statistics = Literal["fp32", "bf16", "fp16"]
@@ -25,8 +26,9 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+@renamed_field("checkpoint", "recompute", option="--model")
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelOptions:
     """Which towers are trained."""
 
     name: str = "RN50"
@@ -37,7 +39,7 @@ class ModelConfig:
     """Start from these weights: an OpenAI archive, an OpenCLIP .pt, or .safetensors. Position
     embeddings of another grid are interpolated."""
 
-    checkpoint: Checkpoint = "none"
+    recompute: Recompute = "none"
     """What residual blocks keep for the backward pass; the gradients stay the same. none: all;
     selective: products, convolutions and attention, about half the memory, the rest is computed
     again; full: the blocks' inputs, a fraction of the memory, about a third more time; auto: the
@@ -109,9 +111,9 @@ class OptimizerConfig:
     """Clip the norm of the whole gradient to this; 0 leaves it alone, as the paper does."""
 
     stats: Statistics = "fp32"
-    """What Adam's two moments are kept in. fp16: 4 bytes a parameter instead of 8, scaled in blocks
-    and rounded at random, within 1% of fp32's updates; what the paper trained with. bf16: as many
-    bytes, 8 times coarser."""
+    """What Adam's two moments are kept in. fp16: 4 bytes per parameter instead of 8, scaled in
+    blocks and rounded at random, within 1% of fp32's updates; what the paper trained with. bf16: as
+    many bytes, 8 times coarser."""
 
     image_weights: Weights = "fp32"
     """What the image tower's half-precision weights are updated from. fp32: a master of 4 bytes;
@@ -228,7 +230,7 @@ class CheckpointConfig:
 class Config:
     """A training run."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelOptions = field(default_factory=ModelOptions)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -240,8 +242,9 @@ class Config:
     """Pairs in the global batch, over all ranks: every image meets every text of it."""
 
     micro_batch: int | None = None
-    """Pairs a rank encodes at a time. Smaller than its share of the batch, the share is encoded
-    twice and the gradients stay exactly those of the whole batch. None: the whole share."""
+    """Pairs that a rank encodes at a time. Where this is less than its share of the batch, the share
+    is encoded twice and the gradients stay exactly those of the whole batch. None: the whole
+    share."""
 
     precision: Precision = "auto"
     """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a

@@ -125,8 +125,8 @@ def decide(config: Config, process: Process) -> RunPlan:
         optimizer_holds_masters=masters,
         sums_in_float32=_sums_in_float32(dtype, stage, micro_batches, masters),
         decode_threads=_decode_threads(config.data.threads, process),
-        recompute=config.model.checkpoint,
-        compile=_compiles_blocks(config.model.compile, process, stage, config.model.checkpoint),
+        recompute=config.model.recompute,
+        compile=_compiles_blocks(config.model.compile, process, stage, config.model.recompute),
     )
 
 
@@ -203,6 +203,6 @@ def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -
     if wanted and recompute == "selective":
         raise ConfigError(
             "--model.compile blocks: a compiled block keeps what its compiler chooses, no less in "
-            "selective mode. Pass --model.checkpoint full, or --model.compile none"
+            "selective mode. Pass --model.recompute full, or --model.compile none"
         )
     return wanted

@@ -2,7 +2,7 @@
 
 import torch
 
-from clipfast.engine import Config, ModelConfig, OptimizerConfig, ZeroConfig
+from clipfast.engine import Config, ModelOptions, OptimizerConfig, ZeroConfig
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan, decide
 
@@ -28,7 +28,7 @@ def plan(
         rank: whose plan.
         options: other fields of the configuration.
     """
-    options = {"model": ModelConfig("RN-tiny", compile="none"), "batch_size": 32, **options}
+    options = {"model": ModelOptions("RN-tiny", compile="none"), "batch_size": 32, **options}
     config = Config(optimizer=optimizer, zero=ZeroConfig(stage), precision=precision, **options)
     device = torch.device("cuda", rank) if precision == "fp16" else torch.device("cpu")
     return decide(config, Process(rank, rank, ranks, ranks, device))

@@ -1,9 +1,12 @@
 """What the command line takes, and what it refuses before anything is built."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from clipfast.engine import Config, ConfigError
+import clipfast.engine
+from clipfast.engine import Config, ConfigError, ModelOptions
 from clipfast.engine.cli import parse
 from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
 from clipfast.engine.plan import resolve_precision
@@ -31,6 +34,28 @@ def test_parse_keeps_what_the_recipe_set():
     assert parse(recipe, []) == recipe
 
 
+@pytest.mark.parametrize("old", ["--model.checkpoint full", "--model.checkpoint=full"])
+def test_parse_takes_the_spelling_before_and_says_how_it_is_now(old, caplog):
+    config = parse(Config(), [*old.split(), "--checkpoint.keep", "3"])
+    assert (config.model.recompute, config.checkpoint.keep) == ("full", 3)
+    (record,) = caplog.records
+    assert "--model.checkpoint is now --model.recompute" in record.message
+
+
+def test_old_names_of_model_options_warn_and_mean_the_same():
+    with pytest.warns(DeprecationWarning, match="ModelConfig is now ModelOptions"):
+        assert clipfast.engine.ModelConfig is ModelOptions
+    with pytest.warns(DeprecationWarning, match=r"--model\.recompute"):
+        old = ModelOptions("RN50x64", checkpoint="auto")
+    assert old == ModelOptions("RN50x64", recompute="auto")
+    with pytest.warns(DeprecationWarning, match=r"--model\.recompute"):
+        assert replace(old, checkpoint="full").recompute == "full"
+    with pytest.warns(DeprecationWarning, match=r"--model\.recompute"):
+        assert old.checkpoint == "auto"
+    with pytest.raises(AttributeError, match="Confg"):
+        clipfast.engine.Confg  # noqa: B018
+
+
 def test_help_explains_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(Config(), ["--help"])
@@ -41,7 +66,7 @@ def test_help_explains_every_option(capsys):
         "--micro-batch",
         "--resume",
         "--optimizer.beta2",
-        "--model.checkpoint",
+        "--model.recompute",
         "--optimizer.image-weights",
     )
     for words in (

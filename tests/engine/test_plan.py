@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import clipfast.engine
-from clipfast.engine import ConfigError, ModelConfig
+from clipfast.engine import ConfigError, ModelOptions
 from tests.engine.plans import EXACT, PAPER, plan
 
 ENGINE = Path(clipfast.engine.__file__).parent
@@ -21,7 +21,7 @@ DECIDED = {
     ("config", "run_name"),
     ("zero", "stage"),
     ("model", "compile"),
-    ("model", "checkpoint"),
+    ("model", "recompute"),
     ("options", "has_exact_weights"),
     ("optimizer", "has_exact_weights"),
     ("data", "threads"),
@@ -84,24 +84,24 @@ def test_plan_resolves_precision_for_the_device():
 
 def test_plan_compiles_blocks_on_a_gpu_unless_asked_for():
     def blocks(**options) -> dict:
-        return {"model": ModelConfig("RN-tiny", compile="blocks", **options)}
+        return {"model": ModelOptions("RN-tiny", compile="blocks", **options)}
 
-    assert not plan(stage=1, model=ModelConfig("RN-tiny")).compile
-    assert plan(stage=2, **blocks(checkpoint="full")).compile
+    assert not plan(stage=1, model=ModelOptions("RN-tiny")).compile
+    assert plan(stage=2, **blocks(recompute="full")).compile
     with pytest.raises(ConfigError, match=r"--model\.compile none, or --zero-stage 2"):
         plan(stage=3, **blocks())
-    with pytest.raises(ConfigError, match=r"--model\.checkpoint full, or --model\.compile none"):
-        plan(stage=1, **blocks(checkpoint="selective"))
+    with pytest.raises(ConfigError, match=r"--model\.recompute full, or --model\.compile none"):
+        plan(stage=1, **blocks(recompute="selective"))
 
 
 def test_plan_of_auto_recomputation_never_takes_a_mode_that_would_be_refused():
     def modes(compile: str) -> list[tuple[str, bool]]:
-        made = plan(model=ModelConfig("RN-tiny", checkpoint="auto", compile=compile))
+        made = plan(model=ModelOptions("RN-tiny", recompute="auto", compile=compile))
         return [(found.recompute, found.compile) for found in made.recompute_candidates()]
 
     assert modes("none") == [("none", False), ("selective", False), ("full", False)]
     assert modes("blocks") == [("none", True), ("full", True)]
-    given = plan(model=ModelConfig("RN-tiny", checkpoint="full"))
+    given = plan(model=ModelOptions("RN-tiny", recompute="full"))
     assert given.recompute_candidates() == [given]
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from clipfast.data import TrainLoader
-from clipfast.engine import Config, DataConfig, ModelConfig
+from clipfast.engine import Config, DataConfig, ModelOptions
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.recomputation import (
@@ -50,7 +50,7 @@ def needs(loader) -> dict[str, int]:
 
 
 def plan(recompute: str, compile: str = "auto", **options) -> RunPlan:
-    model = ModelConfig("RN-tiny", checkpoint=recompute, compile=compile)
+    model = ModelOptions("RN-tiny", recompute=recompute, compile=compile)
     data = DataConfig(train=("sample",))
     return decide(Config(model=model, data=data, batch_size=64, **options), ALONE)
 

@@ -73,7 +73,7 @@ def alone(tmp_path_factory) -> Path:
         "fp32": [*FOUR, *parts, "--zero-stage", "1"],
         "paper": [*FOUR, *parts, *BF16, *PAPER, "--zero-stage", "2"],
         "plain": ["--max-steps", "3"],
-        "selective": ["--max-steps", "3", "--model.checkpoint", "selective"],
+        "selective": ["--max-steps", "3", "--model.recompute", "selective"],
         "clipped": ["--max-steps", "3", "--optimizer.clip-norm", "0.01"],
         "vit": [*FOUR, "--model.name", "ViT-tiny"],
         "uninterrupted": ["--max-steps", "8"],
@@ -109,7 +109,7 @@ def together(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     runs = {}
     for stage, checkpoint in RECOMPUTED.items():
-        options = [*FOUR, "--zero-stage", str(stage), "--model.checkpoint", checkpoint]
+        options = [*FOUR, "--zero-stage", str(stage), "--model.recompute", checkpoint]
         runs[f"fp32-{stage}"] = options
     saved = {
         f"paper-{stage}": [*SAVED, *BF16, *PAPER, "--zero-stage", str(stage)]
@@ -191,7 +191,7 @@ def test_a_checkpoint_gives_its_weights_and_takes_other_statistics_and_weights(a
 
 def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_path, alone):
     whole = alone / "vit"
-    options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.checkpoint", "auto"]
+    options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.recompute", "auto"]
     folder = ["--logging.dir", str(tmp_path), "--model.name", "ViT-tiny", *FOUR]
     output = run("emoji.py", *QUICK, *folder, *options)
     assert "recompute: auto -> none (activations 0." in output
