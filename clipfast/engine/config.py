@@ -242,9 +242,8 @@ class Config:
     """Pairs in the global batch, over all ranks: every image meets every text of it."""
 
     micro_batch: int | None = None
-    """Pairs that a rank encodes at a time. Where this is less than its share of the batch, the share
-    is encoded twice and the gradients stay exactly those of the whole batch. None: the whole
-    share."""
+    """Pairs that a rank encodes at a time. None: its whole share of the batch. Below that, the share
+    is encoded twice, and the gradients stay exactly those of the whole batch."""
 
     precision: Precision = "auto"
     """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a
