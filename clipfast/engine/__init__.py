@@ -1,6 +1,5 @@
 """The engine: configuration, the plan of a run, DeepSpeed, the training loop."""
 
-import warnings
 from typing import Any
 
 from clipfast.engine.cli import main
@@ -15,6 +14,7 @@ from clipfast.engine.config import (
     ScheduleConfig,
     ZeroConfig,
 )
+from clipfast.models.renamed import warn_renamed
 
 __all__ = [
     "CheckpointConfig",
@@ -32,7 +32,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "ModelConfig":
-        message = "clipfast.engine.ModelConfig is now ModelOptions; the old name goes with 0.3"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        warn_renamed("clipfast.engine.ModelConfig", "ModelOptions")
         return ModelOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from clipfast.engine.renamed import renamed_field
-from clipfast.models.config import Checkpoint as Recompute
+from clipfast.models.recompute import Recompute
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Statistics = Literal["fp32", "bf16", "fp16"]
@@ -242,7 +242,7 @@ class Config:
     """Pairs in the global batch, over all ranks: every image meets every text of it."""
 
     micro_batch: int | None = None
-    """Pairs that a rank encodes at a time. None: its whole share of the batch. Below that, the share
+    """Pairs that a rank encodes at a time. None: its whole share of the batch. Below it, the share
     is encoded twice, and the gradients stay exactly those of the whole batch."""
 
     precision: Precision = "auto"

@@ -14,9 +14,9 @@ import torch
 
 from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precision
 from clipfast.engine.launch import Process, cpu_threads
-from clipfast.models import ModelConfig as Architecture
-from clipfast.models.config import get_config
-from clipfast.models.memory import MODES
+from clipfast.models import Architecture
+from clipfast.models.catalogue import get_config
+from clipfast.models.recompute import MODES
 from clipfast.ops.registry import runs_triton
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

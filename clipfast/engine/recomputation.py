@@ -14,7 +14,7 @@ from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.state_bytes import state_bytes
 from clipfast.models import CLIP
-from clipfast.models.memory import activation_bytes
+from clipfast.models.activations import activation_bytes
 from clipfast.tokenizer import tokenize_with_lengths
 
 # Left free for what is not counted: workspaces, decoded images, fragmentation. On a CPU the process

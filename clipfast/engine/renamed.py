@@ -1,9 +1,10 @@
 """Spellings of the version before, accepted for one release with a line that says so."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from clipfast.models.renamed import warn_renamed
 
 _Options = TypeVar("_Options", bound=type)
 
@@ -21,22 +22,18 @@ def renamed_field(old: str, new: str, option: str) -> Callable[[_Options], _Opti
         ``DeprecationWarning``; where both are given, as by ``dataclasses.replace``, it counts.
     """
 
-    def warn() -> None:
-        message = f"{option}.{old} is now {option}.{new}; the old spelling goes with 0.3"
-        warnings.warn(message, DeprecationWarning, stacklevel=3)
-
     def decorate(cls: _Options) -> _Options:
         make = cls.__init__
 
         @functools.wraps(make)
         def init(self: Any, *values: Any, **fields: Any) -> None:
             if old in fields:
-                warn()
+                warn_renamed(f"{option}.{old}", f"{option}.{new}")
                 fields[new] = fields.pop(old)
             make(self, *values, **fields)
 
         def read(self: Any) -> Any:
-            warn()
+            warn_renamed(f"{option}.{old}", f"{option}.{new}")
             return getattr(self, new)
 
         cls.__init__ = init
@@ -60,7 +57,7 @@ def renamed_options(arguments: list[str], names: dict[str, str]) -> tuple[list[s
     for argument in arguments:
         option, equals, value = argument.partition("=")
         if option in names:
-            lines.append(f"{option} is now {names[option]}; the old spelling goes with 0.3")
+            lines.append(f"{option} is now {names[option]}; the old name goes in version 0.3")
             argument = names[option] + equals + value
         kept.append(argument)
     return kept, lines

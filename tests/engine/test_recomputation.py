@@ -19,8 +19,8 @@ from clipfast.engine.recomputation import (
 )
 from clipfast.engine.state_bytes import state_bytes
 from clipfast.models import create_model
-from clipfast.models.config import get_config
-from clipfast.models.memory import activation_bytes
+from clipfast.models.activations import activation_bytes
+from clipfast.models.catalogue import get_config
 from clipfast.tokenizer import tokenize_with_lengths
 
 ALONE = Process(0, 0, 1, 1, torch.device("cpu"))

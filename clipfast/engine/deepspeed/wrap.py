@@ -10,7 +10,8 @@ from clipfast.engine.config import OptimizerConfig
 from clipfast.engine.deepspeed.half_stage0 import forget_first_step
 from clipfast.engine.deepspeed.settings import deepspeed_settings
 from clipfast.engine.plan import RunPlan
-from clipfast.models import CLIP, AttentionPool2d
+from clipfast.models import CLIP
+from clipfast.models.towers import tower_of
 
 
 def initialise_engine(
@@ -31,9 +32,11 @@ def initialise_engine(
 
     # Its warnings here are about choices made on purpose, such as an optimizer of our own.
     deepspeed.utils.logger.setLevel(logging.ERROR)
-    if plan.stage == 3:
-        # It reads its projections' weights without calling them: gather all of them at its door.
-        deepspeed.utils.set_z3_leaf_modules(model, [AttentionPool2d], raise_if_not_found=False)
+    leaves = list(tower_of(plan.architecture.vision).zero3_leaves)
+    if plan.stage == 3 and leaves:
+        # Modules that read weights of their children without calling them: all are gathered at
+        # their door.
+        deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
