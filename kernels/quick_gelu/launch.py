@@ -14,12 +14,13 @@ import triton.language as tl
 # 16 half-precision elements a thread: two 16-byte loads of x, and of grad_y.
 BLOCK = 2048
 NUM_WARPS = 4
+SLOPE = tl.constexpr(1.702)  # as in csrc/quick_gelu/constants.h
 
 
 @triton.jit
 def _sigmoid(x):
     """1 / (1 + exp(-1.702 x)), with the exponential of a number that is never positive."""
-    e = tl.exp(-1.702 * tl.abs(x))
+    e = tl.exp(tl.abs(x) * -SLOPE)
     return tl.where(x >= 0, 1.0, e) / (1.0 + e)
 
 
@@ -51,7 +52,7 @@ def quick_gelu_backward_kernel(
     x = tl.load(x_ptr + at, mask=at < n, other=0.0).to(ACC)
     grad_y = tl.load(grad_y_ptr + at, mask=at < n, other=0.0).to(ACC)
     s = _sigmoid(x)
-    grad_x = grad_y * s * (1.0 + 1.702 * x * (1.0 - s))
+    grad_x = grad_y * s * (1.0 + x * SLOPE * (1.0 - s))
     tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=at < n)
 
 

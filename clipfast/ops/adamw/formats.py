@@ -7,8 +7,13 @@ from torch import Tensor
 
 BLOCK = 256  # elements that share an exponent
 NEAREST = 0x8000  # the random bits that round to nearest
+# A block's largest magnitude is scaled into [2^14, 2^15), as high in fp16 as rounding up allows.
+TOP_EXPONENT = 14
+# Exponents of blocks: they fit 8 bits, and their scales are normal fp32 numbers.
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -112, 127
 MAGNITUDE = 0x7FFFFFFF
 INFINITY = 0x7F800000
+BIAS = 127  # of the exponent in fp32's bits
 _WORD = 0xFFFFFFFF
 
 
@@ -114,8 +119,9 @@ def encode_flat(
     if dtype == torch.bfloat16:
         return round_to_bfloat16(flat, random), None
     magnitude = torch.nn.functional.pad(bits_of(flat) & MAGNITUDE, (0, -len(flat) % BLOCK))
-    exponents = ((magnitude.view(-1, BLOCK).amax(1) >> 23) - 127).clamp(-112, 127)
-    scale = float_of((141 - spread(exponents, len(flat))) << 23)
+    exponents = (magnitude.view(-1, BLOCK).amax(1) >> 23) - BIAS
+    exponents = exponents.clamp(SMALLEST_EXPONENT, LARGEST_EXPONENT)
+    scale = float_of((BIAS + TOP_EXPONENT - spread(exponents, len(flat))) << 23)
     return round_to_half(flat * scale, random), exponents.to(torch.int8)
 
 
@@ -123,7 +129,7 @@ def decode_flat(flat: Tensor, exponents: Tensor | None) -> Tensor:
     """`decode` of a vector: fp32 [n]."""
     if exponents is None:
         return flat.float()
-    return flat.float() * float_of((spread(exponents, len(flat)) + 113) << 23)
+    return flat.float() * float_of((spread(exponents, len(flat)) + BIAS - TOP_EXPONENT) << 23)
 
 
 def encode(value: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,8 @@ from torch import Tensor
 DRAW = 8  # elements that one draw of Philox serves
 # csrc/adamw/element.h says why so few.
 ROUNDS = 7
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 FIRST_MOMENT, SECOND_MOMENT, WEIGHT = range(3)
 # One draw serves an element's three roundings: csrc/adamw/element.h says why and which.
 MULTIPLIERS = (1, 0x1663, 0x2F8F)
@@ -37,11 +39,12 @@ def philox(
     c0, c1 = draw & WORD, draw >> 32
     c2, c3 = torch.full_like(draw, step & WORD), torch.zeros_like(draw)
     k0, k1 = seed & WORD, (seed >> 32) & WORD
+    (m0, m1), (s0, s1) = PHILOX_MULTIPLIERS, PHILOX_KEY_STEPS
     for _ in range(ROUNDS):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # modulo 2^64, in two's complement
+        p0, p1 = m0 * c0, m1 * c2  # modulo 2^64, in two's complement
         c0, c2 = (p1 >> 32 & WORD) ^ c1 ^ k0, (p0 >> 32 & WORD) ^ c3 ^ k1
         c1, c3 = p1 & WORD, p0 & WORD
-        k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
+        k0, k1 = (k0 + s0) & WORD, (k1 + s1) & WORD
     words = torch.stack([c0, c1, c2, c3], dim=1)
     bits = torch.stack([words & 0xFFFF, words >> 16], dim=2).reshape(-1)[:numel]
     return bits * MULTIPLIERS[purpose] & 0xFFFF
