@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import clipfast.engine
+import recipes.rn50x64
 from clipfast.engine import Config, ConfigError, ModelOptions
-from clipfast.engine.cli import parse
+from clipfast.engine.cli import main, parse
 from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
 from clipfast.engine.plan import resolve_precision
 from tests.engine.launching import fail
@@ -103,7 +104,6 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
     assert Config(batch_size=64, micro_batch=500).micro_batches(2) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -113,6 +113,22 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
         (["--data.train", "sample", "--precision", "fp16"], "needs a GPU"),
         (["--data.train", "sample", "--model.name", "RN5"], "RN50"),
         (["--data.train", "sample", "--batch-size", "9", "--micro-batch", "4"], "--micro-batch 3"),
+    ],
+)
+def test_recipes_refuse_bad_options_before_anything_starts(options, words, capsys, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(recipes.rn50x64.config(), options)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert words in " ".join((said.out + said.err).replace("│", " ").split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         (
             [
                 *("--data.train", "sample", "--batch-size", "8"),
@@ -126,5 +142,5 @@ def test_micro_batches_counts_the_parts_of_a_ranks_share():
         ),
     ],
 )
-def test_recipes_refuse_bad_options_with_a_remedy(options, words):
+def test_launched_recipes_refuse_bad_options_with_a_remedy(options, words):
     assert words in fail("rn50x64.py", *options)
