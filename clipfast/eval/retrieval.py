@@ -11,8 +11,7 @@ RECALL_AT = (1, 5, 10)
 def pair_ranks(queries: Tensor, candidates: Tensor, first: int = 0, chunk: int = 1024) -> Tensor:
     """Place of each query's own candidate when candidates are sorted by cosine similarity.
 
-    .. math::
-        rank_i = \\#\\{j : S_{ij} > S_{ii}\\} + \\#\\{j < i : S_{ij} = S_{ii}\\}
+        rank_i = #{j : S_ij > S_ii} + #{j < i : S_ij = S_ii}
 
     Candidates of equal similarity keep their order, so a collapsed model scores chance, not 1.
 

@@ -24,7 +24,7 @@ WORKSPACE_BYTES = 256 * 2**20
 
 @dataclasses.dataclass
 class GatheredTexts:
-    """Text features whose gather has been started; :func:`clip_loss` takes them once.
+    """Text features whose gather has been started; `clip_loss` takes them once.
 
     Once, because two losses' gradients would be added before their reduce-scatters have arrived.
     """
@@ -57,14 +57,14 @@ def gather_texts(
     because autograd runs what was computed last first.
 
     Args:
-        text_features: ``[B, D]``, see :func:`clip_loss`, as are the options.
+        text_features: ``[B, D]``, see `clip_loss`, as are the options.
 
     Returns:
-        What :func:`clip_loss` takes in the place of the text features, once. Over several ranks do
+        What `clip_loss` takes in the place of the text features, once. Over several ranks do
         take it: a gather that no loss waits for holds its memory.
 
     Raises:
-        ValueError, TypeError: as :func:`clip_loss`.
+        ValueError, TypeError: as `clip_loss`.
     """
     _check_features(text_features, "text_features")
     _check_options(keep_logits, workspace_bytes)
@@ -97,14 +97,12 @@ def clip_loss(
     workspace_bytes: int = WORKSPACE_BYTES,
     batch_sizes: Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Symmetric cross-entropy over the cosine similarities of the global batch.
+    """Symmetric cross-entropy over the cosine similarities of the global batch.
 
-    .. math::
-        S = s\,\hat U \hat V^\top, \qquad
-        \mathrm{loss} = \frac{1}{2G} \sum_i
-            \bigl[\mathrm{lse}_j S_{ij} + \mathrm{lse}_j S_{ji} - 2 S_{ii}\bigr]
+        S    = s U V^T,  U and V the features, their rows normalised
+        loss = 1 / (2 G) * sum_i [lse_j S_ij + lse_j S_ji - 2 S_ii]
 
-    On one process, equal to the following, without allocating its G x G matrices::
+    On one process, equal to the following, without allocating its G x G matrices:
 
         logits = logit_scale * normalize(image_features) @ normalize(text_features).T
         target = torch.arange(len(logits))
@@ -119,7 +117,7 @@ def clip_loss(
     Args:
         image_features: ``[B, D]``, float32, bfloat16, float16 or float64; the i-th row pairs with
             the i-th of ``text_features``. B may differ between ranks.
-        text_features: ``[B, D]``, the same dtype and device; or what :func:`gather_texts` returned,
+        text_features: ``[B, D]``, the same dtype and device; or what `gather_texts` returned,
             whose options then hold and must not be given again.
         logit_scale: one element, the factor s itself (``exp`` of CLIP's parameter), no unit.
         group: the ranks that hold the global batch; None is the default group where
@@ -128,8 +126,8 @@ def clip_loss(
         normalize: L2-normalise both features here (in float32). False takes them as they are; on a
             GPU half-precision ones must then fit float16.
         impl: "auto"; "cpu", "cuda" or "triton" (fused); "plain" (chunked plain PyTorch, any
-            device); "reference" (plain PyTorch that holds all logits). :func:`available_impls`
-            lists what can serve a device, :func:`chosen_impl` says what "auto" is; the log
+            device); "reference" (plain PyTorch that holds all logits). `available_impls`
+            lists what can serve a device, `chosen_impl` says what "auto" is; the log
             ``clipfast.loss`` says it once, unless under torch.compile.
         keep_logits: keep the logits from forward to backward, B G of them: 6 B G D floating-point
             operations instead of 8. They take 4 bytes each; on a GPU with half-precision features
@@ -183,7 +181,7 @@ def clip_loss(
 
 
 def available_impls(device: torch.device | str) -> list[str]:
-    """Names that :func:`clip_loss` takes as ``impl`` for features on a device, best first."""
+    """Names that `clip_loss` takes as ``impl`` for features on a device, best first."""
     return [*ops.available_impls(device), "reference"]
 
 

@@ -1,6 +1,6 @@
 """The collectives of the loss. All of them run in rank order, so results repeat bit for bit.
 
-They are torch's functional collectives: each returns at once, and :func:`wait` makes its result
+They are torch's functional collectives: each returns at once, and `wait` makes its result
 usable. torch.compile takes them into its graph. On the CPU each is waited for before it is handed
 out: with two of them under way, gloo's threads corrupted the heap (torch 2.13; plain torch does so
 too: two all_gather_into_tensor in a loop, one process in about ten dies of it), and threads that
@@ -109,7 +109,7 @@ def _exchange_sizes(features: Tensor, group: dist.ProcessGroup | None) -> tuple[
 
 
 def require_equal_batches(features: Tensor, shares: BatchShares) -> Tensor:
-    """Inside a compiled graph: the check that :func:`find_shares` makes outside.
+    """Inside a compiled graph: the check that `find_shares` makes outside.
 
     Returns:
         A zero, fp32 [1], to be added to something: what nobody reads is not computed.
@@ -145,14 +145,14 @@ def overlaps(tensor: Tensor) -> bool:
 
 
 def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
-    """Start gathering every rank's rows; :func:`finish_gather` makes them usable.
+    """Start gathering every rank's rows; `finish_gather` makes them usable.
 
     Args:
         local: [B, ...] of this rank.
         shares: B of every rank.
 
     Returns:
-        Rows of all ranks, still on their way where it :func:`overlaps`, padded to the largest
+        Rows of all ranks, still on their way where it `overlaps`, padded to the largest
         batch where batches differ.
     """
     if shares.group_name is None:
@@ -164,7 +164,7 @@ def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
 
 
 def finish_gather(pending: Tensor, shares: BatchShares) -> Tensor:
-    """Wait for :func:`start_gather`: [G, ...] in rank order."""
+    """Wait for `start_gather`: [G, ...] in rank order."""
     if shares.group_name is None:
         return pending
     gathered = torch.ops._c10d_functional.wait_tensor(pending)
@@ -178,7 +178,7 @@ def start_reduce_scatter(partial: Tensor, shares: BatchShares) -> Tensor:
     """Start summing [G, D] over the ranks, each of which receives its own rows.
 
     Returns:
-        [B, D], still on its way where it :func:`overlaps`: use it after :func:`wait`.
+        [B, D], still on its way where it `overlaps`: use it after `wait`.
     """
     if shares.group_name is None:
         return partial
@@ -194,7 +194,7 @@ def start_reduce_scatter(partial: Tensor, shares: BatchShares) -> Tensor:
 
 
 def wait(pending: Tensor, shares: BatchShares) -> Tensor:
-    """The result of :func:`start_reduce_scatter` once it has arrived."""
+    """The result of `start_reduce_scatter` once it has arrived."""
     if shares.group_name is None:
         return pending
     return torch.ops._c10d_functional.wait_tensor(pending)

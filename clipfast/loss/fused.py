@@ -56,7 +56,7 @@ def start_texts(text_features: Tensor, plan: LossPlan) -> tuple[Tensor, ...]:
     """Prepare the texts and start gathering them.
 
     Returns:
-        What :func:`strip_loss` takes as `texts`.
+        What `strip_loss` takes as `texts`.
     """
     return _StartTexts.apply(text_features, plan)
 
@@ -72,9 +72,9 @@ def strip_loss(
 
     Args:
         image_features: [B, D].
-        text_features: [B, D], as given to :func:`start_texts`.
+        text_features: [B, D], as given to `start_texts`.
         logit_scale: [1], of the type that sums are held in.
-        texts: the result of :func:`start_texts`.
+        texts: the result of `start_texts`.
         plan: the same.
 
     Returns:

@@ -106,7 +106,7 @@ class Operator:
         gradient: None where autograd is somebody else's matter.
         forms: implementations beside `plain`, best first.
         chosen_by: "device": torch's dispatcher takes the first form that serves the arguments'
-            device, else `plain`. "caller": every form has a name of its own (:func:`overload`), and
+            device, else `plain`. "caller": every form has a name of its own (`overload`), and
             nothing takes another's place. "argument": `plain` itself reads the argument `impl`, and
             takes the steps of that form.
         fakes: by implementation, where its results differ from those of `fake` in shape or type.

@@ -17,11 +17,10 @@ from clipfast.optim.tensor_list import Options, TensorList, in_layout, moved, no
 class FusedAdamW(torch.optim.Optimizer):
     """AdamW (decoupled decay) whose statistics, and where wanted weights, are in half precision.
 
-    .. math::
-        m_t &= \\beta_1 m_{t-1} + (1 - \\beta_1) g, \\qquad
-        v_t = \\beta_2 v_{t-1} + (1 - \\beta_2) g^2 \\\\
-        w_t &= \\min\\Bigl((1 - \\eta \\lambda) w_{t-1} - \\frac{\\eta}{1 - \\beta_1^t}
-        \\frac{m_t}{\\sqrt{v_t / (1 - \\beta_2^t)} + \\epsilon}, \\; \\text{maximum}\\Bigr)
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+        w = w - lr (weight_decay w + (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps))
+        w = min(w, maximum)  where a maximum is given
 
     Equal to ``torch.optim.AdamW`` in fp32; what is kept from step to step is rounded, at random and
     without bias. Gradients are unscaled, clipped and used in the same pass. On a GPU nothing waits

@@ -6,9 +6,8 @@ import math
 def warmup_cosine(step: int, peak: float, warmup_steps: int, total_steps: int) -> float:
     """Linear warm-up to ``peak``, then a half cosine to zero.
 
-    .. math::
-        lr(t) = peak \\cdot \\frac{t + 1}{w} \\; (t < w), \\qquad
-        lr(t) = \\frac{peak}{2} \\Bigl(1 + \\cos \\frac{\\pi (t - w)}{T - w}\\Bigr)
+        lr(t) = peak (t + 1) / w                              where t < w
+        lr(t) = peak / 2 (1 + cos(pi (t - w) / (T - w)))      from there on
 
     Args:
         step: t, optimizer steps taken so far, from 0.

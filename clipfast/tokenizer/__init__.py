@@ -73,7 +73,7 @@ def tokenize_with_lengths(
         context_length: Row length L, at least 1.
 
     Returns:
-        ``tokens`` as from :func:`tokenize`, LongTensor[B, L], and ``lengths``, LongTensor[B]:
+        ``tokens`` as from `tokenize`, LongTensor[B, L], and ``lengths``, LongTensor[B]:
         tokens up to and including the final end-of-text.
 
     Raises:

@@ -86,7 +86,7 @@ class Tokenizer:
     def tokenize(
         self, texts: str | Sequence[str], context_length: int = CONTEXT_LENGTH
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return padded ids and lengths; see :func:`clipfast.tokenizer.tokenize_with_lengths`."""
+        """Return padded ids and lengths; see `clipfast.tokenizer.tokenize_with_lengths`."""
         import torch
 
         if context_length < 1:
@@ -177,7 +177,7 @@ def _build_engine() -> tokenizers.Tokenizer:
 
 
 def decode_ids(ids: Iterable[int] | torch.Tensor) -> str:
-    """Return the text of ids; see :func:`clipfast.tokenizer.decode`."""
+    """Return the text of ids; see `clipfast.tokenizer.decode`."""
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if any(not isinstance(i, int) or not 0 <= i < VOCABULARY_SIZE for i in ids):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Who computes the operators of the contrastive loss.
 
-Statistics and gradients exist several times; :func:`choose` says which one serves:
+Statistics and gradients exist several times; `choose` says which one serves:
 
     cpu        csrc/contrastive: blocked GEMM with the epilogue in cache
     cuda       csrc/contrastive: cuBLAS over a chunk, then a fused epilogue; sm_70 and newer
