@@ -116,7 +116,7 @@ $(STAMPS)/site: $(STAMPS)/torch Makefile
 
 # Sources are read and not imported, so nothing is compiled for it.
 docs: $(STAMPS)/site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "[docs] open site/index.html; its search needs a server: python -m http.server -d site"
 
 env: setup
