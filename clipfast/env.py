@@ -18,6 +18,7 @@ import warnings
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import clipfast
 
@@ -101,7 +102,7 @@ def driver_version() -> str | None:
     return words.splitlines()[0] if words else None
 
 
-def devices() -> dict[str, object]:
+def devices() -> dict[str, Any]:
     """The CPU, the GPUs that torch sees, and torch's own version."""
     import torch
 
@@ -127,7 +128,7 @@ def devices() -> dict[str, object]:
     }
 
 
-def extension() -> dict[str, object]:
+def extension() -> dict[str, Any]:
     """What of clipfast._C is built: its build_info(), or {"built": False, "reason": ...}."""
     import torch  # noqa: F401  (the extension's symbols live in torch's libraries)
 
@@ -140,7 +141,7 @@ def extension() -> dict[str, object]:
     return {"built": True, "cpu_capability": compiled.cpu_capability, **compiled.build_info()}
 
 
-def kernels() -> dict[str, object]:
+def kernels() -> dict[str, Any]:
     """Whether the Triton kernels can be imported, and why not."""
     if importlib.util.find_spec("triton") is None:
         return {"present": False, "reason": "Triton is not installed"}
@@ -150,7 +151,7 @@ def kernels() -> dict[str, object]:
     return {"present": True}
 
 
-def stamp() -> dict[str, object]:
+def stamp() -> dict[str, Any]:
     """Everything that a figure depends on, in types that json takes.
 
     Returns:
@@ -180,7 +181,7 @@ def stamp() -> dict[str, object]:
     }
 
 
-def _extension_lines(info: dict[str, object], triton: dict[str, object]) -> list[str]:
+def _extension_lines(info: dict[str, Any], triton: dict[str, Any]) -> list[str]:
     if info["built"]:
         lines = [
             f"  C++ (CPU)   built for {', '.join(info['cpu_capabilities'])}; "
@@ -195,7 +196,7 @@ def _extension_lines(info: dict[str, object], triton: dict[str, object]) -> list
     return lines
 
 
-def report(info: dict[str, object]) -> str:
+def report(info: dict[str, Any]) -> str:
     """The stamp in words, a section each for machine, build, core and optional parts."""
     device, versions = info["device"], info["versions"]
     lines = [

@@ -68,18 +68,18 @@ class Triton:
         launcher: "room:function", of clipfast.kernels.<room>.launch; the room alone where the
             operator's `impl` argument chooses.
         capability: the least compute capability.
-        torch: the least version of torch, on a GPU.
+        least_torch: the least version of torch, on a GPU.
         name: of the implementation.
     """
 
     launcher: str
     capability: tuple[int, int] = (8, 0)
-    torch: tuple[int, int] = (2, 6)
+    least_torch: tuple[int, int] = (2, 6)
     name: str = TRITON
 
     def serves(self, device: torch.device) -> bool:
         """Whether Triton runs it on this device; on the CPU only interpreted."""
-        return runs_triton(device, self.capability, self.torch)
+        return runs_triton(device, self.capability, self.least_torch)
 
 
 class Gradient(NamedTuple):
@@ -262,7 +262,7 @@ def declare(operator: Operator) -> torch._ops.OpOverloadPacket:
             continue
         name = operator.name if impl is None else operator.name_of(impl)
         _define(name, operator.schema)
-        library.register_fake(f"clipfast::{name}")(operator.fakes.get(impl, operator.fake))
+        library.register_fake(f"clipfast::{name}")(operator.fakes.get(impl or "", operator.fake))
     library.impl(f"clipfast::{operator.name_of(PLAIN)}", _ANYWHERE)(operator.plain)
     for form in operator.forms:
         if isinstance(form, Triton):

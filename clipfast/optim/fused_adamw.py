@@ -13,6 +13,9 @@ from clipfast.optim import states
 from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
 from clipfast.optim.tensor_list import Options, TensorList, in_layout, moved, norm_of
 
+# Tensors that one call of the operator takes agree in these; the arguments of `TensorList`.
+Key = tuple[torch.device, torch.dtype, torch.dtype, torch.dtype | None, str, Options]
+
 
 class FusedAdamW(torch.optim.Optimizer):
     """AdamW (decoupled decay) whose statistics, and where wanted weights, are in half precision.
@@ -135,8 +138,8 @@ class FusedAdamW(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("max_norm", "skip_nonfinite", "rounding", "seed")
-        own += ("_next_element", "_first_elements", "_skipped")
+        options = ("max_norm", "skip_nonfinite", "rounding", "seed")
+        own = (*options, "_next_element", "_first_elements", "_skipped")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @property
@@ -175,9 +178,9 @@ class FusedAdamW(torch.optim.Optimizer):
             tensors.launch(control, self.seed, self.rounding == "stochastic")
         return loss
 
-    def _collect(self) -> dict[tuple, TensorList]:
+    def _collect(self) -> dict[Key, TensorList]:
         """The tensors of one step, in lists that one call of the operator takes."""
-        lists: dict[tuple, TensorList] = {}
+        lists: dict[Key, TensorList] = {}
         for group in self.param_groups:
             kinds: dict[torch.dtype, tuple[torch.dtype | None, str, Options]] = {}
             stats_dtype, weights = group["stats_dtype"], group["weights"]
@@ -214,7 +217,7 @@ class FusedAdamW(torch.optim.Optimizer):
         return first
 
     def _controls(
-        self, lists: dict[tuple, TensorList]
+        self, lists: dict[Key, TensorList]
     ) -> dict[torch.device, tuple[Tensor, Tensor | int]]:
         """For each device: [factor of the gradients, whether to skip], and what a step counts."""
         by_device: dict[torch.device, list[Tensor]] = {}
@@ -296,7 +299,7 @@ class FusedAdamW(torch.optim.Optimizer):
         """
         loaded: dict[Any, Any] = {}
 
-        def convert(_, incoming: dict[str, Any]) -> dict[str, Any]:
+        def convert(_: Any, incoming: dict[str, Any]) -> dict[str, Any]:
             groups = [
                 merged_options(mine, theirs)
                 for mine, theirs in zip(self.param_groups, incoming["param_groups"], strict=False)
@@ -305,7 +308,7 @@ class FusedAdamW(torch.optim.Optimizer):
             groups += incoming["param_groups"][len(groups) :]
             return {**incoming, "state": {}, "param_groups": groups}
 
-        def install(_) -> None:
+        def install(_: Any) -> None:
             self.state.update(loaded)
 
         # The first hook runs after the caller's own and the second before them, and torch sees no

@@ -69,7 +69,12 @@ def parameter_groups(
         for tower in options
         for decays in (True, False)
     }
-    scale = {"params": [], "weight_decay": 0.0, "weights": "fp32", "maximum": LOGIT_SCALE_MAXIMUM}
+    scale: dict[str, Any] = {
+        "params": [],
+        "weight_decay": 0.0,
+        "weights": "fp32",
+        "maximum": LOGIT_SCALE_MAXIMUM,
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

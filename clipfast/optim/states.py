@@ -335,7 +335,7 @@ def _encode(state: State, first: Tensor, second: Tensor, stats_dtype: torch.dtyp
         return
     state["exp_avg"], first_exponents = encode(first, stats_dtype)
     state["exp_avg_sqrt"], second_exponents = encode(second.sqrt(), stats_dtype)
-    if stats_dtype is torch.float16:
+    if first_exponents is not None and second_exponents is not None:
         state["exponents"] = torch.stack([first_exponents, second_exponents])
 
 

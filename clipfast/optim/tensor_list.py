@@ -12,7 +12,7 @@ from clipfast.optim import states
 from clipfast.optim.options import bound_in
 
 
-class Options(tuple):
+class Options(tuple[float, ...]):
     """A group's numbers for the operator: lr, beta1, beta2, eps, weight_decay, maximum."""
 
     def __new__(cls, group: dict[str, Any], dtype: torch.dtype, grid: str) -> Options:
@@ -41,9 +41,15 @@ class TensorList:
         self.device, self.grid, self.options = device, grid, options
         self.second = "exp_avg_sq" if stats_dtype is torch.float32 else "exp_avg_sqrt"
         self.has_exponents = stats_dtype is torch.float16
-        self.master = states.MASTER_KEYS.get(kept)
-        self.params, self.grads, self.exp_avgs, self.exp_avg_sqs = [], [], [], []
-        self.exponents, self.masters, self.steps, self.first_elements = [], [], [], []
+        self.master = None if kept is None else states.MASTER_KEYS.get(kept)
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.exp_avgs: list[Tensor] = []
+        self.exp_avg_sqs: list[Tensor] = []
+        self.exponents: list[Tensor] = []
+        self.masters: list[Tensor] = []
+        self.steps: list[Tensor] = []
+        self.first_elements: list[int] = []
 
     def add(self, param: Tensor, grad: Tensor, state: states.State, first_element: int) -> None:
         """One more tensor, whose gradient and state are in its order."""

@@ -139,8 +139,9 @@ class Tokenizer:
         Most new words are known pieces with other punctuation around them.
         """
         pieces_of = {word: split_word(word) for word in words}
-        fresh = {piece: known.get(piece) for pieces in pieces_of.values() for piece in pieces}
-        unknown = [piece for piece, ids in fresh.items() if ids is None]
+        found = {piece: known.get(piece) for pieces in pieces_of.values() for piece in pieces}
+        fresh = {piece: ids for piece, ids in found.items() if ids is not None}
+        unknown = [piece for piece in found if piece not in fresh]
         if len(unknown) < _FEWEST_FOR_THREADS:
             encodings = [self._engine.encode(piece, add_special_tokens=False) for piece in unknown]
         else:

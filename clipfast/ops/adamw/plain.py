@@ -80,7 +80,14 @@ def power(base: float, exponent: int) -> float:
 
 
 def coefficients(
-    step: int, *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, maximum
+    step: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximum: float,
 ) -> Coefficients:
     """The coefficients of update number `step`, from 1; arguments as of the operator."""
     exact = (
@@ -210,7 +217,9 @@ def step(
         master = in_memory_order(masters[i]) if masters else None
         m_exponents, v_exponents = exponents[i] if exponents else (None, None)
 
-        def random(purpose: int, param=param, t=t, first=first_elements[i]) -> Tensor | int:
+        def random(
+            purpose: int, param: Tensor = param, t: int = t, first: int = first_elements[i]
+        ) -> Tensor | int:
             if not stochastic:
                 return NEAREST
             return philox(first, param.numel(), t, purpose, seed, param.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ _WEIGHTS = (
 )
 
 
-def _uncast(implementation: Callable) -> Callable:
+def _uncast(implementation: Callable[..., Any]) -> Callable[..., Any]:
     """Without autocast, which would round what an operator holds in fp32 on purpose."""
 
     @functools.wraps(implementation)

@@ -212,10 +212,10 @@ def grad_tokens(
     query_row = attention.new_zeros(batch, 1, rows)
     query_row[:, :, 0] = 1.0
     for part in chunks(dx):
-        vectors = [grad_context[:, part].transpose(0, 1), absorbed[:, part].transpose(0, 1)]
-        vectors = torch.cat([*vectors, grad_token[part, None]], dim=1).to(work_dtype(dx))
-        weights = [attention[:, part].transpose(0, 1), grad_scores[:, part].transpose(0, 1)]
-        weights = torch.cat([*weights, query_row[part]], dim=1)
+        by_head = [grad_context[:, part].transpose(0, 1), absorbed[:, part].transpose(0, 1)]
+        vectors = torch.cat([*by_head, grad_token[part, None]], dim=1).to(work_dtype(dx))
+        by_head = [attention[:, part].transpose(0, 1), grad_scores[:, part].transpose(0, 1)]
+        weights = torch.cat([*by_head, query_row[part]], dim=1)
         first = weights[:, :, :1]
         rest = (weights[:, :, 1:] + first / (rows - 1)).to(vectors.dtype)
         if vectors.dtype == dx.dtype:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,10 +83,13 @@ def _fake_finish(
 
 
 def _declare(
-    name: str, schema: str, fake: Callable, fakes: Mapping[str, Callable] | None = None
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    fakes: Mapping[str, Callable[..., Any]] | None = None,
 ) -> None:
     # Products of half-precision operands with fp32 results are in torch since 2.8.
-    triton = Triton(f"contrastive:launch_{name}", torch=(2, 8))
+    triton = Triton(f"contrastive:launch_{name}", least_torch=(2, 8))
     declare(
         Operator(
             name=f"contrastive_{name}",
