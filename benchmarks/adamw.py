@@ -4,16 +4,16 @@ Timed: one ``step()`` on all parameters, gradients present. The parameters are t
 largest ResNet and largest vision transformer, in shape and number, and one flat slice, as ZeRO
 hands out. Gradients are normal, each tensor's scale log-normal.
 
-An optimizer's step does little arithmetic: what bounds it is memory. Two large ``torch`` operations
-are timed in alternation with the contenders, a copy and a product in place, and "of copy" and "of
-in place" are a contender's rate, of the bytes counted from its types, by theirs. A CPU's copy reads
-its target's lines before it overwrites them, unless it streams past the caches, and that is not
-counted; an optimizer's step overwrites only what it has read, so it can pass 100% of a copy. The
-floor is by the faster of the two.
+An optimizer's step does little arithmetic: memory bounds it. Two large ``torch`` operations are timed
+in alternation with the contenders: a copy, and a product in place. "of copy" and "of in place" are a
+contender's rate by theirs, with the bytes counted from its types. The floor is by the faster of the
+two. A CPU's copy reads its target's lines before it overwrites them, unless it streams past the
+caches, and these reads are not counted. An optimizer's step overwrites only what it has read, so it
+can pass 100% of a copy.
 
-On the flat slice all contenders alternate; on models' lists, for their memory, each alternates with
-torch's fused step alone, and foreach, which makes copies of everything, with none: "faster" then
-goes by its copies.
+On the flat slice all contenders alternate. On models' lists each alternates with torch's fused step
+alone, since the states of all do not fit. foreach makes copies of everything and alternates with
+nobody: its "faster" goes by its copies.
 
 Each contender is checked first (``parts/adamw/check.py``): it is AdamW in float64, and ours has the
 reference's bits. What fails has no figures.

@@ -1,0 +1,53 @@
+"""``ls benchmarks`` shows what can be run, and it runs by its path and as a module."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+# The package's two faces; both say what they are.
+PACKAGE = {"__init__.py", "benchmarks.py"}
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in PACKAGE)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_at_the_top_can_be_run_and_say_how(path):
+    text = path.read_text()
+    assert text.rstrip().endswith('if __name__ == "__main__":\n    main()')
+    assert f"python benchmarks/{path.name}" in text.split('"""')[1]
+
+
+def test_scripts_parts_cannot_be_run_and_leave_the_path_alone():
+    for path in (FOLDER / "parts").rglob("*.py"):
+        assert "__main__" not in path.read_text(), path
+    for path in (*SCRIPTS, *(FOLDER / "parts").rglob("*.py")):
+        assert not re.search(r"sys\.path\b", path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    "command", [["benchmarks/adamw_proof.py"], ["-m", "benchmarks.adamw_proof"]], ids=" ".join
+)
+def test_scripts_run_by_path_and_as_modules(command):
+    # This one imports the recipes, too.
+    done = subprocess.run(
+        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--trace-steps" in done.stdout
+
+
+def test_scripts_are_all_run_by_make_bench():
+    done = subprocess.run(
+        ["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if not done.stdout:
+        pytest.skip(f"make: {done.stderr}")
+    for path in SCRIPTS:
+        assert re.search(rf"\b{path.stem}\b", done.stdout), path
+    assert done.stdout.rstrip().endswith("-m benchmarks.tables")
