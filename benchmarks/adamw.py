@@ -4,12 +4,12 @@ Timed: one ``step()`` on all parameters, gradients present. The parameters are t
 largest ResNet and largest vision transformer, in shape and number, and one flat slice, as ZeRO
 hands out. Gradients are normal, each tensor's scale log-normal.
 
-An optimizer's step does little arithmetic: memory bounds it. Two large ``torch`` operations are timed
-in alternation with the contenders: a copy, and a product in place. "of copy" and "of in place" are a
-contender's rate by theirs, with the bytes counted from its types. The floor is by the faster of the
-two. A CPU's copy reads its target's lines before it overwrites them, unless it streams past the
-caches, and these reads are not counted. An optimizer's step overwrites only what it has read, so it
-can pass 100% of a copy.
+An optimizer's step does little arithmetic: memory bounds it. Two large ``torch`` operations are
+timed in alternation with the contenders: a copy, and a product in place. "of copy" and "of in
+place" are a contender's rate by theirs, with the bytes counted from its types. The floor is by the
+faster of the two. A CPU's copy reads its target's lines before it overwrites them, unless it
+streams past the caches, and these reads are not counted. An optimizer's step overwrites only what
+it has read, so it can pass 100% of a copy.
 
 On the flat slice all contenders alternate. On models' lists each alternates with torch's fused step
 alone, since the states of all do not fit. foreach makes copies of everything and alternates with
