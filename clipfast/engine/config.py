@@ -60,7 +60,7 @@ class DataConfig:
     allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings."""
 
     eval: tuple[str, ...] = ()
-    """Shards to measure retrieval on, each pattern by itself. Empty: no evaluation."""
+    """Shards to measure retrieval on, each pattern by itself. Empty: no retrieval."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
@@ -86,6 +86,15 @@ class DataConfig:
         _require(self.shuffle_window > 0, "--data.shuffle-window must be at least 1")
         _require(self.eval_batch_size > 0, "--data.eval-batch-size must be at least 1")
         _require(self.eval_limit > 0, "--data.eval-limit must be at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How the model is measured while it trains and at the end."""
+
+    names: tuple[str, ...] = ("retrieval",)
+    """Evaluations to run. retrieval: R@1, R@5 and R@10 on every pattern of --data.eval. Others
+    are registered by a recipe, with clipfast.eval.register."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +195,14 @@ class LoggingConfig:
     """Write metrics every so many steps; reading the loss waits for the device."""
 
     eval_every_steps: int = 0
-    """Measure retrieval every so many steps; 0: only at the end."""
+    """Evaluate every so many steps; 0: only at the end."""
 
     tensorboard: bool = True
     """Write TensorBoard scalars."""
 
     figures: str = ""
-    """Folder for pictures drawn at the end: curves.png, and retrieval.png of the last evaluation.
-    Empty: none."""
+    """Folder for pictures drawn at the end: curves.png, and NAME.png of each evaluation that draws
+    one. Empty: none."""
 
     progress: bool = True
     """Show a progress bar on rank 0."""
@@ -232,6 +241,7 @@ class Config:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataConfig = field(default_factory=DataConfig)
+    eval: EvaluationConfig = field(default_factory=EvaluationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class Metrics:
         if self._bar is not None:
             self._bar.update(steps)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write scalars of a step; the ones a person watches go to the bar too."""
         if not self._active:
             return

@@ -1,6 +1,8 @@
 """The training loop: data -> step -> metrics, evaluation, checkpoints."""
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,16 +15,17 @@ from clipfast.engine.checkpoint import Checkpoints, export_final, move_aside
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate, step_figures
-from clipfast.engine.evaluate import Retrieval, check_evaluation, evaluate, retrieval_table
+from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
-from clipfast.engine.pictures import write_figures
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests
 from clipfast.engine.step import train_step
+from clipfast.eval import Measured, Retrieval
+from clipfast.eval.curves import curves_figure
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
 
@@ -37,7 +40,7 @@ class Result:
         finished: False where a signal ended the run early; it can be resumed.
         seconds: of training in this process, evaluation and checkpoints left out.
         images_per_second: over those seconds, all ranks.
-        retrieval: the last evaluation, one entry per pattern.
+        measured: what each evaluation gave at the end, by its name.
     """
 
     folder: Path
@@ -45,7 +48,12 @@ class Result:
     finished: bool
     seconds: float
     images_per_second: float
-    retrieval: list[Retrieval] = field(default_factory=list)
+    measured: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
+
+    @property
+    def retrieval(self) -> list[Retrieval]:
+        """Retrieval at the end, one entry per pattern of ``--data.eval``."""
+        return list(self.measured.get("retrieval", ()))
 
 
 class Trainer:
@@ -66,7 +74,7 @@ class Trainer:
             plan.folder / "checkpoints", options.checkpoint.keep, process, plan.layout
         )
         # Refuse before minutes of building.
-        check_evaluation(plan)
+        self._evaluations = Evaluations(plan)
         self.loader = builders.loader(plan)
         self.plan = resolve_recomputation(plan, self.loader)
         self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
@@ -93,14 +101,14 @@ class Trainer:
             seconds = clock.seconds
             if finished:
                 export_final(self.engine, plan.folder / "final.safetensors", plan.process)
-            retrieval = self._evaluate(metrics) if finished else []
+            measured = self._evaluate(metrics) if finished else {}
             result = Result(
                 folder=plan.folder,
                 steps=self.step,
                 finished=finished,
                 seconds=seconds,
                 images_per_second=(self.step - first_step) * options.batch_size / seconds,
-                retrieval=retrieval,
+                measured=measured,
             )
             metrics.close()
             metrics.say(*self._summary(result))
@@ -172,18 +180,23 @@ class Trainer:
             "with --optimizer.clip-norm 1"
         )
 
-    def _evaluate(self, metrics: Metrics) -> list[Retrieval]:
-        results = evaluate(self.engine, self.plan)
-        for result in results:
-            metrics.log(self.step, result.scalars())
-            metrics.say(f"step {self.step}: {result.line()}")
-        return results
+    def _evaluate(self, metrics: Metrics) -> dict[str, Sequence[Measured]]:
+        def note(entry: Measured) -> None:
+            metrics.log(self.step, entry.scalars)
+            metrics.say(*(f"step {self.step}: {line}" for line in entry.lines))
 
-    def _draw(self, retrieval: list[Retrieval]) -> list[Path]:
-        folder = self.plan.config.logging.figures
-        if not folder or not self.plan.process.is_main:
+        return self._evaluations.run(self.engine, note)
+
+    def _draw(self, measured: Mapping[str, Sequence[Measured]]) -> list[Path]:
+        name = self.plan.config.logging.figures
+        if not name or not self.plan.process.is_main:
             return []
-        return write_figures(self.plan.folder, retrieval, Path(folder))
+        folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = self._evaluations.draw(measured, folder)
+        lines = (self.plan.folder / "metrics.jsonl").read_text().splitlines()
+        curves_figure([json.loads(line) for line in lines], folder / "curves.png")
+        return [*paths, folder / "curves.png"]
 
     def _save(self) -> None:
         state = {"loader": self.loader.state_dict()}
@@ -211,9 +224,8 @@ class Trainer:
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
             f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
         ]
-        if result.retrieval:
-            lines += retrieval_table(result.retrieval, self.plan.config.data.train)
+        lines += self._evaluations.summary(result.measured)
         if result.finished:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
-            lines += [f"picture: {path}" for path in self._draw(result.retrieval)]
+            lines += [f"picture: {path}" for path in self._draw(result.measured)]
         return lines

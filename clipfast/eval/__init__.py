@@ -1,5 +1,33 @@
-"""Measures of a trained model."""
+"""Measures of a trained model, and the door through which others come in.
 
-from clipfast.eval.retrieval import RECALL_AT, pair_ranks, recalls
+    class Spread(Evaluation):
+        def run(self, encoder):
+            features = encoder.pairs("shards/*.tar").image_features
+            value = features.std(0).mean().item()
+            return [Measured(scalars={"eval/spread": value}, lines=[f"spread {value:.3f}"])]
 
-__all__ = ["RECALL_AT", "pair_ranks", "recalls"]
+    register("spread", lambda data: Spread())
+
+``--eval.names retrieval spread`` then measures both while a model trains.
+"""
+
+from clipfast.eval.evaluation import Encoder, Evaluation, Measured, Pairs, PairSource
+from clipfast.eval.ranking import RECALL_AT, pair_ranks, recalls
+from clipfast.eval.registry import EvaluationData, list_evaluations, register
+from clipfast.eval.retrieval import Retrieval, RetrievalEvaluation
+
+__all__ = [
+    "RECALL_AT",
+    "Encoder",
+    "Evaluation",
+    "EvaluationData",
+    "Measured",
+    "PairSource",
+    "Pairs",
+    "Retrieval",
+    "RetrievalEvaluation",
+    "list_evaluations",
+    "pair_ranks",
+    "recalls",
+    "register",
+]

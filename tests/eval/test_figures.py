@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipfast.eval.figures import Gallery, curves_figure, retrieval_figure
+from clipfast.eval.curves import curves_figure
+from clipfast.eval.gallery import Gallery, retrieval_figure
 
 GREEN = (26, 150, 65)
 

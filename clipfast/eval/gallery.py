@@ -1,9 +1,9 @@
-"""Pictures of a run: what the model retrieves, and how it got there."""
+"""A picture of what a model retrieves."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -87,53 +87,6 @@ def retrieval_figure(
                 color = _RIGHT if answer == query else "#555555"
                 _draw_caption(axis, gallery.caption(answer), color)
     figure.savefig(path)
-
-
-def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Loss, retrieval, temperature, learning rate and throughput against the step.
-
-    Args:
-        rows: of ``metrics.jsonl``.
-        path: of the PNG.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7), dpi=110, layout="constrained")
-    axes = figure.subplots(2, 3).flat
-    panels = {
-        "loss": "contrastive loss",
-        "logit_scale": "logit scale",
-        "lr": "learning rate",
-        "images_per_second": "images per second",
-        "grad_norm": "gradient norm",
-    }
-    training = [row for row in rows if "loss" in row]
-    for (key, title), axis in zip(panels.items(), axes, strict=False):
-        points = [(row["step"], row[key]) for row in training if key in row]
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        if points:
-            axis.plot(*zip(*points, strict=True), linewidth=1.2)
-        else:
-            axis.text(0.5, 0.5, "not recorded at ZeRO 0", transform=axis.transAxes, ha="center")
-    _plot_retrieval(axes[5], rows)
-    figure.savefig(path)
-
-
-def _plot_retrieval(axis, rows: Sequence[dict[str, Any]]) -> None:
-    keys = sorted(
-        {k for row in rows for k in row if k.startswith("eval/") and k.endswith(("R@1", "R@5"))}
-    )
-    for key in keys:
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        _, *source, direction, name = key.split("/")
-        if direction == "image_to_text":
-            label = f"{'/'.join(source)} {name}"
-            axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
-    axis.set(title="image-to-text retrieval", xlabel="step", ylim=(0, 1.02))
-    axis.grid(alpha=0.3)
-    if keys:
-        axis.legend(fontsize=8)
 
 
 def _best(query: Tensor, candidates: Tensor) -> list[int]:

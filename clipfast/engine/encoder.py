@@ -1,0 +1,177 @@
+"""The model of a run as evaluations see it: encoded by all ranks together."""
+
+import functools
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clipfast.data import EvalLoader, ShardReader
+from clipfast.data.order import EpochOrder, SampleRefs
+from clipfast.data.shards import counts, expand
+from clipfast.engine.plan import RunPlan
+from clipfast.eval import Pairs
+from clipfast.tokenizer import tokenize_with_lengths
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class RunData:
+    """The evaluation data of a run, before there is a model.
+
+    Args:
+        plan: of the run.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        self.plan = plan
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.plan.process.world_size
+
+    def count(self, source: str) -> int:
+        """Pairs in the shards of a pattern, at most ``--data.eval-limit``.
+
+        Raises:
+            ValueError: a shard or its index is unfit.
+        """
+        return min(int(counts(expand(source)).sum()), self.plan.config.data.eval_limit)
+
+
+class RunEncoder(RunData):
+    """A run's model and data; every method is a collective.
+
+    Args:
+        engine: the DeepSpeed engine, in evaluation mode.
+        plan: of the run.
+    """
+
+    def __init__(self, engine: Any, plan: RunPlan) -> None:
+        super().__init__(plan)
+        self._engine = engine
+
+    @property
+    def device(self) -> torch.device:
+        """Of the features."""
+        return self.plan.process.device
+
+    @torch.no_grad()
+    def pairs(self, source: str) -> Pairs:
+        """All pairs of some shards: each rank encodes one contiguous part.
+
+        Args:
+            source: a pattern of shards.
+        """
+        data, process = self.plan.config.data, self.plan.process
+        loader = EvalLoader(
+            source,
+            self.plan.architecture.vision.image_size,
+            data.eval_batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            limit=data.eval_limit,
+            device=process.device,
+            dtype=self.plan.dtype,
+            threads=self.plan.decode_threads,
+        )
+        sizes = self._sizes(len(loader))
+        images, texts = self._encode(loader, math.ceil(max(sizes) / data.eval_batch_size))
+        first = sum(sizes[: process.rank])
+        image, caption = _openers(source, sum(sizes))
+        return Pairs(
+            source=source,
+            image_features=self.gather(images),
+            text_features=self.gather(texts),
+            mine=slice(first, first + len(loader)),
+            image=image,
+            caption=caption,
+        )
+
+    @torch.no_grad()
+    def images(self, images: Tensor) -> Tensor:
+        """Image features ``[B, D]`` float32 of pixels ``[B, 3, S, S]``."""
+        pixels = images.to(self.device, self.plan.dtype)
+        return self._engine(images=pixels)[0].float()
+
+    @torch.no_grad()
+    def texts(self, captions: Sequence[str]) -> Tensor:
+        """Text features ``[N, D]`` float32 of some captions, in batches as pairs are."""
+        size = self.plan.config.data.eval_batch_size
+        features = []
+        for start in range(0, len(captions), size):
+            tokens, lengths = tokenize_with_lengths(
+                captions[start : start + size], self.plan.architecture.text.context_length
+            )
+            encoded = self._engine(tokens=tokens.to(self.device), lengths=lengths)[1]
+            features.append(encoded.float())
+        return torch.cat(features)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All ranks' rows in rank order; blocks may differ in length.
+
+        Args:
+            rows: ``[n, ...]``.
+        """
+        if self.world_size == 1:
+            return rows
+        sizes = self._sizes(len(rows))
+        longest = max(sizes)
+        padded = rows.new_zeros(longest, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = rows.new_empty(longest * len(sizes), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        blocks = gathered.split(longest)
+        return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+
+    def _sizes(self, size: int) -> list[int]:
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        sizes[self.plan.process.rank] = size
+        dist.all_reduce(sizes)
+        return sizes.tolist()
+
+    def _encode(self, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor]:
+        """Encode this rank's pairs. Every rank runs the same number of forwards, since under ZeRO-3
+        each one gathers parameters from all ranks; one with a batch less repeats its last."""
+        images, texts = [], []
+        batches = iter(loader)
+        batch = None
+        for _ in range(forwards):
+            fresh = next(batches, None)
+            batch = fresh or batch
+            image_features, text_features, _ = self._engine(
+                batch.images, batch.tokens, lengths=batch.lengths
+            )
+            if fresh is not None:
+                images.append(image_features.float())
+                texts.append(text_features.float())
+        return torch.cat(images), torch.cat(texts)
+
+
+def _openers(source: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
+    """Functions that read the i-th picture and caption. Nothing is opened until one is called."""
+
+    @functools.cache
+    def reader_and_places() -> tuple[ShardReader, SampleRefs]:
+        shards = expand(source)
+        order = EpochOrder(counts(shards), shuffle=False)
+        return ShardReader(shards), order.locate(0, 0, pairs)
+
+    def image(i: int) -> "Image":
+        from PIL import Image
+
+        reader, places = reader_and_places()
+        data = reader.image(int(places.shard[i]), int(places.row[i]))
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
+    def caption(i: int) -> str:
+        reader, places = reader_and_places()
+        return reader.caption(int(places.shard[i]), int(places.row[i]))
+
+    return image, caption
