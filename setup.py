@@ -1,7 +1,7 @@
 """Builds clipfast: the Python package, `kernels/` as clipfast.kernels, and `csrc/` as clipfast._C.
 
 `pip install -e . --no-build-isolation` builds against the torch of the active environment. The
-extension always has its CPU operators, compiled once a vector capability and chosen at run time.
+extension always has its CPU operators, compiled once per vector capability and chosen at run time.
 CUDA operators are added where torch has CUDA and its nvcc is found.
 
 CLIPFAST_BUILD_CUDA=0/1      leave CUDA out / fail when it cannot be built
@@ -153,7 +153,7 @@ def make_extension(with_cuda: bool):
 
 
 class BuildClipfast(cpp_extension.BuildExtension):
-    """BuildExtension that compiles each `*_cpu_kernel.cpp` once a capability, and says what it did.
+    """BuildExtension that compiles each `*_cpu_kernel.cpp` once per capability, and says what it did.
 
     Flags belong to a whole extension in torch's build, so the capability builds are made one after
     another with the same (ninja) compiler and linked in as objects.

@@ -18,9 +18,11 @@ struct RowNorm {
 template <int Threads, typename Reader, typename Acc>
 __device__ RowNorm<Acc> scaled_norm(const Reader& reader, Acc* shared) {
   Acc largest = 0;
-  for_each_pack(reader, [&](int, const auto& pack) {
-    for (const auto& v : pack.value) largest = Largest::apply(fabs(widen(v)), largest);
-  });
+  for_each_pack(
+      [&](int, const auto& pack) {
+        for (const auto& v : pack.value) largest = Largest::apply(fabs(widen(v)), largest);
+      },
+      reader);
   largest = row_reduce<Threads, Largest>(largest, shared);
   if (largest != largest) return {largest, largest};
   if (largest == 0 || largest > Limits<Acc>::kMax) return {largest, 0};
@@ -30,12 +32,14 @@ __device__ RowNorm<Acc> scaled_norm(const Reader& reader, Acc* shared) {
                                   : exponent < -kLimit ? -kLimit
                                                        : exponent);
   Acc total = 0;
-  for_each_pack(reader, [&](int, const auto& pack) {
-    for (const auto& element : pack.value) {
-      const Acc v = widen(element) * scale;
-      total += v * v;
-    }
-  });
+  for_each_pack(
+      [&](int, const auto& pack) {
+        for (const auto& element : pack.value) {
+          const Acc v = widen(element) * scale;
+          total += v * v;
+        }
+      },
+      reader);
   const Acc root = sqrt(row_reduce<Threads, Sum>(total, shared));
   return {root / scale, scale / root};
 }
@@ -46,13 +50,15 @@ __device__ __forceinline__ RowNorm<acc_t<T>> row_norm(
     const RowReader<T, N, Threads, Elements>& reader, acc_t<T>* shared) {
   using Acc = acc_t<T>;
   Acc total = 0;
-  for_each_pack(reader, [&](int, const Pack<T, N>& pack) {
+  for_each_pack(
+      [&](int, const Pack<T, N>& pack) {
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      const Acc v = widen(pack.value[k]);
-      total += v * v;
-    }
-  });
+        for (int k = 0; k < N; ++k) {
+          const Acc v = widen(pack.value[k]);
+          total += v * v;
+        }
+      },
+      reader);
   total = row_reduce<Threads, Sum>(total, shared);
   if (!(total >= Limits<Acc>::kLow && total <= Limits<Acc>::kMax)) {
     return scaled_norm<Threads>(reader, shared);

@@ -49,8 +49,8 @@ struct alignas(sizeof(T) * N) Pack {
   T value[N];
 };
 
-// Elements of its row that a thread keeps in registers. Single elements cost a predicate each, and
-// registers with it, so the rare unaligned rows keep fewer.
+// Elements of its row that one thread keeps in registers. Single elements cost a predicate each,
+// and registers with it, so the rare unaligned rows keep fewer.
 template <typename T, int N>
 constexpr int kElementsPerThread = N == 1 ? 8 : (sizeof(acc_t<T>) == 8 ? 16 : 32);
 
@@ -129,59 +129,25 @@ struct RowReader {
       if (p < packs) cache[i] = row[p];
     }
   }
+
+  // One that is not in registers: a copy, so that it is loaded in one piece.
+  __device__ __forceinline__ Pack<T, N> far_pack(int p) const { return row[p]; }
 };
 
-// Calls visit(pack index, pack) for each of the thread's packs.
-template <typename T, int N, int Threads, int Elements, typename Visit>
-__device__ __forceinline__ void for_each_pack(const RowReader<T, N, Threads, Elements>& reader,
-                                              const Visit& visit) {
+// Calls visit(pack index, pack of the first row, pack of the second, ...) for each of the thread's
+// packs, over rows of equal length.
+template <typename Visit, typename T, int N, int Threads, int Elements, typename... Others>
+__device__ __forceinline__ void for_each_pack(const Visit& visit,
+                                              const RowReader<T, N, Threads, Elements>& reader,
+                                              const Others&... others) {
   constexpr int kCached = RowReader<T, N, Threads, Elements>::kCached;
 #pragma unroll
   for (int i = 0; i < kCached; ++i) {
     const int p = reader.lane + i * Threads;
-    if (p < reader.packs) visit(p, reader.cache[i]);
+    if (p < reader.packs) visit(p, reader.cache[i], others.cache[i]...);
   }
   for (int p = reader.lane + kCached * Threads; p < reader.packs; p += Threads) {
-    const Pack<T, N> pack = reader.row[p];  // a copy, so that it is loaded in one piece
-    visit(p, pack);
-  }
-}
-
-// The same over two rows of equal length.
-template <typename A, typename B, int N, int Threads, int Elements, typename Visit>
-__device__ __forceinline__ void for_each_pack(const RowReader<A, N, Threads, Elements>& a,
-                                              const RowReader<B, N, Threads, Elements>& b,
-                                              const Visit& visit) {
-  constexpr int kCached = RowReader<A, N, Threads, Elements>::kCached;
-#pragma unroll
-  for (int i = 0; i < kCached; ++i) {
-    const int p = a.lane + i * Threads;
-    if (p < a.packs) visit(p, a.cache[i], b.cache[i]);
-  }
-  for (int p = a.lane + kCached * Threads; p < a.packs; p += Threads) {
-    const Pack<A, N> a_pack = a.row[p];
-    const Pack<B, N> b_pack = b.row[p];
-    visit(p, a_pack, b_pack);
-  }
-}
-
-// And over three.
-template <typename A, typename B, typename C, int N, int Threads, int Elements, typename Visit>
-__device__ __forceinline__ void for_each_pack(const RowReader<A, N, Threads, Elements>& a,
-                                              const RowReader<B, N, Threads, Elements>& b,
-                                              const RowReader<C, N, Threads, Elements>& c,
-                                              const Visit& visit) {
-  constexpr int kCached = RowReader<A, N, Threads, Elements>::kCached;
-#pragma unroll
-  for (int i = 0; i < kCached; ++i) {
-    const int p = a.lane + i * Threads;
-    if (p < a.packs) visit(p, a.cache[i], b.cache[i], c.cache[i]);
-  }
-  for (int p = a.lane + kCached * Threads; p < a.packs; p += Threads) {
-    const Pack<A, N> a_pack = a.row[p];
-    const Pack<B, N> b_pack = b.row[p];
-    const Pack<C, N> c_pack = c.row[p];
-    visit(p, a_pack, b_pack, c_pack);
+    visit(p, reader.far_pack(p), others.far_pack(p)...);
   }
 }
 

@@ -1,9 +1,10 @@
 // L2 normalisation of rows on CUDA: kernels and their launches, free of torch headers.
 //
 // A row belongs to one warp (D up to 1,024; 512 for float64) or to one block of 256 threads. Its
-// first 32 elements a thread (16 for float64) stay in registers between the sum and the scaling, so
-// rows of up to 8,192 (4,096) elements are read from memory exactly once; what lies beyond is read
-// again, from the caches. Every sum has one fixed order, so results are the same bits on every run.
+// first 32 elements per thread (16 for float64) stay in registers between the sum and the scaling,
+// so rows of up to 8,192 (4,096) elements are read from memory exactly once; what lies beyond is
+// read again, from the caches. Every sum has one fixed order, so results are the same bits on every
+// run.
 #include "common/cuda_norm.cuh"
 #include "normalize.h"
 
@@ -30,12 +31,14 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks)
   if (lane == 0) inv_norm_out[row] = inv_norm;
 
   Pack<Y, N>* y_row = reinterpret_cast<Pack<Y, N>*>(y + row * dim);
-  for_each_pack(reader, [&](int p, const Pack<X, N>& pack) {
-    Pack<Y, N> out;
+  for_each_pack(
+      [&](int p, const Pack<X, N>& pack) {
+        Pack<Y, N> out;
 #pragma unroll
-    for (int k = 0; k < N; ++k) out.value[k] = narrow<Y>(widen(pack.value[k]) * inv_norm);
-    y_row[p] = out;
-  });
+        for (int k = 0; k < N; ++k) out.value[k] = narrow<Y>(widen(pack.value[k]) * inv_norm);
+        y_row[p] = out;
+      },
+      reader);
 }
 
 // u = x * inv_norm;  grad_x = (grad_y - u <u, grad_y>) * inv_norm
@@ -58,26 +61,28 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks)
 
   // x is scaled before it is multiplied: <x, grad_y> itself can leave the type's range.
   Acc dot = 0;
-  for_each_pack(x_reader, grad_reader,
-                [&](int, const Pack<X, N>& x_pack, const Pack<Y, N>& grad_pack) {
+  for_each_pack(
+      [&](int, const Pack<X, N>& x_pack, const Pack<Y, N>& grad_pack) {
 #pragma unroll
-                  for (int k = 0; k < N; ++k) {
-                    dot += widen(x_pack.value[k]) * inv_norm * widen(grad_pack.value[k]);
-                  }
-                });
+        for (int k = 0; k < N; ++k) {
+          dot += widen(x_pack.value[k]) * inv_norm * widen(grad_pack.value[k]);
+        }
+      },
+      x_reader, grad_reader);
   dot = row_reduce<Threads, Sum>(dot, shared);
 
   Pack<X, N>* out_row = reinterpret_cast<Pack<X, N>*>(grad_x + row * dim);
-  for_each_pack(x_reader, grad_reader,
-                [&](int p, const Pack<X, N>& x_pack, const Pack<Y, N>& grad_pack) {
-                  Pack<X, N> out;
+  for_each_pack(
+      [&](int p, const Pack<X, N>& x_pack, const Pack<Y, N>& grad_pack) {
+        Pack<X, N> out;
 #pragma unroll
-                  for (int k = 0; k < N; ++k) {
-                    const Acc u = widen(x_pack.value[k]) * inv_norm;
-                    out.value[k] = narrow<X>((widen(grad_pack.value[k]) - u * dot) * inv_norm);
-                  }
-                  out_row[p] = out;
-                });
+        for (int k = 0; k < N; ++k) {
+          const Acc u = widen(x_pack.value[k]) * inv_norm;
+          out.value[k] = narrow<X>((widen(grad_pack.value[k]) - u * dot) * inv_norm);
+        }
+        out_row[p] = out;
+      },
+      x_reader, grad_reader);
 }
 
 }  // namespace

@@ -27,6 +27,11 @@ KERNELS = [
     "contrastive/cuda/rows_kernel.cu",
 ]
 ADAMW_KERNELS = ["adamw/cuda/adamw_kernel.cu", "adamw/cuda/adamw_norm_kernel.cu"]
+# Of another rule for a logit, in csrc's walks.
+SIGMOID_SCHEMA = (
+    "(Tensor x, Tensor y, Tensor row_factor, Tensor column_factor, Tensor scale, Tensor bound, "
+    "int first_column, int workspace_bytes) -> (Tensor, Tensor)"
+)
 SWITCHES = [
     *("-std=c++20", "-O1", "-fPIC", "-DCLIPFAST_CUDA", "-Wno-attributes"),
     # What torch's build passes to nvcc as well.
@@ -100,8 +105,8 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     # Longest first.
     sources = {"host": HERE / "host.cpp", "emulator": HERE / "emulator.cpp"}
     jobs = {"host": torch_flags, "emulator": []}
-    for kernel in [*KERNELS, *ADAMW_KERNELS]:
-        path = rewritten / kernel
+    kernels = [rewritten / kernel for kernel in (*KERNELS, *ADAMW_KERNELS)]
+    for path in (*kernels, HERE / "sigmoid_kernel.cu"):
         sources[path.stem] = path
         jobs[path.stem] = ["-include", "emulator.h", f"-I{rewritten}", "-x", "c++"]
 
@@ -121,6 +126,8 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     for name, operator in OPERATORS.items():
         if Compiled("cuda") in operator.forms:
             definitions.define(name + operator.schema)
+    for name in ("sigmoid_sums", "sigmoid_gradients"):
+        definitions.define(name + SIGMOID_SCHEMA)
     # The definitions last as long as the object.
     globals()["_definitions"] = definitions
 

@@ -1,7 +1,6 @@
 // Included before a file that registers CUDA operators: they become operators of the library
 // clipfast_emulated, for CPU tensors. Their schemas are those of clipfast/ops/registry.py, defined
-// by
-// __init__.py. CPU operators of the same file are not registered: theirs is another build.
+// by __init__.py. CPU operators of the same file are not registered: theirs is another build.
 #pragma once
 
 #include <torch/library.h>

@@ -38,12 +38,14 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks) prepare_kernel(cons
   }
   if (a.work.data == nullptr) return;
   Pack<W, N>* work_row = reinterpret_cast<Pack<W, N>*>(a.work.row<W>(row));
-  for_each_pack(reader, [&](int p, const Pack<X, N>& pack) {
-    Pack<W, N> out;
+  for_each_pack(
+      [&](int p, const Pack<X, N>& pack) {
+        Pack<W, N> out;
 #pragma unroll
-    for (int k = 0; k < N; ++k) out.value[k] = narrow<W>(widen(pack.value[k]) * scale);
-    work_row[p] = out;
-  });
+        for (int k = 0; k < N; ++k) out.value[k] = narrow<W>(widen(pack.value[k]) * scale);
+        work_row[p] = out;
+      },
+      reader);
 }
 
 // diagonal = sum_d (x xi) (y yi)
@@ -61,12 +63,14 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks) diagonal_kernel(con
   const Acc x_inverse = static_cast<const Acc*>(a.x_inverse_norm)[row];
   const Acc y_inverse = static_cast<const Acc*>(a.y_inverse_norm)[row];
   Acc total = 0;
-  for_each_pack(x_reader, y_reader, [&](int, const Pack<X, N>& x, const Pack<X, N>& y) {
+  for_each_pack(
+      [&](int, const Pack<X, N>& x, const Pack<X, N>& y) {
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      total += (widen(x.value[k]) * x_inverse) * (widen(y.value[k]) * y_inverse);
-    }
-  });
+        for (int k = 0; k < N; ++k) {
+          total += (widen(x.value[k]) * x_inverse) * (widen(y.value[k]) * y_inverse);
+        }
+      },
+      x_reader, y_reader);
   total = row_reduce<Threads, Sum>(total, shared);
   if (lane == 0) static_cast<Acc*>(a.diagonal)[row] = total;
 }
@@ -97,29 +101,31 @@ __global__ void __launch_bounds__(kBlockThreads, kMinBlocks) finish_kernel(const
   };
 
   Acc dot = 0;
-  for_each_pack(grad_reader, x_reader, other_reader,
-                [&](int, const Pack<Acc, N>& grad, const Pack<X, N>& x, const Pack<X, N>& other) {
+  for_each_pack(
+      [&](int, const Pack<Acc, N>& grad, const Pack<X, N>& x, const Pack<X, N>& other) {
 #pragma unroll
-                  for (int k = 0; k < N; ++k) {
-                    const Acc u = widen(x.value[k]) * inverse;
-                    dot += u * grad_unit(grad.value[k], other.value[k]);
-                  }
-                });
+        for (int k = 0; k < N; ++k) {
+          const Acc u = widen(x.value[k]) * inverse;
+          dot += u * grad_unit(grad.value[k], other.value[k]);
+        }
+      },
+      grad_reader, x_reader, other_reader);
   dot = row_reduce<Threads, Sum>(dot, shared);
   if (lane == 0) static_cast<Acc*>(a.dot)[row] = dot;
 
   Pack<X, N>* out_row = reinterpret_cast<Pack<X, N>*>(a.grad_x.row<X>(row));
-  for_each_pack(grad_reader, x_reader, other_reader,
-                [&](int p, const Pack<Acc, N>& grad, const Pack<X, N>& x, const Pack<X, N>& other) {
-                  Pack<X, N> out;
+  for_each_pack(
+      [&](int p, const Pack<Acc, N>& grad, const Pack<X, N>& x, const Pack<X, N>& other) {
+        Pack<X, N> out;
 #pragma unroll
-                  for (int k = 0; k < N; ++k) {
-                    Acc v = grad_unit(grad.value[k], other.value[k]);
-                    if (a.normalize) v = (v - widen(x.value[k]) * inverse * dot) * inverse;
-                    out.value[k] = narrow<X>(coefficient * v);
-                  }
-                  out_row[p] = out;
-                });
+        for (int k = 0; k < N; ++k) {
+          Acc v = grad_unit(grad.value[k], other.value[k]);
+          if (a.normalize) v = (v - widen(x.value[k]) * inverse * dot) * inverse;
+          out.value[k] = narrow<X>(coefficient * v);
+        }
+        out_row[p] = out;
+      },
+      grad_reader, x_reader, other_reader);
 }
 
 }  // namespace

@@ -52,6 +52,9 @@ template <typename Acc>
 struct ColumnVector {
   Acc value[kGroups][kPack];
 
+  // For a rule whose columns have no value of their own.
+  __device__ __forceinline__ ColumnVector() : value{} {}
+
   __device__ __forceinline__ ColumnVector(const void* vector, const Place& place, int64_t columns) {
 #pragma unroll
     for (int k = 0; k < kGroups; ++k) {
