@@ -153,7 +153,7 @@ def make_extension(with_cuda: bool):
 
 
 class BuildClipfast(cpp_extension.BuildExtension):
-    """BuildExtension that compiles each `*_cpu_kernel.cpp` once per capability, and says what it did.
+    """Compiles each `*_cpu_kernel.cpp` once per capability, and says what was built.
 
     Flags belong to a whole extension in torch's build, so the capability builds are made one after
     another with the same (ninja) compiler and linked in as objects.
