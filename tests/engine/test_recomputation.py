@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from clipfast.data import TrainLoader
 from clipfast.engine import Config, DataConfig, ModelOptions
@@ -25,13 +24,6 @@ from clipfast.tokenizer import tokenize_with_lengths
 
 ALONE = Process(0, 0, 1, 1, torch.device("cpu"))
 FP32 = torch.float32
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
