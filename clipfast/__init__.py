@@ -7,7 +7,7 @@ no kernel and needs no GPU.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ClipLoss": "clipfast.loss",
