@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-# What DALI 2.4's decoder and Pillow both read; a GIF or AVIF named .jpg ends a DALI pipeline.
-FORMATS = ("JPEG", "PNG", "WEBP")
+from clipfast.data.fields import FIELDS, FORMATS, Fields, clean_caption
 
 _DALI_BATCH = 64
 # Decoded bytes held at a time: 64 images of 12 megapixels would take 2.3 GB.
@@ -46,13 +45,18 @@ class Limits:
             raise ValueError(f"limits must be at least 1, got {self}; leave them out for defaults")
 
 
-def check_caption(data: bytes) -> str:
-    """Why a caption is unfit: not UTF-8, or nothing but white space; '' when it is fit."""
+def check_caption(data: bytes, fields: Fields = FIELDS) -> str:
+    """Why a caption is unfit: not UTF-8, or nothing but white space; '' when it is fit.
+
+    Args:
+        data: the member that holds the caption.
+        fields: how it holds it.
+    """
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"caption is not UTF-8 (byte {error.start})"
-    return "" if text.replace("\ufeff", "").strip() else "caption is empty"
+        text = fields.caption_text(data)
+    except ValueError as error:
+        return str(error)
+    return "" if clean_caption(text) else "caption is empty"
 
 
 def check_size(size: tuple[int, int], limits: Limits) -> str:

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from clipfast.data.decode import Decoder
+from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.order import EpochOrder
+from clipfast.data.patterns import expand
 from clipfast.data.reader import Prefetcher, Request, ShardReader
-from clipfast.data.shards import counts, expand
+from clipfast.data.table import counts
 
 _READ_AHEAD = 4
 
@@ -55,6 +57,7 @@ class _Loader:
         dtype: torch.dtype = torch.float32,
         threads: int = 4,
         context_length: int = 77,
+        fields: Fields = FIELDS,
     ) -> None:
         self.shards = expand(patterns)
         self.image_size = image_size
@@ -64,7 +67,8 @@ class _Loader:
         self.device = torch.device(device)
         self.dtype = dtype
         self.threads = max(1, threads)
-        self.reader = ShardReader(self.shards, context_length)
+        self.fields = fields
+        self.reader = ShardReader(self.shards, context_length, fields)
 
     def _batches(self, requests: Iterator[Request], batch_size: int) -> Iterator[ImageTextBatch]:
         prefetcher = Prefetcher(
@@ -117,6 +121,7 @@ class TrainLoader(_Loader):
         dtype: of the images.
         threads: CPU threads that decode.
         context_length: tokens a caption is cut to.
+        fields: which members of a sample are image and caption.
 
     Raises:
         ValueError: the shards hold less than one global batch, or an argument does not fit.
@@ -140,7 +145,7 @@ class TrainLoader(_Loader):
         if not 0.0 < scale[0] <= scale[1] <= 1.0:
             raise ValueError(f"scale must satisfy 0 < smallest <= largest <= 1; got {scale}")
         self.scale = scale
-        self.order = EpochOrder(counts(self.shards), seed, window, shuffle)
+        self.order = EpochOrder(counts(self.shards, fields=self.fields), seed, window, shuffle)
         self.batches_per_epoch = len(self.order) // batch_size
         if self.batches_per_epoch == 0:
             raise ValueError(
@@ -213,6 +218,7 @@ class EvalLoader(_Loader):
         rank: this rank reads one contiguous part.
         world_size: number of parts; sizes differ by one sample at most.
         limit: read only the first samples, over all ranks.
+        **options: device, dtype, threads, context_length, fields; see `TrainLoader`.
     """
 
     def __init__(
@@ -225,7 +231,7 @@ class EvalLoader(_Loader):
         **options: Any,
     ) -> None:
         super().__init__(patterns, image_size, batch_size, **options)
-        self.order = EpochOrder(counts(self.shards), shuffle=False)
+        self.order = EpochOrder(counts(self.shards, fields=self.fields), shuffle=False)
         total = min(len(self.order), limit or len(self.order))
         self.start, self.stop = (
             total * part // self.world_size for part in (self.rank, self.rank + 1)

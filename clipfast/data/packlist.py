@@ -1,14 +1,20 @@
 """List what `clipfast.data.pack` is to pack: rows of a table, or images beside their captions."""
 
 import csv
+import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from clipfast.data.fields import FIELDS
+from clipfast.data.storage import storage_of
+from clipfast.data.storage.paths import join, relative, split, split_extension
+
 IMAGE_COLUMNS = ("file", "filepath", "image", "path")
 CAPTION_COLUMNS = ("caption", "title", "text")
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Shards hold the first of these; the others are encoded anew.
+IMAGE_FILES = (*(f".{extension}" for extension in FIELDS.images), ".gif", ".bmp", ".tif", ".tiff")
+CAPTION_FILE = f".{FIELDS.caption}"
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 
@@ -51,16 +57,16 @@ def list_items(
         FileNotFoundError: no such source.
         ValueError: a file of another kind, a table without the columns, nothing to pack.
     """
-    if os.path.isdir(source):
+    if storage_of(source).is_folder(source):
         if images or image_column or caption_column:
             raise ValueError(
                 f"{source!r} is a folder; --images, --image-column and --caption-column belong "
                 "to a table: give the .csv, .tsv or .jsonl file as the source"
             )
         return _list_folder(source)
-    if not os.path.exists(source):
+    if not storage_of(source).exists(source):
         raise FileNotFoundError(f"source {source!r} does not exist; give a table or a folder")
-    extension = os.path.splitext(source)[1].lower()
+    extension = split_extension(source)[1].lower()
     if extension in _JSON_LINES:
         rows = _json_rows(source)
     elif extension in _DELIMITERS:
@@ -70,8 +76,8 @@ def list_items(
             f"source {source!r} is neither a folder nor a .csv, .tsv or .jsonl table; rename the "
             "table by what it holds"
         )
-    root = images or os.path.dirname(source)
-    if images and not os.path.isdir(images):
+    root = images or split(source)[0]
+    if images and not storage_of(images).is_folder(images):
         raise FileNotFoundError(f"--images {images!r} is no folder")
     return _list_table(source, root, rows, image_column, caption_column)
 
@@ -81,34 +87,36 @@ _Row = tuple[int, dict[str, object] | None, str]
 
 
 def _json_rows(path: str) -> Iterator[_Row]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield number, None, "row is not UTF-8"
-                continue
-            except json.JSONDecodeError as error:
-                yield number, None, f"row is not JSON: {error}"
-                continue
-            if isinstance(row, dict):
-                yield number, row, ""
-            else:
-                yield number, None, f"row is a JSON {type(row).__name__}, not an object"
+    with storage_of(path).open(path) as reader:
+        for number, line in enumerate(reader.stream(), 1):
+            if line.strip():
+                yield number, *_json_row(line)
+
+
+def _json_row(line: bytes) -> tuple[dict[str, object] | None, str]:
+    """Columns, or None and the reason."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return None, "row is not UTF-8"
+    except json.JSONDecodeError as error:
+        return None, f"row is not JSON: {error}"
+    if isinstance(row, dict):
+        return row, ""
+    return None, f"row is a JSON {type(row).__name__}, not an object"
 
 
 def _delimited_rows(path: str, delimiter: str) -> Iterator[_Row]:
     # Captions scraped from pages pass csv's default of 128 KiB.
     csv.field_size_limit(1 << 24)
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
+    with storage_of(path).open(path) as reader:
+        text = io.TextIOWrapper(reader.stream(), "utf-8-sig", "surrogateescape", newline="")
+        rows = csv.DictReader(text, delimiter=delimiter)
         try:
-            for row in reader:
-                yield reader.line_num, row, ""
+            for row in rows:
+                yield rows.line_num, row, ""
         except csv.Error as error:
-            raise ValueError(f"{path!r}, line {reader.line_num}: {error}") from None
+            raise ValueError(f"{path!r}, line {rows.line_num}: {error}") from None
 
 
 def _column(path: str, names: Sequence[str], wanted: str | None, usual: Sequence[str]) -> str:
@@ -142,7 +150,7 @@ def _list_table(
     rejected: list[tuple[str, str]] = []
     columns: tuple[str, str] | None = None
     for number, row, reason in rows:
-        where = f"{os.path.basename(path)}:{number}"
+        where = f"{split(path)[1]}:{number}"
         if row is None:
             rejected.append((where, reason))
             continue
@@ -159,7 +167,7 @@ def _list_table(
             rejected.append((f"{where} {image}", f"row has no {columns[1]!r}"))
         else:
             data = caption.encode("utf-8", "surrogateescape")
-            items.append(Item(f"{where} {image}", os.path.join(root, image.strip()), data))
+            items.append(Item(f"{where} {image}", join(root, image.strip()), data))
     if not items:
         why = f"; first reason: {rejected[0][1]} ({rejected[0][0]})" if rejected else ""
         raise ValueError(f"{path!r} holds no row with an image and a caption{why}")
@@ -170,33 +178,37 @@ def _list_folder(folder: str) -> tuple[list[Item], list[tuple[str, str]]]:
     items: list[Item] = []
     rejected: list[tuple[str, str]] = []
     tables: list[str] = []
-    for at, folders, files in os.walk(folder):
-        folders.sort()
+    for at, files in storage_of(folder).walk(folder):
         present = set(files)
         stems = set()
-        for name in sorted(files):
-            stem, extension = os.path.splitext(name)
-            path = os.path.join(at, name)
+        for name in files:
+            stem, extension = split_extension(name)
+            path = join(at, name)
             if extension.lower() in (*_DELIMITERS, *_JSON_LINES):
                 tables.append(path)
             if name.startswith(".") or extension.lower() not in IMAGE_FILES:
                 continue
             stems.add(stem)
-            source = os.path.relpath(path, folder)
-            text = next((stem + e for e in (".txt", ".TXT") if stem + e in present), None)
+            source = relative(path, folder)
+            text = next(
+                (stem + e for e in (CAPTION_FILE, CAPTION_FILE.upper()) if stem + e in present),
+                None,
+            )
             if text is None:
-                rejected.append((source, f"image has no caption file {stem}.txt beside it"))
+                rejected.append(
+                    (source, f"image has no caption file {stem}{CAPTION_FILE} beside it")
+                )
             else:
-                items.append(Item(source, path, None, os.path.join(at, text)))
+                items.append(Item(source, path, None, join(at, text)))
         for name in sorted(present):
-            stem, extension = os.path.splitext(name)
-            if extension.lower() == ".txt" and stem not in stems and not name.startswith("."):
-                source = os.path.relpath(os.path.join(at, name), folder)
+            stem, extension = split_extension(name)
+            if extension.lower() == CAPTION_FILE and stem not in stems and not name.startswith("."):
+                source = relative(join(at, name), folder)
                 rejected.append((source, "caption has no image beside it"))
     if not items:
         hint = f"; to use the table there, give {tables[0]!r} as the source" if tables else ""
         raise ValueError(
-            f"folder {folder!r} holds no image ({', '.join(IMAGE_FILES)}) with a .txt of the same "
-            f"name beside it{hint}"
+            f"folder {folder!r} holds no image ({', '.join(IMAGE_FILES)}) with a {CAPTION_FILE} of "
+            f"the same name beside it{hint}"
         )
     return items, rejected

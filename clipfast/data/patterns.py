@@ -1,12 +1,14 @@
 """Turn what a user writes for a data set into the list of its shards."""
 
-import glob
-import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from os import PathLike, fspath
 
-_SAMPLE_DIR = Path(__file__).parent / "sample"
+from clipfast.data.storage import storage_of
+from clipfast.data.storage.globs import has_magic
+from clipfast.data.storage.paths import join, split
+
+_SAMPLE_DIR = join(split(__file__)[0], "sample")
 _SAMPLES = {
     "sample": ("noto-emoji.tar", "twemoji.tar"),
     "sample/noto": ("noto-emoji.tar",),
@@ -66,15 +68,13 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _refuse_unreadable(pattern: str) -> None:
-    """Raise for what is no plain local tar: URLs, pipes, compressed archives, indexes."""
-    scheme = re.match(r"(pipe:|[A-Za-z][A-Za-z0-9+.-]*://)", pattern)
-    if scheme:
+    """Raise for what is no plain tar: pipes, folders, compressed archives, indexes."""
+    if pattern.startswith("pipe:"):
         raise ValueError(
-            f"shard {pattern!r}: '{scheme.group(1)}' is not read, because samples are fetched in "
-            "any order with pread and need a local or mounted file; copy the shards to a local "
-            "disk or mount the store, and give that path"
+            f"shard {pattern!r}: 'pipe:' is not read, because samples are fetched in any order; "
+            "copy the shards to a local disk or mount the store, and give that path"
         )
-    if os.path.isdir(pattern):
+    if storage_of(pattern).is_folder(pattern):
         raise ValueError(f"shard {pattern!r} is a folder; write '{pattern.rstrip('/')}/*.tar'")
     if not pattern.endswith(".tar"):
         raise ValueError(
@@ -84,14 +84,14 @@ def _refuse_unreadable(pattern: str) -> None:
 
 
 def _missing(paths: Sequence[str]) -> list[str]:
-    """Those of `paths` that do not exist; one folder listing instead of one stat a shard."""
+    """Those of `paths` that do not exist; one folder listing instead of one look per shard."""
     listings: dict[str, set[str]] = {}
     missing = []
     for path in paths:
-        folder, name = os.path.split(path)
+        folder, name = split(path)
         if folder not in listings:
             try:
-                listings[folder] = set(os.listdir(folder or "."))
+                listings[folder] = {each.name for each in storage_of(path).list(folder)}
             except OSError:
                 listings[folder] = set()
         if name not in listings[folder]:
@@ -99,27 +99,34 @@ def _missing(paths: Sequence[str]) -> list[str]:
     return missing
 
 
+def _glob(pattern: str) -> list[str]:
+    """The shards that a pattern with wildcards matches."""
+    storage = storage_of(pattern)
+    matches = storage.glob(pattern)
+    # A bare `*` also matches the indexes and reports that lie beside the shards.
+    tars = [path for path, is_file in matches if is_file and path.endswith(".tar")]
+    if not tars:
+        _refuse_unreadable(re.sub(r"[*?\[\]]", "", pattern) + ".tar")
+        what = f"none of its {len(matches)} matches is a .tar file" if matches else "no match"
+        if start := storage.start():
+            what += f", seen from {start}"
+        raise FileNotFoundError(
+            f"shard pattern {pattern!r} matched nothing ({what}); "
+            "check the folder, or write 'sample' for the embedded shards"
+        )
+    return tars
+
+
 def _expand_one(pattern: str) -> list[str]:
     if pattern in _SAMPLES:
-        return [str(_SAMPLE_DIR / name) for name in _SAMPLES[pattern]]
+        return [join(_SAMPLE_DIR, name) for name in _SAMPLES[pattern]]
     plain: list[str] = []
     found: list[str] = []
     for text in _expand_braces(pattern):
-        text = os.path.expanduser(text)
-        if glob.has_magic(text) and not os.path.exists(text):
-            matches = sorted(glob.glob(text, recursive=True))
-            # A bare `*` also matches the indexes and reports that lie beside the shards.
-            tars = [path for path in matches if path.endswith(".tar") and os.path.isfile(path)]
-            if not tars:
-                _refuse_unreadable(re.sub(r"[*?\[\]]", "", text) + ".tar")
-                what = (
-                    f"none of its {len(matches)} matches is a .tar file" if matches else "no match"
-                )
-                raise FileNotFoundError(
-                    f"shard pattern {text!r} matched nothing ({what}, seen from {os.getcwd()}); "
-                    "check the folder, or write 'sample' for the embedded shards"
-                )
-            found += tars
+        storage = storage_of(text)
+        text = storage.resolve(text)
+        if has_magic(text) and not storage.exists(text):
+            found += _glob(text)
         else:
             _refuse_unreadable(text)
             plain.append(text)
@@ -138,9 +145,10 @@ def _expand_one(pattern: str) -> list[str]:
 def expand(patterns: str | Sequence[str]) -> list[str]:
     """List the shards that one or several patterns name.
 
-    A pattern is a local path with any of: brace ranges ``{00000..41407}`` (zero padding kept),
-    brace lists ``{a,b}`` (nested too), globs ``* ? [..] **``, ``~``. The names ``sample``,
-    ``sample/noto`` and ``sample/twemoji`` stand for the embedded shards.
+    A pattern is a local path, or one of a registered storage (``scheme://...``), with any of: brace
+    ranges ``{00000..41407}`` (zero padding kept), brace lists ``{a,b}`` (nested too), globs
+    ``* ? [..] **``, ``~``. The names ``sample``, ``sample/noto`` and ``sample/twemoji`` stand for
+    the embedded shards.
 
     Args:
         patterns: one pattern, or a sequence of them.
@@ -149,12 +157,12 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
         Paths of existing ``.tar`` files; globs sorted, braces and sequences in the order written.
 
     Raises:
-        ValueError: no pattern, a malformed one, a remote URL, a file that is no ``.tar``, or a
+        ValueError: no pattern, a malformed one, an unknown scheme, a file that is no ``.tar``, or a
             shard named twice.
         FileNotFoundError: a glob without a match, or missing shards, with their number.
     """
-    patterns = [patterns] if isinstance(patterns, (str, os.PathLike)) else list(patterns)
-    if not patterns or not all(os.fspath(p) for p in patterns):
+    patterns = [patterns] if isinstance(patterns, (str, PathLike)) else list(patterns)
+    if not patterns or not all(fspath(p) for p in patterns):
         raise ValueError(
             "expected at least one shard pattern, got none; give for example "
             "'/data/{00000..00099}.tar', or 'sample' for the embedded shards"
@@ -162,11 +170,11 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     shards: list[str] = []
     seen: set[str] = set()
     for pattern in patterns:
-        for shard in _expand_one(os.fspath(pattern)):
-            name = os.path.abspath(shard)
+        for shard in _expand_one(fspath(pattern)):
+            name = storage_of(shard).identity(shard)
             if name in seen:
                 raise ValueError(
-                    f"shard {shard!r} is named twice (again by pattern {os.fspath(pattern)!r}); "
+                    f"shard {shard!r} is named twice (again by pattern {fspath(pattern)!r}); "
                     "its samples would be drawn twice an epoch: remove one of the patterns"
                 )
             seen.add(name)

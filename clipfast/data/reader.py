@@ -10,12 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from clipfast.data.alpha import flatten_alpha, has_alpha
+from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
-from clipfast.data.shards import ShardFiles, Table, read_table
+from clipfast.data.shardfiles import ShardFiles
+from clipfast.data.table import Table, read_table
 from clipfast.tokenizer import tokenize_with_lengths
 
 _KEPT_TABLES = 256
-INDEX_REMEDY = "python -m clipfast.data.index"
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,20 @@ class EncodedBatch:
 
 
 class ShardReader:
-    """Random access to the samples of a list of shards; safe to share between threads."""
+    """Random access to the samples of a list of shards; safe to share between threads.
 
-    def __init__(self, shards: Sequence[str], context_length: int = 77) -> None:
+    Args:
+        shards: paths of tars.
+        context_length: tokens that a caption is cut to.
+        fields: which members of a sample are image and caption.
+    """
+
+    def __init__(
+        self, shards: Sequence[str], context_length: int = 77, fields: Fields = FIELDS
+    ) -> None:
         self.shards = list(shards)
         self.context_length = context_length
+        self.fields = fields
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._lock = Lock()
@@ -69,7 +80,7 @@ class ShardReader:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
-        table = read_table(self.shards[shard])
+        table = read_table(self.shards[shard], self.fields)
         with self._lock:
             self._tables[shard] = table
             while len(self._tables) > _KEPT_TABLES:
@@ -85,18 +96,18 @@ class ShardReader:
         """One caption.
 
         Raises:
-            ValueError: it is no UTF-8; names shard and sample.
+            ValueError: it is no UTF-8 or has no text; names shard and sample.
         """
         table = self.table(shard)
         data = self._files.pread(
             shard, int(table.caption_offset[row]), int(table.caption_size[row])
         )
         try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
+            return self.fields.caption_text(data)
+        except ValueError as error:
             raise ValueError(
-                f"caption of {self.name(shard, row)} is no UTF-8 ({error}). Make an index that "
-                f"leaves such samples out: {INDEX_REMEDY} {self.shards[shard]}"
+                f"cannot read the caption of {self.name(shard, row)}: {error}. Make an index that "
+                f"leaves such samples out: {INDEX_COMMAND} {self.shards[shard]}"
             ) from error
 
     def name(self, shard: int, row: int) -> str:
@@ -130,7 +141,7 @@ def broken_image(reader: ShardReader, shard: int, row: int, why: object) -> Valu
     """The error for an image that cannot be decoded: which one, and what to do."""
     return ValueError(
         f"cannot decode the image of {reader.name(shard, row)}: {why}. Make an index that leaves "
-        f"broken samples out, then resume: {INDEX_REMEDY} {reader.shards[shard]}"
+        f"broken samples out, then resume: {INDEX_COMMAND} {reader.shards[shard]}"
     )
 
 

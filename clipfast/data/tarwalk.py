@@ -1,12 +1,13 @@
 """Walk the headers of a tar without reading its members.
 
-Python's tarfile builds an object of twenty fields a member; a shard of 10,000 samples needs only
-name, offset and size. Headers are read with ``pread`` rather than through a memory map, so that an
-I/O error of a network file system is an OSError and not a SIGBUS.
+Python's tarfile builds an object of twenty fields per member; a shard of 10,000 samples needs only
+name, offset and size. Headers are read one by one rather than through a memory map, so that an I/O
+error of a network file system is an OSError and not a SIGBUS.
 """
 
-import os
 from collections.abc import Iterator
+
+from clipfast.data.storage import Reader, storage_of
 
 BLOCK = 512
 
@@ -17,27 +18,24 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 _BLANK = bytes(BLOCK)
 
 
-def read_bytes(fd: int, offset: int, size: int, name: str = "file") -> bytes:
-    """Read exactly `size` bytes at `offset`, whatever short reads the file system makes.
+def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
+    """Read exactly `size` bytes at `offset`.
 
     Args:
-        fd: descriptor opened for reading; its position is neither used nor moved.
+        reader: what to read from.
         offset: first byte.
         size: number of bytes.
-        name: what the descriptor is, for the message.
+        name: path of what is read, for the message.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: it ends before.
     """
-    data = os.pread(fd, size, offset)
-    while len(data) < size:
-        more = os.pread(fd, size - len(data), offset + len(data))
-        if not more:
-            raise ValueError(
-                f"{name!r} ends at byte {offset + len(data):,}, but {size:,} bytes were expected "
-                f"at {offset:,}; it was cut or replaced: fetch it again and make its index anew"
-            )
-        data += more
+    data = reader.read_at(offset, size)
+    if len(data) < size:
+        raise ValueError(
+            f"{name!r} ends at byte {offset + len(data):,}, but {size:,} bytes were expected "
+            f"at {offset:,}; it was cut or replaced: fetch it again and make its index anew"
+        )
     return data
 
 
@@ -80,10 +78,10 @@ def _refuse(shard: str, why: str) -> ValueError:
     return ValueError(f"shard {shard!r} {why}; fetch or pack it again")
 
 
-def _check_start(shard: str, fd: int, size: int) -> None:
+def _check_start(shard: str, reader: Reader, size: int) -> None:
     if size == 0:
         raise _refuse(shard, "is a zero-byte file")
-    start = os.pread(fd, BLOCK, 0)
+    start = reader.read_at(0, BLOCK)
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             raise ValueError(
@@ -116,20 +114,17 @@ def walk(shard: str) -> Iterator[tuple[str, int, int]]:
     Raises:
         ValueError: the file is empty, truncated, compressed, sparse, or no tar.
     """
-    fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield from _walk(shard, fd, os.fstat(fd).st_size)
-    finally:
-        os.close(fd)
+    with storage_of(shard).open(shard) as reader:
+        yield from _walk(shard, reader, reader.size())
 
 
-def _walk(shard: str, fd: int, end: int) -> Iterator[tuple[str, int, int]]:
-    _check_start(shard, fd, end)
+def _walk(shard: str, reader: Reader, end: int) -> Iterator[tuple[str, int, int]]:
+    _check_start(shard, reader, end)
     at = 0
     common: dict[str, str] = {}
     extra: dict[str, str] = {}
     while at < end:
-        header = os.pread(fd, BLOCK, at)
+        header = reader.read_at(at, BLOCK)
         if header == _BLANK:
             return
         if len(header) < BLOCK:
@@ -146,7 +141,7 @@ def _walk(shard: str, fd: int, end: int) -> Iterator[tuple[str, int, int]]:
             if at > end:
                 raise _refuse(shard, f"is truncated: a member reaches to byte {at:,} of {end:,}")
         if kind in (b"x", b"g", b"L", b"X"):
-            body = read_bytes(fd, data, size, shard)
+            body = read_exactly(reader, data, size, shard)
             try:
                 new = {"path": _text(body)} if kind == b"L" else _pax_records(body)
             except ValueError:
@@ -163,17 +158,13 @@ def _walk(shard: str, fd: int, end: int) -> Iterator[tuple[str, int, int]]:
         extra = {}
 
 
-def check_header(shard: str, offset: int, size: int) -> bool:
+def check_header(reader: Reader, offset: int, size: int) -> bool:
     """Whether a tar header lies before `offset` and announces `size` bytes.
 
     A size above 8 GiB may stand in a pax record instead; members of 2 GiB and more are refused
     earlier, so the header's own field decides.
     """
-    fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        header = os.pread(fd, BLOCK, offset - BLOCK)
-    finally:
-        os.close(fd)
+    header = reader.read_at(offset - BLOCK, BLOCK)
     return len(header) == BLOCK and _valid(header) and _number(header[124:136]) == size
 
 

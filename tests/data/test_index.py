@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from clipfast.data import check, index, shards
+from clipfast.data.workers import make_executor
 
 Y, X = np.mgrid[0:48, 0:64]
 RGB = np.stack([X * 4, Y * 5, (X + Y) * 2], -1).astype(np.uint8)
@@ -266,4 +267,4 @@ def test_read_only_folder_is_named():
 
 def test_workers_must_be_positive():
     with pytest.raises(ValueError, match="workers must be at least 1"):
-        index.make_executor(0)
+        make_executor(0)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from clipfast.data import shards
 from clipfast.data.check import Limits
-from clipfast.data.pack import Encoding, encode_image, main, pack_items, to_rgb
+from clipfast.data.encode import Encoding, encode_image, to_rgb
+from clipfast.data.pack import main, pack_items
 from clipfast.data.packlist import Item, list_items
 
 N = 25
@@ -193,7 +194,7 @@ def test_pack_leaves_no_partial_shard_when_it_fails(folder, tmp_path, monkeypatc
 
     output = str(tmp_path / "out")
     pack_items(items, rejected, output, shard_size=20, workers=1)
-    monkeypatch.setattr("clipfast.data.pack.write_index", broken)
+    monkeypatch.setattr("clipfast.data.shardwriter.write_index", broken)
     with pytest.raises(OSError, match="disk full"):
         pack_items(items, rejected, output, shard_size=10, workers=1, force=True)
     # No old index beside the new first tar.

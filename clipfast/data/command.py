@@ -1,0 +1,38 @@
+"""What the commands of this package share: how they parse, fail and name paths."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from clipfast.data.storage import storage_of
+from clipfast.data.storage.paths import tidy
+
+
+def run_command(function: Callable[..., int], argv: Sequence[str] | None, module: str) -> int:
+    """Call `function` with the options of a command line.
+
+    Args:
+        function: its parameters and docstring become the options and their help.
+        argv: the words; default those of this process.
+        module: what ``python -m`` is given.
+
+    Returns:
+        The exit status: that of `function`, or 1 with the reason on stderr.
+    """
+    import tyro
+
+    try:
+        return tyro.cli(function, args=argv, prog=f"python -m {module}")
+    except (ValueError, OSError, RuntimeError) as error:
+        return fail(error)
+
+
+def fail(why: object) -> int:
+    """Say why on stderr; the exit status of a failure."""
+    print(f"error: {why}", file=sys.stderr)
+    return 1
+
+
+def path_of(text: str) -> str:
+    """The path that a person wrote on the command line."""
+    text = tidy(text)
+    return storage_of(text).resolve(text)

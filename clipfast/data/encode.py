@@ -1,0 +1,108 @@
+"""Bring an image into the form that is stored in a shard."""
+
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from clipfast.data.check import Limits, open_image
+from clipfast.data.fields import STORED_AS
+
+DEFAULT_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are stored.
+
+    Attributes:
+        max_side: images with a longer side are resized (Lanczos), keeping the aspect; None: never.
+        quality: encode every image anew as JPEG of this quality; None keeps the bytes of images
+            that fit as they are, and encodes the others at 95.
+    """
+
+    max_side: int | None = None
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 8:
+            raise ValueError(f"max_side must be at least 8 pixels, got {self.max_side}")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
+
+
+def _transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB as a viewer would: transparency on white, 16 bits to 8.
+
+    Raises:
+        ValueError: the mode has no defined range (32-bit integers beyond 16 bits, floats).
+    """
+    if image.mode.startswith("I"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        grey = np.asarray(image)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise ValueError(f"image of mode {image.mode} exceeds 16 bits")
+        return Image.fromarray((grey.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("image of mode F (floats) has no defined range")
+    if _transparent(image):
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_image(data: bytes, encoding: Encoding, limits: Limits) -> tuple[bytes, str]:
+    """Bring an image into the form that is stored.
+
+    JPEG, PNG and WebP that need no change keep their bytes. Encoding anew applies the EXIF
+    orientation, lays transparency on white and converts CMYK.
+
+    Args:
+        data: any image that Pillow reads.
+        encoding: size and quality wanted.
+        limits: sizes to refuse.
+
+    Returns:
+        The bytes to store and their extension.
+
+    Raises:
+        ValueError: with the reason, ready for a report.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Another library in the process may have switched it on.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            with open_image(data, limits, None) as image:
+                return _encode(data, image, encoding)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if text.startswith("image") else f"image: {text}") from None
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise ValueError(f"image is broken: {type(error).__name__}: {text}") from None
+
+
+def _encode(data: bytes, image: Image.Image, encoding: Encoding) -> tuple[bytes, str]:
+    kind = image.format or ""
+    resize = encoding.max_side is not None and max(image.size) > encoding.max_side
+    if kind in STORED_AS and not resize and encoding.quality is None:
+        return data, STORED_AS[kind]
+    if resize:
+        # Lets libjpeg decode at 1/2, 1/4 or 1/8; twice the target keeps Lanczos in charge.
+        image.draft(None, (2 * encoding.max_side, 2 * encoding.max_side))
+    rgb = to_rgb(ImageOps.exif_transpose(image))
+    if resize:
+        rgb.thumbnail(
+            (encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=None
+        )
+    buffer = BytesIO()
+    rgb.save(buffer, "JPEG", quality=encoding.quality or DEFAULT_QUALITY, optimize=True)
+    return buffer.getvalue(), "jpg"

@@ -1,0 +1,70 @@
+"""Where shards, indexes and reports are: one `Storage` per scheme of a path.
+
+A path without a scheme is a local file (`FileStorage`). Another place needs a subclass of `Storage`
+and one line:
+
+    register("mem", MemoryStorage())
+
+Then ``mem://...`` works wherever a path does: patterns, index, pack and the loaders. All other
+modules of `clipfast.data` reach bytes through `storage_of`.
+"""
+
+from clipfast.data.storage.base import Listed, Reader, Storage, Writer
+from clipfast.data.storage.local import FileStorage
+from clipfast.data.storage.paths import scheme_of
+
+__all__ = [
+    "FileStorage",
+    "Listed",
+    "Reader",
+    "Storage",
+    "Writer",
+    "register",
+    "register_all",
+    "registered",
+    "storage_of",
+]
+
+_storages: dict[str, Storage] = {"file": FileStorage()}
+
+
+def register(scheme: str, storage: Storage) -> None:
+    """Let paths that begin with ``scheme://`` reach `storage`.
+
+    Args:
+        scheme: letters, digits, ``+ . -``, in any case; an earlier storage of it is replaced.
+        storage: what holds the objects.
+
+    Raises:
+        ValueError: the scheme is malformed.
+    """
+    if scheme_of(f"{scheme}://") != scheme.lower():
+        raise ValueError(f"expected a scheme such as 's3', got {scheme!r}; leave out the '://'")
+    _storages[scheme.lower()] = storage
+
+
+def registered() -> dict[str, Storage]:
+    """All storages by scheme; what a worker process gets."""
+    return dict(_storages)
+
+
+def register_all(storages: dict[str, Storage]) -> None:
+    """Register what `registered` gave in another process."""
+    for scheme, storage in storages.items():
+        register(scheme, storage)
+
+
+def storage_of(path: str) -> Storage:
+    """The storage that holds `path`.
+
+    Raises:
+        ValueError: nobody registered its scheme.
+    """
+    storage = _storages.get(scheme_of(path))
+    if storage is None:
+        raise ValueError(
+            f"{path!r}: '{scheme_of(path)}://' is not read, because samples are fetched in any "
+            "order and no storage of that scheme is registered; copy the shards to a local disk or "
+            "mount the store and give that path, or clipfast.data.storage.register one"
+        )
+    return storage

@@ -1,0 +1,217 @@
+"""What a storage is: listings, random access, and writes that appear whole."""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipfast.data.storage.globs import glob_paths
+from clipfast.data.storage.paths import join
+
+# Bytes per request of a stream.
+_STREAM_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a listing says of one name in a folder.
+
+    Attributes:
+        name: without the folder.
+        is_folder: whether it holds other names.
+        is_file: whether its bytes can be read; false for folders and dangling links.
+    """
+
+    name: str
+    is_folder: bool = False
+    is_file: bool = True
+
+
+class Reader:
+    """Random access to one object. Threads share it; it closes with its last reference.
+
+    Args:
+        storage: where the object is.
+        path: the object.
+    """
+
+    def __init__(self, storage: "Storage", path: str) -> None:
+        self._storage, self._path = storage, path
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer only where the object ends before."""
+        return self._storage.read_at(self._path, offset, size)
+
+    def size(self) -> int:
+        """Bytes of the object."""
+        return self._storage.size(self._path)
+
+    def stream(self) -> io.BufferedReader:
+        """The object from its first byte on, as a file to iterate over."""
+        return io.BufferedReader(_Stream(self), _STREAM_BLOCK)
+
+    def close(self) -> None:
+        """Give back what the reader holds, once no read is under way."""
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Stream(io.RawIOBase):
+    """A reader's bytes in order."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._at = reader, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._reader.read_at(self._at, len(buffer))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class Writer:
+    """Makes one object piece by piece. It appears whole at `commit`, or never.
+
+    This one keeps the pieces in memory; a storage that can write a stream has its own.
+
+    Args:
+        storage: where the object goes.
+        path: the object.
+    """
+
+    def __init__(self, storage: "Storage", path: str) -> None:
+        self._storage, self._path = storage, path
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Append `data`."""
+        self._pieces.append(data)
+
+    def commit(self) -> None:
+        """Put the object in place, over an older one of the same path."""
+        self._storage.write_atomic(self._path, b"".join(self._pieces))
+
+    def abort(self) -> None:
+        """Drop what was written. After `commit` it does nothing."""
+        self._pieces.clear()
+
+
+class Storage(ABC):
+    """What holds the objects of one scheme.
+
+    The first six methods are what a new storage gives. The others follow from them; a storage
+    overrides those that it does better. Paths come whole, with their scheme. Worker processes of
+    index and pack get a pickled copy, which reads.
+    """
+
+    @abstractmethod
+    def list(self, folder: str) -> Sequence[Listed]:
+        """What lies directly in `folder`; nothing where there is no such folder."""
+
+    @abstractmethod
+    def size(self, path: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def modified(self, path: str) -> int:
+        """When an object was last written, in nanoseconds of one clock for the whole storage.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes of an object from `offset` on; fewer only where the object ends before.
+
+        Raises:
+            OSError: it cannot be read; ``FileNotFoundError`` where there is none.
+        """
+
+    @abstractmethod
+    def write_atomic(self, path: str, data: bytes) -> None:
+        """Make an object, or replace it. Whoever reads meanwhile sees the old or the new whole."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete an object; nothing happens where there is none."""
+
+    def read(self, path: str) -> bytes:
+        """All bytes of an object."""
+        return self.read_at(path, 0, self.size(path))
+
+    def open(self, path: str) -> Reader:
+        """An object for many reads.
+
+        Raises:
+            OSError: it cannot be read; ``FileNotFoundError`` where there is none.
+        """
+        return Reader(self, path)
+
+    def create(self, path: str) -> Writer:
+        """An object to be written piece by piece."""
+        return Writer(self, path)
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object or a folder of this path."""
+        return self.is_file(path) or self.is_folder(path)
+
+    def is_file(self, path: str) -> bool:
+        """Whether there is an object of this path."""
+        try:
+            self.size(path)
+        except OSError:
+            return False
+        return True
+
+    def is_folder(self, path: str) -> bool:
+        """Whether something lies below `path`."""
+        return bool(self.list(path))
+
+    def walk(self, folder: str) -> Iterator[tuple[str, Sequence[str]]]:
+        """Every folder from `folder` down, in order, with the names of the files in it."""
+        listed = sorted(self.list(folder), key=lambda each: each.name)
+        yield folder, [each.name for each in listed if not each.is_folder]
+        for each in listed:
+            if each.is_folder:
+                yield from self.walk(join(folder, each.name))
+
+    def glob(self, pattern: str) -> Sequence[tuple[str, bool]]:
+        """What a pattern with ``* ? [..] **`` matches: sorted paths, and whether each is a file."""
+        return glob_paths(self, pattern)
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder and those above it, where a storage has folders."""
+        return
+
+    def check_writable(self, folder: str) -> None:
+        """Fail early where nothing can be written into `folder`, if the storage can tell.
+
+        Raises:
+            OSError: with the reason.
+        """
+        return
+
+    def resolve(self, path: str) -> str:
+        """The path to use for what a person wrote, such as one with ``~``."""
+        return path
+
+    def identity(self, path: str) -> str:
+        """Equal for two spellings of one path."""
+        return path
+
+    def start(self) -> str:
+        """The folder that relative paths start from; "" where paths are never relative."""
+        return ""

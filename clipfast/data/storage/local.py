@@ -1,0 +1,158 @@
+"""Local and mounted files: ``pread`` on descriptors that stay open, writes by rename."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+
+from clipfast.data.storage.base import Listed, Reader, Storage, Writer
+
+_FILE_URL = "file://"
+
+
+class FileReader(Reader):
+    """A descriptor. Its position is neither used nor moved, so that threads can share it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes, whatever short reads the file system makes; fewer only at the end."""
+        data = os.pread(self._fd, size, offset)
+        while len(data) < size:
+            more = os.pread(self._fd, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # Whoever drops a shared reader must not cut a read that is under way in another thread.
+    __del__ = close
+
+
+class FileWriter(Writer):
+    """A file beside the final one, renamed over it at `commit`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        # Two processes may write one report at the same time.
+        self._partial = f"{path}.{os.getpid()}.partial"
+        self._file = open(self._partial, "wb")  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        """Append `data`."""
+        self._file.write(data)
+
+    def commit(self) -> None:
+        """Put the file in place."""
+        self._file.close()
+        os.replace(self._partial, self._path)
+
+    def abort(self) -> None:
+        """Delete what was written. After `commit` it does nothing."""
+        self._file.close()
+        if os.path.exists(self._partial):
+            os.remove(self._partial)
+
+
+class FileStorage(Storage):
+    """The files of this machine."""
+
+    def list(self, folder: str) -> Sequence[Listed]:
+        """See `Storage.list`. Links count as what they point to."""
+        try:
+            with os.scandir(folder or ".") as entries:
+                return [Listed(e.name, e.is_dir(), e.is_file()) for e in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def size(self, path: str) -> int:
+        """See `Storage.size`."""
+        return os.stat(path).st_size
+
+    def modified(self, path: str) -> int:
+        """See `Storage.modified`."""
+        return os.stat(path).st_mtime_ns
+
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """See `Storage.read_at`."""
+        with self.open(path) as reader:
+            return reader.read_at(offset, size)
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`. Pipes can be read too, which have no size."""
+        with open(path, "rb") as file:
+            return file.read()
+
+    def open(self, path: str) -> FileReader:
+        """See `Storage.open`."""
+        return FileReader(path)
+
+    def create(self, path: str) -> FileWriter:
+        """See `Storage.create`."""
+        return FileWriter(path)
+
+    def write_atomic(self, path: str, data: bytes) -> None:
+        """See `Storage.write_atomic`."""
+        writer = self.create(path)
+        try:
+            writer.write(data)
+            writer.commit()
+        finally:
+            writer.abort()
+
+    def remove(self, path: str) -> None:
+        """See `Storage.remove`."""
+        try:
+            os.remove(path)
+        except FileNotFoundError:
+            return
+
+    def exists(self, path: str) -> bool:
+        """See `Storage.exists`."""
+        return os.path.exists(path)
+
+    def is_file(self, path: str) -> bool:
+        """See `Storage.is_file`."""
+        return os.path.isfile(path)
+
+    def is_folder(self, path: str) -> bool:
+        """See `Storage.is_folder`; an empty folder is one."""
+        return os.path.isdir(path)
+
+    def walk(self, folder: str) -> Iterator[tuple[str, Sequence[str]]]:
+        """See `Storage.walk`. Links to folders are not followed: they may lead back up."""
+        for at, folders, files in os.walk(folder):
+            folders.sort()
+            yield at, sorted(files)
+
+    def make_folder(self, folder: str) -> None:
+        """See `Storage.make_folder`."""
+        os.makedirs(folder, exist_ok=True)
+
+    def check_writable(self, folder: str) -> None:
+        """See `Storage.check_writable`."""
+        with tempfile.TemporaryFile(dir=folder or "."):
+            pass
+
+    def resolve(self, path: str) -> str:
+        """The path with ``~`` replaced and without ``file://``."""
+        return os.path.expanduser(path.removeprefix(_FILE_URL))
+
+    def identity(self, path: str) -> str:
+        """The absolute path."""
+        return os.path.abspath(path)
+
+    def start(self) -> str:
+        """The working directory."""
+        return os.getcwd()

@@ -1,0 +1,155 @@
+"""Where each sample of a shard lies: from its index, or from a walk over its headers."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from clipfast.data.fields import FIELDS, Entry, Fields
+from clipfast.data.indexfile import (
+    INDEX_COMMAND,
+    has_index,
+    read_columns,
+    read_count,
+    read_keys,
+)
+from clipfast.data.scan import scan
+
+# From this many shards on, scanning at each start costs minutes and is worth a warning.
+_MANY_SCANS = 8
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The samples of one shard, 25 bytes each; keys are read again when asked for.
+
+    Attributes:
+        shard: path of the tar.
+        image_offset: [N] int64, bytes from the start of the tar.
+        image_size: [N] int32, bytes.
+        caption_offset: [N] int64.
+        caption_size: [N] int32.
+        extension: [N] uint8, position in `Fields.images`.
+        left_out: samples without image or caption that a scan met; 0 with an index.
+        fields: which members were taken for image and caption.
+    """
+
+    shard: str
+    image_offset: np.ndarray
+    image_size: np.ndarray
+    caption_offset: np.ndarray
+    caption_size: np.ndarray
+    extension: np.ndarray
+    left_out: int = 0
+    fields: Fields = FIELDS
+
+    def __len__(self) -> int:
+        return len(self.image_offset)
+
+    def keys(self) -> list[str]:
+        """Keys of all samples, in order. Reads the index or the tar headers again."""
+        if has_index(self.shard):
+            return read_keys(self.shard, self.fields)
+        return [sample.key for sample in scan(self.shard, self.fields) if sample.entry]
+
+    def entry(self, i: int) -> Entry:
+        """Sample `i` with its key; for messages and tests, not for the hot path."""
+        return Entry(
+            self.keys()[i],
+            self.fields.images[self.extension[i]],
+            int(self.image_offset[i]),
+            int(self.image_size[i]),
+            int(self.caption_offset[i]),
+            int(self.caption_size[i]),
+        )
+
+
+def _table(shard: str, rows: Sequence[Entry], left_out: int, fields: Fields) -> Table:
+    def column(name: str, dtype: type) -> np.ndarray:
+        return np.fromiter((getattr(row, name) for row in rows), dtype, len(rows))
+
+    return Table(
+        shard,
+        column("image_offset", np.int64),
+        column("image_size", np.int32),
+        column("caption_offset", np.int64),
+        column("caption_size", np.int32),
+        np.fromiter((fields.code(row.extension) for row in rows), np.uint8, len(rows)),
+        left_out,
+        fields,
+    )
+
+
+def read_table(shard: str, fields: Fields = FIELDS) -> Table:
+    """Where the samples of `shard` lie: from its index if it has one, else from a scan.
+
+    Args:
+        shard: path of a plain tar.
+        fields: which members are image and caption.
+
+    Returns:
+        The table of complete samples; a scan logs how many incomplete ones it left out.
+
+    Raises:
+        ValueError: a tar that is empty, truncated, compressed or has no complete sample, or an
+            index that does not fit it.
+    """
+    if has_index(shard):
+        columns = read_columns(shard, fields)
+        return Table(
+            shard,
+            columns.image_offset,
+            columns.image_size,
+            columns.caption_offset,
+            columns.caption_size,
+            columns.extension,
+            fields=fields,
+        )
+    samples = list(scan(shard, fields))
+    rows = [sample.entry for sample in samples if sample.entry]
+    left_out = len(samples) - len(rows)
+    if not rows:
+        why = next((s.problem for s in samples), "it holds no file with an extension")
+        raise ValueError(
+            f"shard {shard!r} has no complete sample among {len(samples)} ({why}); each needs "
+            f"{fields.wants()}, side by side"
+        )
+    if left_out:
+        _log.warning("%s: %d samples without image or caption are left out", shard, left_out)
+    return _table(shard, rows, left_out, fields)
+
+
+def count(shard: str, fields: Fields = FIELDS) -> int:
+    """Number of samples of `shard`: the first line of its index, or a scan. Equals len(table)."""
+    if not has_index(shard):
+        return len(read_table(shard, fields))
+    return read_count(shard)
+
+
+def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) -> np.ndarray:
+    """Number of samples of every shard.
+
+    Args:
+        shards: paths of tars.
+        threads: shards looked at together; the time is the file system's latency.
+        fields: which members are image and caption.
+
+    Returns:
+        [len(shards)] int64.
+    """
+    unindexed = sum(not has_index(shard) for shard in shards)
+    if unindexed >= _MANY_SCANS:
+        _log.warning(
+            "%d of %d shards have no index, and are scanned at every start with their images "
+            "unchecked; run once: %s <the same shards>",
+            unindexed,
+            len(shards),
+            INDEX_COMMAND,
+        )
+    with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
+        return np.fromiter(pool.map(partial(count, fields=fields), shards), np.int64, len(shards))
