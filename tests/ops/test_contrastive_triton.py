@@ -22,9 +22,9 @@ def test_triton_contrastive_interpreted_agrees_with_fp64(case, interpreted):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize("case", cases.OWN)
 def test_triton_contrastive_on_gpu_agrees_with_fp64(case):
-    getattr(cases, f"case_{case}")("cuda")
+    cases.run_case(case, "cuda")
 
 
 def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
