@@ -1,0 +1,148 @@
+"""Encoding by all ranks together, and the loop over evaluations."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipfast.data import EvalLoader
+from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOptions
+from clipfast.engine.encoder import RunEncoder
+from clipfast.engine.evaluate import Evaluations
+from clipfast.engine.plan import RunPlan
+from clipfast.eval import list_evaluations, register
+from clipfast.models import create_model
+from clipfast.tokenizer import tokenize_with_lengths
+from tests.engine.plans import plan
+from tests.ranks import run_ranks
+
+LIMIT = 33
+
+
+class Engine:
+    """A model called as DeepSpeed's engine is."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module = create_model("ViT-tiny", vision_layers=1, text_layers=1)
+        self.forwards = 0
+
+    def __call__(self, *inputs, **options) -> tuple[Tensor, ...]:
+        assert not self.module.training
+        self.forwards += 1
+        return self.module(*inputs, **options)
+
+    def eval(self) -> None:
+        self.module.eval()
+
+    def train(self, mode: bool) -> None:
+        self.module.train(mode)
+
+
+def made(ranks: int = 1, rank: int = 0, **options) -> RunPlan:
+    data = DataConfig(
+        train=("sample/noto",), eval=("sample/twemoji",), eval_batch_size=16, eval_limit=LIMIT
+    )
+    options = {"data": data, **options}
+    return plan(ranks=ranks, rank=rank, model=ModelOptions("ViT-tiny"), **options)
+
+
+def encoder(ranks: int = 1, rank: int = 0) -> RunEncoder:
+    engine = Engine()
+    engine.eval()
+    return RunEncoder(engine, made(ranks, rank))
+
+
+def _encoded() -> tuple[Tensor, Tensor, list[int], Tensor, int]:
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    ours = encoder(ranks, rank)
+    pairs = ours.pairs("sample/twemoji")
+    gathered = ours.gather(torch.full((rank + 1, 2), float(rank)))
+    mine = [pairs.mine.start, pairs.mine.stop]
+    return pairs.image_features, pairs.text_features, mine, gathered, ours._engine.forwards
+
+
+def test_encoder_gives_pairs_in_the_order_of_the_shards(process_group):
+    ours = encoder()
+    pairs = ours.pairs("sample/twemoji")
+    assert (len(pairs), pairs.mine, ours.count("sample/twemoji")) == (LIMIT, slice(0, 33), LIMIT)
+    loader = EvalLoader("sample/twemoji", 64, LIMIT, limit=LIMIT)
+    (batch,) = loader
+    with torch.no_grad():
+        images, texts, _ = ours._engine.module(batch.images, batch.tokens)
+    assert torch.allclose(pairs.image_features, images, atol=1e-5)
+    assert torch.allclose(pairs.text_features, texts, atol=1e-5)
+    # Captions and pictures are read again where they are asked for.
+    captions = [pairs.caption(i) for i in range(LIMIT)]
+    assert torch.allclose(ours.texts(captions), texts, atol=1e-5)
+    assert torch.equal(tokenize_with_lengths(captions)[1], batch.lengths)
+    assert pairs.image(LIMIT - 1).size[0] > 8
+    assert torch.allclose(ours.images(batch.images), images, atol=1e-5)
+    assert not pairs.image_features.requires_grad
+
+
+@pytest.mark.slow
+def test_two_ranks_encode_uneven_parts_as_one_rank_does():
+    (alone,) = run_ranks(1, _encoded)
+    both = run_ranks(2, _encoded)
+    assert [mine for _, _, mine, _, _ in both] == [[0, 16], [16, 33]]
+    for images, texts, _, gathered, forwards in both:
+        assert torch.allclose(images, alone[0], atol=1e-5)
+        assert torch.allclose(texts, alone[1], atol=1e-5)
+        assert gathered[:, 0].tolist() == [0, 1, 1]
+        # The rank with one batch runs it twice: under ZeRO-3 every forward is a collective.
+        assert forwards == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluations_measure_each_set_and_leave_the_mode_alone(process_group, training):
+    engine, seen = Engine(), []
+    engine.module.train(training)
+    evaluations = Evaluations(made())
+    measured = evaluations.run(engine, seen.append)
+    assert engine.module.training == training
+    (retrieval,) = measured["retrieval"]
+    assert seen == [retrieval]
+    assert (retrieval.source, retrieval.pairs) == ("sample/twemoji", LIMIT)
+    assert 0 <= retrieval.image_to_text["R@1"] <= retrieval.image_to_text["R@10"] <= 1
+    assert retrieval.scalars == {
+        f"eval/sample/twemoji/{side}/R@{k}": getattr(retrieval, side)[f"R@{k}"]
+        for side in ("image_to_text", "text_to_image")
+        for k in (1, 5, 10)
+    }
+    (line,) = retrieval.lines
+    assert line.startswith("sample/twemoji (33 pairs): image-to-text R@1 0.")
+    table = evaluations.summary(measured)
+    assert table[-1].split()[:3] == ["chance", "(33", "pairs)"]
+
+
+def test_evaluations_find_the_right_partners(process_group):
+    """A model whose image features are its text features retrieves everything."""
+    engine = Engine()
+    engine.module.forward = lambda images, tokens, lengths: (
+        engine.module.encode_text(tokens, lengths),
+        engine.module.encode_text(tokens, lengths),
+        torch.ones(1),
+    )
+    ((retrieval,),) = Evaluations(made()).run(engine, lambda entry: None).values()
+    assert retrieval.image_to_text == retrieval.text_to_image
+    # Some drawings share a caption: the earlier one is found.
+    assert retrieval.image_to_text["R@10"] == 1.0
+    assert retrieval.image_to_text["R@1"] > 0.9
+
+
+def test_evaluations_refuse_an_unknown_name_and_too_few_pairs():
+    assert list_evaluations()[0] == "retrieval"
+    with pytest.raises(ConfigError, match=r"--eval\.names zero-shot: no such.* are retrieval"):
+        Evaluations(made(eval=EvaluationConfig(("zero-shot",))))
+    with pytest.raises(ConfigError, match=r"--data\.eval sample/twemoji holds 33 pairs, less than"):
+        Evaluations(made(ranks=64, batch_size=64))
+    with pytest.raises(ValueError, match="'retrieval' already"):
+        register("retrieval", lambda data: None)
+
+
+def test_evaluations_of_no_data_measure_nothing(process_group):
+    data = DataConfig(train=("sample/noto",))
+    evaluations = Evaluations(made(data=data))
+    measured = evaluations.run(Engine(), lambda entry: pytest.fail("nothing to measure"))
+    assert measured == {"retrieval": []}
+    assert evaluations.summary(measured) == []
