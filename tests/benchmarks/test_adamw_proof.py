@@ -9,6 +9,9 @@ import torch
 
 from benchmarks.parts.adamw import demo, demo_report, error, gradients, rounding, weights
 from benchmarks.parts.adamw.followers import CONTENDERS
+from clipfast.engine.builders import Builders
+from clipfast.models import create_model
+from tests.engine.plans import PAPER, plan
 
 CONTROLS = {contender.name for contender in CONTENDERS if contender.is_control}
 ELEMENTS = 1 << 12
@@ -129,3 +132,14 @@ def test_demo_goes_on_where_it_was_interrupted_and_compares_pairs(monkeypatch, t
     same = [row for row in rows if row["name"] == "fp32"]
     same += [{**row, "name": "nearest"} for row in same]
     assert demo_report.complaints(same) == ["nearest: a control, and it trains like fp32"]
+
+
+def test_demo_to_nearest_trains_with_an_optimizer_that_rounds_to_nearest(monkeypatch):
+    runs = []
+    monkeypatch.setattr("clipfast.engine.main", lambda config, builders: runs.append(builders))
+    demo.train_to_nearest()
+    model = create_model("ViT-tiny", vocab_size=500)
+    made = plan(PAPER)
+    assert runs[0].optimizer(made, model).rounding == "nearest"
+    assert Builders().optimizer(made, model).rounding == "stochastic"
+    assert runs[0].loader is Builders().loader
