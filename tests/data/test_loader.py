@@ -251,3 +251,15 @@ def test_train_loader_on_a_gpu_does_not_overwrite_batches_in_use(tmp_path):
 def test_batch_keeps_its_old_name_for_one_release():
     with pytest.warns(DeprecationWarning, match="called ImageTextBatch"):
         assert clipfast.data.Batch is ImageTextBatch
+
+
+def test_train_loader_resumes_from_a_state_of_version_0_1(tmp_path):
+    shards = numbered_shards(tmp_path, [5, 17, 1, 9])
+    uninterrupted = take(TrainLoader(shards, 8, 4, seed=2), 12)
+    loader = TrainLoader(shards, 8, 4, seed=2)
+    saved = {"epoch": 1, "index": 2, "samples": 32, "batch_size": 4, "seed": 2, "window": 262144}
+    loader.load_state_dict(saved)
+    assert loader.state_dict() == saved
+    for resumed, expected in zip(take(loader, 2), uninterrupted[10:], strict=True):
+        assert places(resumed) == places(expected)
+        assert torch.equal(resumed.images, expected.images)

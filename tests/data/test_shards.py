@@ -379,3 +379,16 @@ def test_embedded_sample_is_whole_indexed_and_has_distinct_captions(name):
     }
     assert len(captions) == 1911
     assert "grinning face" in captions
+
+
+def test_index_of_version_0_1_loads_and_is_written_the_same(tmp_path):
+    path = make_tar(tmp_path / "x.tar", [("a b.jpg", b"i" * 600), ("a b.txt", b"t")])
+    old = "v1.2 1\njpg 512 600 a%20b.jpg txt 2048 1 a%20b.txt\n"
+    Path(shards.index_path(path)).write_text(old)
+    table = shards.read_table(path)
+    assert (table.keys(), table.entry(0)) == (
+        ["a b"],
+        shards.Entry("a b", "jpg", 512, 600, 2048, 1),
+    )
+    shards.write_index(path, [table.entry(0)])
+    assert Path(shards.index_path(path)).read_text() == old
