@@ -59,7 +59,8 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
     "pattern",
     ["*", "*.tar", "**/*.tar", "**", "a/**", "*/*.tar", "?/1.tar", "*/b/*", "c[[]1]/*.tar",
-     "[5-6].*", ".*/*.tar", "**/b/**/*", "a/*/.*", "nothing/*.tar", "linked/*.tar", "5.ta[r]/*", "*/1.tar"],
+     "[5-6].*", ".*/*.tar", "**/b/**/*", "a/*/.*",
+     "nothing/*.tar", "linked/*.tar", "5.ta[r]/*", "*/1.tar"],
 )  # fmt: skip
 @pytest.mark.parametrize("generic", [False, True])
 def test_glob_equals_pythons(tree, monkeypatch, pattern, generic):
