@@ -12,7 +12,7 @@ rank's images, and a partial gradient of all texts that one reduce-scatter compl
 autograd runs the node that was made last first: where the image tower runs between the two, its
 backward runs while the reduce-scatter is on its way.
 
-Pairs are kept out of the products (clipfast/ops/contrastive.py) and come in here, from unrounded
+Pairs are kept out of the products (clipfast/ops/contrastive) and come in here, from unrounded
 features. With d_i = S_ii and z_i = log(sum over j != i of exp S_ij) - d_i,
 
     lse_i = d_i + softplus(z_i)                            # for rows and for columns

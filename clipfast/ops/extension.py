@@ -16,7 +16,7 @@ def load_extension() -> ModuleType | None:
     """clipfast._C, whose import registers the compiled operators; None where it cannot be had.
 
     Without it every operator still works, in plain torch and several times slower: a warning says
-    so, once a process.
+    so, once per process.
 
     Returns:
         The module, or None when it was not built, or was built for another torch.

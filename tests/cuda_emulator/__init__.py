@@ -86,7 +86,7 @@ def mirror(folder: Path, rewrite: Callable[[str], str]) -> Path:
 
 
 def load(build: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once a process."""
+    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once per process."""
     if "_definitions" in globals():
         return
     from torch.utils.cpp_extension import include_paths, library_paths

@@ -133,7 +133,7 @@ def make_call(
         form: how weights are kept.
         grad_dtype: type of the gradients.
         stats: type of the statistics.
-        shapes: one a parameter; non-contiguous but dense where they have 2 or 4 dimensions.
+        shapes: one per parameter; non-contiguous but dense where they have 2 or 4 dimensions.
         step: number of the update.
 
     Returns:

@@ -32,7 +32,7 @@ def round_to_half(x: Tensor, random: Tensor | int) -> Tensor:
 
     Args:
         x: fp32.
-        random: 16 random bits an element, or NEAREST.
+        random: 16 random bits per element, or NEAREST.
 
     Returns:
         fp16 of x's shape. Finite numbers stay finite: at most 65504.
@@ -109,7 +109,7 @@ def encode_flat(
     Args:
         flat: fp32 [n].
         dtype: fp16, bf16 or fp32.
-        random: 16 random bits an element, or NEAREST.
+        random: 16 random bits per element, or NEAREST.
 
     Returns:
         Codes [n]; and, for fp16, exponents int8 [ceil(n / 256)].

@@ -184,7 +184,7 @@ def step(
             exp_avg_sq; else empty; in place.
         masters: empty, or for each half parameter its fp32 master, or int16 (`split_master`); in
             place. Without it a half parameter is rounded stochastically.
-        steps: fp32 [] a parameter: the number of this update, from 1.
+        steps: fp32 [] per parameter: the number of this update, from 1.
         first_elements: multiples of 256, the index of each tensor's first element among all.
         control: fp32 [2]: what gradients are multiplied with; not 0: change nothing.
         lr: learning rate.

@@ -9,15 +9,15 @@ N + 1 rows belongs to the mean token. W_h are the d rows of a weight that make h
 
 Equal to one row of multi-head attention: q_h . (Wk_h t_i + bk_h) = a_h . t_i + q_h . bk_h, whose
 last term softmax drops, and sum_i A_hi (Wv_h t_i + bv_h) = Wv_h ctx_h + bv_h, because weights sum
-to 1. No key or value exists: 4HNC + 6C^2 FLOP a sample forward, where they alone cost 4NC^2.
+to 1. No key or value exists: 4HNC + 6C^2 FLOP per sample forward, where they alone cost 4NC^2.
 
     dctx_h = Wv_h^T dout_h      dA_hi = dctx_h . t_i      dS = A (dA - sum_i A_i dA_i) / sqrt(d)
     da_h = sum_i dS_hi t_i      dq_h = Wk_h da_h          dWk_h = sum_b q_h da_h^T      dbk = 0
     dt_i = sum_h A_hi dctx_h + dS_hi a_h                  dt_0 also takes g = Wq^T dq
-    dx_i = dt_i + dt_0 / N                                one GEMM a sample
+    dx_i = dt_i + dt_0 / N                                one GEMM per sample
     dp_0 = sum_b dt_0           dp_i = sum_b dx_i - dp_0 / N
 
-The backward pass keeps x, A and two vectors a sample. a and ctx, H / N of the size of x, are
+The backward pass keeps x, A and two vectors per sample. a and ctx, H / N of the size of x, are
 computed again. Products with weights are the library's; the steps that read tokens are those of the
 implementation (impls.py).
 """
