@@ -180,7 +180,7 @@ def step(
         grads: of any of these types, shapes and strides of params.
         exp_avgs: first moments, all of one of these types; likewise, in place.
         exp_avg_sqs: second moments in fp32, their roots in half precision; likewise, in place.
-        exponents: for fp16 statistics int8 [2, ceil(numel / 256)] a parameter, of exp_avg and of
+        exponents: for fp16 statistics int8 [2, ceil(numel / 256)] per parameter, of exp_avg and of
             exp_avg_sq; else empty; in place.
         masters: empty, or for each half parameter its fp32 master, or int16 (`split_master`); in
             place. Without it a half parameter is rounded stochastically.
