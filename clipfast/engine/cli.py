@@ -77,7 +77,8 @@ def main(
         What the run leaves.
 
     Raises:
-        SystemExit: with status 2, for options that cannot work.
+        SystemExit: with status 2 for options that cannot work, with status 1 for a finished run
+            that stayed below one of ``--eval.floors``.
     """
     # Ranks other than 0 stay silent, in tyro's complaints too.
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -109,6 +110,8 @@ def main(
         raise SystemExit(2) from error
     # Not after a failure: tearing the group down would wait for ranks that wait for this one.
     dist.destroy_process_group()
+    if result.below_floors:
+        raise SystemExit(1)
     return result
 
 

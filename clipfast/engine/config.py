@@ -96,6 +96,11 @@ class EvaluationConfig:
     """Evaluations to run. retrieval: R@1, R@5 and R@10 on every pattern of --data.eval. Others
     are registered by a recipe, with clipfast.eval.register."""
 
+    floors: dict[str, float] = field(default_factory=dict)
+    """Scalars and the least they must be at the end, such as
+    'eval/sample/noto/image_to_text/R@1 0.85'. A finished run that stays below one, or has not
+    measured it, ends with status 1."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:

@@ -63,6 +63,24 @@ class Evaluations:
             for line in self._by_name[name].summary(entries)
         ]
 
+    def below_floors(self, measured: Mapping[str, Sequence[Measured]]) -> list[str]:
+        """A line for each scalar that ``--eval.floors`` asks more of; empty where all is well."""
+        scalars = {
+            name: value
+            for entries in measured.values()
+            for entry in entries
+            for name, value in entry.scalars.items()
+        }
+        lines = []
+        for name, floor in self._plan.config.eval.floors.items():
+            if name not in scalars:
+                known = ", ".join(scalars) or "nothing"
+                lines.append(f"--eval.floors {name}: not measured; there are {known}")
+            # A value that is no number reaches no floor.
+            elif not scalars[name] >= floor:
+                lines.append(f"{name} is {scalars[name]:.3f}, below its floor of {floor:g}")
+        return lines
+
     def draw(self, measured: Mapping[str, Sequence[Measured]], folder: Path) -> list[Path]:
         """Draw NAME.png for every evaluation that has a picture.
 

@@ -41,6 +41,7 @@ class Result:
         seconds: of training in this process, evaluation and checkpoints left out.
         images_per_second: over those seconds, all ranks.
         measured: what each evaluation gave at the end, by its name.
+        below_floors: a line for each scalar of a finished run that stayed below its floor.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Result:
     seconds: float
     images_per_second: float
     measured: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
+    below_floors: Sequence[str] = ()
 
     @property
     def retrieval(self) -> list[Retrieval]:
@@ -109,6 +111,7 @@ class Trainer:
                 seconds=seconds,
                 images_per_second=(self.step - first_step) * options.batch_size / seconds,
                 measured=measured,
+                below_floors=self._evaluations.below_floors(measured) if finished else (),
             )
             metrics.close()
             metrics.say(*self._summary(result))
@@ -225,6 +228,7 @@ class Trainer:
             f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
         ]
         lines += self._evaluations.summary(result.measured)
+        lines += result.below_floors
         if result.finished:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
             lines += [f"picture: {path}" for path in self._draw(result.measured)]

@@ -24,6 +24,8 @@ def test_parse_overrides_any_field_and_drops_the_launchers_rank():
     assert (config.batch_size, config.micro_batch, config.zero.stage) == (64, 8, 3)
     assert (config.schedule.max_steps, config.checkpoint.resume) == (5, "latest")
     assert (config.optimizer.lr, config.data.scale) == (1e-4, (0.5, 1.0))
+    floors = parse(Config(), ["--eval.floors", "eval/a/R@1", "0.5", "eval/b", "0.25"]).eval.floors
+    assert floors == {"eval/a/R@1": 0.5, "eval/b": 0.25}
     options = "--optimizer.stats fp16 --optimizer.text-weights stochastic"
     optimizer = parse(Config(), options.split()).optimizer
     assert (optimizer.stats, optimizer.image_weights) == ("fp16", "fp32")

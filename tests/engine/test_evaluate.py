@@ -9,7 +9,7 @@ from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOpti
 from clipfast.engine.encoder import RunEncoder
 from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.plan import RunPlan
-from clipfast.eval import list_evaluations, register
+from clipfast.eval import Measured, list_evaluations, register
 from clipfast.models import create_model
 from clipfast.tokenizer import tokenize_with_lengths
 from tests.engine.plans import plan
@@ -138,6 +138,20 @@ def test_evaluations_refuse_an_unknown_name_and_too_few_pairs():
         Evaluations(made(ranks=64, batch_size=64))
     with pytest.raises(ValueError, match="'retrieval' already"):
         register("retrieval", lambda data: None)
+
+
+def test_evaluations_say_what_is_below_its_floor_or_was_not_measured():
+    floors = {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.1}
+    evaluations = Evaluations(made(eval=EvaluationConfig(floors=floors)))
+    measured = {
+        "one": [Measured(scalars={"a": 0.5, "b": 0.25}), Measured(scalars={"c": float("nan")})]
+    }
+    lines = evaluations.below_floors(measured)
+    assert lines[0] == "b is 0.250, below its floor of 0.5"
+    assert lines[1] == "c is nan, below its floor of 0.5"
+    assert lines[2] == "--eval.floors d: not measured; there are a, b, c"
+    assert len(lines) == 3
+    assert Evaluations(made()).below_floors(measured) == []
 
 
 def test_evaluations_of_no_data_measure_nothing(process_group):
