@@ -73,7 +73,7 @@ def check_size(size: tuple[int, int], limits: Limits) -> str:
     return ""
 
 
-def open_image(data: bytes, limits: Limits, formats: Sequence[str] | None) -> Image.Image:
+def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> Image.Image:
     """Open and check an image's header; nothing is decoded yet.
 
     Raises:

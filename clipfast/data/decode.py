@@ -1,8 +1,9 @@
 """The DALI pipeline: encoded images in, normalised square crops out, on the CPU or the GPU."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class Decoder:
         self._in_flight.append(encoded)
         return encoded.images, list(encoded.request.crops)
 
-    def _to_torch(self, output, stream) -> Tensor:
+    def _to_torch(self, output: Any, stream: torch.cuda.Stream | None) -> Tensor:
         from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray, to_torch_type
 
         images = torch.empty(
@@ -128,7 +129,14 @@ class Decoder:
         return RuntimeError(f"DALI failed, though every image of the batch decodes alone: {error}")
 
 
-def _build_pipeline(feed, batch_size, image_size, device, dtype, threads):
+def _build_pipeline(
+    feed: Callable[[], tuple[list[np.ndarray], list[np.ndarray]]],
+    batch_size: int,
+    image_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int,
+) -> Any:
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError as error:
@@ -149,7 +157,7 @@ def _build_pipeline(feed, batch_size, image_size, device, dtype, threads):
         prefetch_queue_depth=_QUEUE_DEPTH,
         exec_dynamic=True,
     )
-    def pipeline():
+    def pipeline() -> Any:
         encoded, crop = fn.external_source(
             source=feed,
             num_outputs=2,

@@ -92,17 +92,16 @@ def encode_image(data: bytes, encoding: Encoding, limits: Limits) -> tuple[bytes
 
 def _encode(data: bytes, image: Image.Image, encoding: Encoding) -> tuple[bytes, str]:
     kind = image.format or ""
-    resize = encoding.max_side is not None and max(image.size) > encoding.max_side
+    side = encoding.max_side or 1 << 31
+    resize = max(image.size) > side
     if kind in STORED_AS and not resize and encoding.quality is None:
         return data, STORED_AS[kind]
     if resize:
         # Lets libjpeg decode at 1/2, 1/4 or 1/8; twice the target keeps Lanczos in charge.
-        image.draft(None, (2 * encoding.max_side, 2 * encoding.max_side))
+        image.draft(None, (2 * side, 2 * side))
     rgb = to_rgb(ImageOps.exif_transpose(image))
     if resize:
-        rgb.thumbnail(
-            (encoding.max_side, encoding.max_side), Image.Resampling.LANCZOS, reducing_gap=None
-        )
+        rgb.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
     buffer = BytesIO()
     rgb.save(buffer, "JPEG", quality=encoding.quality or DEFAULT_QUALITY, optimize=True)
     return buffer.getvalue(), "jpg"

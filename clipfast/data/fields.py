@@ -7,7 +7,7 @@ sample is a run of adjacent members of a tar with one key, webdataset's rule.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 # What DALI 2.4's decoder and Pillow both read; a GIF or AVIF named .jpg ends a DALI pipeline.
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -16,6 +16,8 @@ STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
 # A member of a sample: extension, offset and size in bytes.
 Member = tuple[str, int, int]
+# A member, or a line of an index; the extension comes first.
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Fields:
         """Names of the image member and of the caption member of a sample."""
         return f"{key}.{extension}", f"{key}.{self.caption}"
 
-    def pick(self, members: Sequence[tuple]) -> tuple[tuple | None, tuple | None]:
+    def pick(self, members: Sequence[_Row]) -> tuple[_Row | None, _Row | None]:
         """The image and the caption among members whose first element is an extension."""
         image = next((m for m in members if m[0] in self.images), None)
         caption = next((m for m in members if m[0] == self.caption), None)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm import tqdm
 
@@ -104,7 +105,7 @@ class IndexRun:
         self.pool, self.report, self.bar, self.rule = pool, report, bar, rule
         self.summary = Summary()
         # A scan's value is (shard, None), a chunk's (shard, first sample).
-        self.pending: dict[Future, tuple[_Shard, int | None]] = {}
+        self.pending: dict[Future[Any], tuple[_Shard, int | None]] = {}
         self.in_flight = 0
         self.failed_paths: set[str] = set()
 

@@ -247,5 +247,5 @@ class EvalLoader(_Loader):
     def _requests(self) -> Iterator[Request]:
         for start in range(self.start, self.stop, self.batch_size):
             stop = min(start + self.batch_size, self.stop)
-            crops = np.tile(np.float32([1.0, 0.5, 0.5]), (stop - start, 1))
+            crops = np.tile(np.array([1.0, 0.5, 0.5], np.float32), (stop - start, 1))
             yield Request(self.order.locate(0, start, stop), crops)

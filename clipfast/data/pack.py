@@ -11,7 +11,8 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 
@@ -87,11 +88,11 @@ def _pack_item(item: Item, encoding: Encoding, limits: Limits) -> _Packed:
 
 def _results(
     items: Sequence[Item], encoding: Encoding, limits: Limits, workers: int | None, dali: bool
-) -> Iterator[tuple[Item, _Packed]]:
+) -> Generator[tuple[Item, _Packed], None, None]:
     """Pack items on all workers and yield them in order, with a bounded number in flight."""
     pool, workers = make_executor(workers)
     chunks = (items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK))
-    queue: deque = deque()
+    queue: deque[tuple[Sequence[Item], Future[list[_Packed]]]] = deque()
     with pool:
         try:
             while True:

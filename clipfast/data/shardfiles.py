@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarwalk import read_exactly
@@ -24,7 +25,7 @@ class ShardFiles:
         self._files: OrderedDict[int, Reader] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (ShardFiles, (self.shards, self.max_open))
 
     def _file(self, shard_index: int) -> Reader:

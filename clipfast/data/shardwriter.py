@@ -57,6 +57,7 @@ class ShardWriter:
         return offset
 
     def _write(self, data: bytes) -> None:
+        assert self._tar is not None
         self._tar.write(data)
         self._end += len(data)
 

@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from typing import Any
 
 from clipfast.data.storage import register_all, registered
 
@@ -10,8 +12,9 @@ from clipfast.data.storage import register_all, registered
 class InlineExecutor(Executor):
     """Runs a task at once in this process: one worker without the start of a process."""
 
-    def submit(self, fn, /, *args, **kwargs) -> Future:
-        future: Future = Future()
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Call `fn` now; its result or exception is in the future."""
+        future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:

@@ -168,7 +168,7 @@ def _is_clip(model: nn.Module) -> bool:
     return is_exactly(model, _kinds()["CLIP"])
 
 
-def _vit_obstacle(visual: nn.Module) -> str | None:
+def _vit_obstacle(visual: Any) -> str | None:
     if visual.output_tokens:
         return "it returns all tokens (output_tokens)"
     if visual.attn_pool is not None:
@@ -178,7 +178,7 @@ def _vit_obstacle(visual: nn.Module) -> str | None:
     return _transformer_obstacle(visual.transformer)
 
 
-def _text_obstacle(tower: nn.Module) -> str | None:
+def _text_obstacle(tower: Any) -> str | None:
     if getattr(tower, "cls_emb", None) is not None:
         return "it appends a class token that sees the padding (embed_cls)"
     if getattr(tower, "output_tokens", False):
@@ -194,7 +194,7 @@ def _text_obstacle(tower: nn.Module) -> str | None:
     return _transformer_obstacle(tower.transformer)
 
 
-def _transformer_obstacle(transformer: nn.Module) -> str | None:
+def _transformer_obstacle(transformer: Any) -> str | None:
     if not is_exactly(transformer, _kinds()["transformer"]):
         return f"its transformer is a {type(transformer).__name__}"
     if not len(transformer.resblocks):
@@ -220,7 +220,7 @@ def _subclass_obstacle(loss: nn.Module) -> str | None:
     return f"{type(loss).__name__} has a {changed[0]} of its own" if changed else None
 
 
-def _make_forward(original: Callable) -> Callable:
+def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that is ours where the object's options allow."""
 
     @functools.wraps(original)

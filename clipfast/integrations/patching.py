@@ -12,7 +12,7 @@ import copyreg
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 from torch import nn
 
@@ -45,9 +45,9 @@ class Patched:
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # A pickled model is the plain one: it loads where clipfast is not installed.
-        return copyreg._reconstructor, (own_class(self), object, None), self.__dict__
+        return copyreg._reconstructor, (own_class(self), object, None), self.__dict__  # type: ignore[attr-defined]
 
 
 def own_class(module: object) -> type:
@@ -119,7 +119,7 @@ class MethodReplacement:
     part: str
     owner: type
     name: str
-    make: Callable[[Callable], Callable]
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]
     what: str
 
 
