@@ -100,7 +100,7 @@ class _Loader:
 
 
 class TrainLoader(_Loader):
-    """An endless stream of shuffled batches, each sample once an epoch over all ranks.
+    """An endless stream of shuffled batches, each sample once per epoch over all ranks.
 
     The order depends on the seed and the epoch alone (``clipfast.data.order``): global batch k is
     the same set of samples and crops on any number of ranks, so that a run resumes in mid-epoch, on
@@ -120,7 +120,7 @@ class TrainLoader(_Loader):
         device: where batches are wanted.
         dtype: of the images.
         threads: CPU threads that decode.
-        context_length: tokens a caption is cut to.
+        context_length: tokens that a caption is cut to.
         fields: which members of a sample are image and caption.
 
     Raises:
