@@ -9,11 +9,14 @@ from torch import Tensor
 
 from clipfast.data import ImageTextBatch
 from clipfast.engine.deepspeed.half_stage0 import loss_factor
-from clipfast.loss import clip_loss, gather_texts
+from clipfast.loss import Objective
+from clipfast.loss.objectives import CONTRASTIVE
 from clipfast.models import frozen_statistics
 
 
-def train_step(engine, batch: ImageTextBatch, micro_batches: int) -> tuple[Tensor, Tensor]:
+def train_step(
+    engine, batch: ImageTextBatch, micro_batches: int, objective: Objective = CONTRASTIVE
+) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update.
 
     With k > 1 micro-batches the features are first computed without a graph, the loss of the whole
@@ -29,22 +32,29 @@ def train_step(engine, batch: ImageTextBatch, micro_batches: int) -> tuple[Tenso
         engine: a DeepSpeed engine around a CLIP model, its accumulation set to ``micro_batches``.
         batch: this rank's share.
         micro_batches: k, divides B.
+        objective: what is minimised; the model has its scalars.
 
     Returns:
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
     if micro_batches == 1:
         texts = []
-        image_features, _, logit_scale = engine(
+        image_features, _, logit_scale, *scalars = engine(
             batch.images,
             batch.tokens,
             lengths=batch.lengths,
-            # On a GPU the gather of the texts is on its way while the image tower runs.
+            # On a GPU a gather of the texts is on its way while the image tower runs.
             on_text_features=lambda features: texts.append(
-                gather_texts(features, batch_sizes=_batch_sizes(features))
+                objective.prepare(features, _batch_sizes(features))
             ),
         )
-        loss = clip_loss(image_features, texts.pop(), logit_scale)
+        loss = objective.loss(
+            image_features,
+            texts.pop(),
+            logit_scale,
+            *scalars,
+            batch_sizes=_batch_sizes(image_features),
+        )
         engine.backward(loss * loss_factor(engine))
         engine.step()
         return loss.detach(), logit_scale.detach()
@@ -58,18 +68,21 @@ def train_step(engine, batch: ImageTextBatch, micro_batches: int) -> tuple[Tenso
         for m in range(micro_batches):
             generators.save(m)
             features.append(engine(images[m], tokens[m], lengths=lengths[m]))
-    loss, grad_images, grad_texts, grad_scale = _feature_gradients(features)
+    loss, grad_images, grad_texts, grad_scalars = _feature_gradients(features, objective)
     for m in range(micro_batches):
         generators.restore(m)
         with frozen_statistics():
-            image_features, text_features, logit_scale = engine(
+            image_features, text_features, *scalars = engine(
                 images[m], tokens[m], lengths=lengths[m]
             )
             # Its gradient with respect to the features is the slice of dU and dV itself.
             carrier = (
                 (image_features.float() * grad_images[m]).sum()
                 + (text_features.float() * grad_texts[m]).sum()
-                + (logit_scale.float() * grad_scale).sum() / micro_batches
+                + sum(
+                    (scalar.float() * grad).sum() / micro_batches
+                    for scalar, grad in zip(scalars, grad_scalars, strict=True)
+                )
             )
             engine.backward(carrier * loss_factor(engine), scale_wrt_gas=False)
             engine.step()
@@ -77,22 +90,27 @@ def train_step(engine, batch: ImageTextBatch, micro_batches: int) -> tuple[Tenso
 
 
 def _feature_gradients(
-    features: list[tuple[Tensor, Tensor, Tensor]],
-) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-    """The loss of all micro-batches together, and dU and dV cut into their slices again."""
+    features: list[tuple[Tensor, ...]], objective: Objective
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The loss of all micro-batches together, dU and dV cut into their slices again, and the
+    gradients of the scalars."""
     k = len(features)
     images = torch.cat([f[0] for f in features]).float().requires_grad_()
     texts = torch.cat([f[1] for f in features]).float().requires_grad_()
-    scale = features[0][2].float().detach().requires_grad_()
+    scalars = [scalar.float().detach().requires_grad_() for scalar in features[0][2:]]
     # The features are widened so that dU and dV are not rounded before they are carried; the loss
     # still multiplies them in the half precision that they came in.
     half = features[0][0].dtype
     is_half = half != torch.float32
     autocast = torch.autocast(images.device.type, half if is_half else None, enabled=is_half)
     with torch.enable_grad(), autocast:
-        loss = clip_loss(images, texts, scale, batch_sizes=_batch_sizes(texts))
-        grad_images, grad_texts, grad_scale = torch.autograd.grad(loss, (images, texts, scale))
-    return loss.detach(), grad_images.chunk(k), grad_texts.chunk(k), grad_scale
+        sizes = _batch_sizes(texts)
+        prepared = objective.prepare(texts, sizes)
+        loss = objective.loss(images, prepared, *scalars, batch_sizes=sizes)
+        grad_images, grad_texts, *grad_scalars = torch.autograd.grad(
+            loss, (images, texts, *scalars), materialize_grads=True
+        )
+    return loss.detach(), grad_images.chunk(k), grad_texts.chunk(k), tuple(grad_scalars)
 
 
 def _batch_sizes(features: Tensor) -> list[int]:

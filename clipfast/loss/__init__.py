@@ -8,12 +8,22 @@ from clipfast.loss.contrastive import (
     gather_texts,
 )
 from clipfast.loss.module import ClipLoss
+from clipfast.loss.objectives import (
+    Objective,
+    get_objective,
+    list_objectives,
+    register_objective,
+)
 
 __all__ = [
     "ClipLoss",
     "GatheredTexts",
+    "Objective",
     "available_impls",
     "chosen_impl",
     "clip_loss",
     "gather_texts",
+    "get_objective",
+    "list_objectives",
+    "register_objective",
 ]

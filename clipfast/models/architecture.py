@@ -60,6 +60,8 @@ class Architecture:
         recompute: what residual blocks keep for the backward pass: "none", "selective", "full"
             (see `clipfast.models.recompute`), or "auto", which the engine resolves and with which
             no model can be built. Until 0.3 also by its old name, `checkpoint`.
+        scalars: parameters of one element beside `logit_scale` that an objective brings, as pairs
+            of name and starting value. A pair "logit_scale" changes where that one starts.
 
     Raises:
         ValueError: if `embed_dim` is not positive, or `recompute` is none of those.
@@ -70,6 +72,7 @@ class Architecture:
     vision: TowerConfig
     text: TextConfig = TextConfig()
     recompute: Recompute = "none"
+    scalars: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
@@ -110,7 +113,7 @@ class Architecture:
         """A copy with some fields replaced, by flat names.
 
         Args:
-            overrides: `embed_dim`, `recompute`; of the image tower `image_size`,
+            overrides: `embed_dim`, `recompute`, `scalars`; of the image tower `image_size`,
                 `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
                 `patch_size`; of the text tower `context_length`, `vocab_size`, `text_layers`,
                 `text_width`, `text_head_width`. Those of another image tower: see `TowerConfig`.
@@ -139,6 +142,7 @@ class Architecture:
         names: dict[str, tuple[str | None, str]] = {
             "embed_dim": (None, "embed_dim"),
             "recompute": (None, "recompute"),
+            "scalars": (None, "scalars"),
         }
         for field in fields(self.text):
             flat = f"text_{field.name}" if field.name in _TOWER_FIELDS else field.name

@@ -27,7 +27,7 @@ class CLIP(nn.Module):
 
     Features come straight from the projections: normalising them is the loss's work. Parameter
     names are those of the paper's released code. `logit_scale` has shape [1], because DeepSpeed
-    cannot broadcast a 0-dimensional parameter.
+    cannot broadcast a 0-dimensional parameter; so have further scalars of an objective.
 
     Under ZeRO-3 call the module itself rather than `encode_image` or `encode_text`: parameters
     of the root are gathered for `forward` only.
@@ -56,6 +56,9 @@ class CLIP(nn.Module):
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.empty(1))
+        self._scalars = [name for name, _ in config.scalars if name != "logit_scale"]
+        for name in self._scalars:
+            self.register_parameter(name, nn.Parameter(torch.empty(1)))
         self.reset_parameters()
 
     @property
@@ -67,7 +70,9 @@ class CLIP(nn.Module):
         """Draw the parameters that the root itself holds anew; see `initialize` for all."""
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
-        nn.init.constant_(self.logit_scale, math.log(1 / 0.07))
+        starts = {"logit_scale": math.log(1 / 0.07), **dict(self.config.scalars)}
+        for name, start in starts.items():
+            nn.init.constant_(self.get_parameter(name), start)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -143,7 +148,7 @@ class CLIP(nn.Module):
         tokens: Tensor | None = None,
         on_text_features: Callable[[Tensor], Any] | None = None,
         lengths: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, ...]:
         """Encode either side or both, the text first.
 
         The order is fixed so that a gather of the text features can hide behind the image tower.
@@ -157,8 +162,8 @@ class CLIP(nn.Module):
             lengths: [B] int64 on the CPU, see `encode_text`.
 
         Returns:
-            Image features [B, D] or None, text features [B, D] or None, and exp(logit_scale) [1] in
-            float32 at least.
+            Image features [B, D] or None, text features [B, D] or None, exp(logit_scale) [1]; and
+            the further scalars of the architecture, [1] each. Scalars are float32 at least.
 
         Raises:
             TypeError: for integer pixels.
@@ -170,8 +175,9 @@ class CLIP(nn.Module):
             text_features = None
         image_features = None if images is None else self.encode_image(images)
         # In float32 whatever the parameter's dtype: the exponential would be rounded once more.
-        scale_dtype = torch.promote_types(self.logit_scale.dtype, torch.float32)
-        return image_features, text_features, self.logit_scale.to(scale_dtype).exp()
+        wide = torch.promote_types(self.logit_scale.dtype, torch.float32)
+        scalars = [self.get_parameter(name).to(wide) for name in self._scalars]
+        return image_features, text_features, self.logit_scale.to(wide).exp(), *scalars
 
 
 def create_model(name: str, **overrides: Any) -> CLIP:

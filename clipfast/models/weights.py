@@ -24,6 +24,7 @@ def load_weights(model: CLIP, path: str | os.PathLike, *, resize_positions: bool
 
     Nothing that the file contains is run: pickles are read by `torch.load(weights_only=True)`,
     TorchScript archives through their tensors alone. The model changes only if everything fits.
+    Scalars of an objective (`Architecture.scalars`) that the file lacks keep their value.
     Load before `deepspeed.initialize`: a model that ZeRO-3 has partitioned has no shapes to fill.
 
     Args:
@@ -48,6 +49,8 @@ def load_weights(model: CLIP, path: str | os.PathLike, *, resize_positions: bool
             name = f"visual.{position}"
             if name in state and name in target:
                 state[name] = tower.resize(state[name], tuple(target[name].shape))
+    for name, _ in model.config.scalars:
+        state.setdefault(name, target[name])
     _check(model, path, _shapes(state), _shapes(target))
     model.load_state_dict(state)
 

@@ -33,7 +33,7 @@ def parameter_groups(
     For the image tower, the text tower and what belongs to neither, two groups each:
 
     1. weights and embeddings, decayed;
-    2. gains and biases, not decayed;
+    2. gains, biases and single numbers, not decayed;
 
     and last ``logit_scale``, not decayed, bounded so that its exponential stays at or under 100. It
     has a group of its own so that under ZeRO the bound acts on its master partition alone, and its
@@ -82,6 +82,8 @@ def parameter_groups(
             scale["params"].append(parameter)
             continue
         tower = _TOWERS.get(name.partition(".")[0], "neither")
-        exempt = id(parameter) in gains or name.endswith("bias")
+        # One element is no matrix: a bias or a margin that an objective brings.
+        is_scalar = getattr(parameter, "ds_numel", parameter.numel()) == 1
+        exempt = id(parameter) in gains or name.endswith("bias") or is_scalar
         groups[tower, not exempt]["params"].append(parameter)
     return [group for group in (*groups.values(), scale) if group["params"]]
