@@ -48,7 +48,7 @@ def build_model(plan: RunPlan) -> CLIP:
         ConfigError: the weights are not those of this model.
     """
     options = plan.config.model
-    model = create_model(options.name, recompute=plan.recompute)
+    model = create_model(options.name, recompute=plan.recompute, scalars=plan.architecture.scalars)
     if options.weights:
         try:
             load_weights(model, options.weights, resize_positions=True)

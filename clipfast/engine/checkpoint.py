@@ -98,8 +98,8 @@ class Checkpoints:
                 f"--resume {which}: no complete checkpoint there (no {_COMPLETE}); complete ones "
                 f"of this run: {[str(p) for p in self.complete()] or 'none'}"
             )
-        # Before there was another kind, all masters were float32.
-        saved = {"masters": "float32", **state["layout"]}
+        # What there was before there was another kind.
+        saved = {"masters": "float32", "loss": "contrastive", **state["layout"]}
         differing = [
             f"{name} {saved.get(name)}, not {value}"
             for name, value in self.layout.items()

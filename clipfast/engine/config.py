@@ -52,6 +52,15 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class LossOptions:
+    """What is minimised."""
+
+    name: str = "contrastive"
+    """One of clipfast.loss.list_objectives(). contrastive: the symmetric softmax loss of the
+    paper. A recipe adds its own with clipfast.loss.register_objective."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Shards and how they are read."""
 
@@ -252,6 +261,7 @@ class Config:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    loss: LossOptions = field(default_factory=LossOptions)
 
     batch_size: int = 32_768
     """Pairs in the global batch, over all ranks: every image meets every text of it."""

@@ -14,6 +14,7 @@ import torch
 
 from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precision
 from clipfast.engine.launch import Process, cpu_threads
+from clipfast.loss import Objective, get_objective
 from clipfast.models import Architecture
 from clipfast.models.catalogue import get_config
 from clipfast.models.recompute import MODES
@@ -30,7 +31,7 @@ class RunPlan:
     Attributes:
         config: the options. Those that ask for a decision are read through the other attributes.
         process: this rank.
-        architecture: of the model.
+        architecture: of the model, with the scalars of the objective.
         folder: where the run writes.
         dtype: of weights and activations.
         stage: of ZeRO.
@@ -40,6 +41,7 @@ class RunPlan:
             DeepSpeed keeps no float32 masters.
         sums_in_float32: half-precision gradients of several micro-batches are added up in float32.
         decode_threads: CPU threads that read and decode.
+        objective: what is minimised.
         recompute: what residual blocks keep for the backward pass: none, selective or full; auto
             until ``resolve_recomputation`` has measured.
         compile: residual blocks are compiled.
@@ -57,6 +59,7 @@ class RunPlan:
     optimizer_holds_masters: bool
     sums_in_float32: bool
     decode_threads: int
+    objective: Objective
     recompute: str
     compile: bool
     recompute_note: str = ""
@@ -74,6 +77,7 @@ class RunPlan:
             "ranks": self.process.world_size,
             "ZeRO stage": self.stage,
             "precision": str(self.dtype),
+            "loss": self.objective.name,
             "masters": "bf16 weights and what the optimizer keeps" if ours else "float32",
         }
 
@@ -109,6 +113,10 @@ def decide(config: Config, process: Process) -> RunPlan:
     Raises:
         ConfigError: options that do not go together, or not with the device or the number of ranks.
     """
+    try:
+        objective = get_objective(config.loss.name)
+    except ValueError as error:
+        raise ConfigError(f"--loss.name: {error}") from error
     dtype = resolve_precision(config.precision, process.device)
     micro_batches = config.micro_batches(process.world_size)
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
@@ -116,7 +124,7 @@ def decide(config: Config, process: Process) -> RunPlan:
     return RunPlan(
         config=config,
         process=process,
-        architecture=get_config(config.model.name),
+        architecture=get_config(config.model.name, scalars=tuple(objective.scalars.items())),
         folder=Path(config.logging.dir) / config.run_name,
         dtype=dtype,
         stage=stage,
@@ -125,6 +133,7 @@ def decide(config: Config, process: Process) -> RunPlan:
         optimizer_holds_masters=masters,
         sums_in_float32=_sums_in_float32(dtype, stage, micro_batches, masters),
         decode_threads=_decode_threads(config.data.threads, process),
+        objective=objective,
         recompute=config.model.recompute,
         compile=_compiles_blocks(config.model.compile, process, stage, config.model.recompute),
     )

@@ -90,7 +90,7 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
         model = CLIP(plan.architecture)
     taken = state_bytes(plan, model).total
     if plan.micro_batches == 1:
-        taken += 4 * plan.local_batch * plan.config.batch_size  # the loss's strip of logits
+        taken += plan.objective.held_bytes(plan.local_batch, plan.config.batch_size)
     available = int((free(plan.process) - SLACK) * (1 - MARGIN)) - taken
     shared = torch.tensor(available, dtype=torch.int64, device=plan.process.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)

@@ -130,7 +130,9 @@ class Trainer:
                 self.step, options.optimizer.lr, self.length.warmup, self.length.steps
             )
             set_learning_rate(self.engine, lr)
-            loss, logit_scale = train_step(self.engine, next(batches), plan.micro_batches)
+            loss, logit_scale = train_step(
+                self.engine, next(batches), plan.micro_batches, plan.objective
+            )
             self.step += 1
             metrics.advance()
             last = self.step == self.length.steps

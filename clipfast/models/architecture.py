@@ -103,11 +103,6 @@ class Architecture:
         warn_renamed("checkpoint", "recompute")
         return self.recompute
 
-    @property
-    def resolved_checkpoint(self) -> str:
-        """The old name of `resolved_recompute`."""
-        return self.resolved_recompute
-
     @renamed_argument("checkpoint", "recompute")
     def override(self, **overrides: Any) -> Architecture:
         """A copy with some fields replaced, by flat names.
