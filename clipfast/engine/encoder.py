@@ -145,7 +145,7 @@ class RunEncoder(RunData):
         for _ in range(forwards):
             fresh = next(batches, None)
             batch = fresh or batch
-            image_features, text_features, _ = self._engine(
+            image_features, text_features, *_ = self._engine(
                 batch.images, batch.tokens, lengths=batch.lengths
             )
             if fresh is not None:
