@@ -5,6 +5,7 @@ They stand in csrc/*/constants.h. Python and Triton have them once each, under a
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from clipfast.ops.adamw import formats, random_bits
 from clipfast.ops.attention_pool import MAX_TRITON_SAMPLES, MAX_TRITON_TOKENS
 from clipfast.ops.quick_gelu import plain as quick_gelu
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
 # Of float64, which Triton's kernels leave to C++.
 CPP_ALONE = {"kShiftMarginDouble"}
 
@@ -58,31 +60,38 @@ def quick_gelu_in_python() -> dict[str, float]:
     return {"kSlope": quick_gelu.SLOPE}
 
 
-def quick_gelu_in_triton() -> dict[str, float]:
-    from clipfast.kernels.quick_gelu import launch
+def in_triton(room: str, name: str) -> float:
+    """The one value of a name in the modules of kernels/<room>."""
+    modules = [
+        importlib.import_module(f"clipfast.kernels.{room}.{path.stem}")
+        for path in (ROOT / "kernels" / room).glob("*.py")
+        if path.stem != "__init__"
+    ]
+    found = [getattr(module, name) for module in modules if hasattr(module, name)]
+    (value,) = {getattr(number, "value", number) for number in found}
+    return value
 
-    return {"kSlope": launch.SLOPE.value}
+
+def quick_gelu_in_triton() -> dict[str, float]:
+    return {"kSlope": in_triton("quick_gelu", "SLOPE")}
 
 
 def rows_in_triton() -> dict[str, float]:
-    from clipfast.kernels.common import constants
-
     return {
-        "kSmallestSquares": constants.SMALLEST_SQUARES.value,
-        "kSmallestSquaresDouble": constants.SMALLEST_SQUARES_DOUBLE.value,
+        "kSmallestSquares": in_triton("common", "SMALLEST_SQUARES"),
+        "kSmallestSquaresDouble": in_triton("common", "SMALLEST_SQUARES_DOUBLE"),
     }
 
 
 def contrastive_in_triton() -> dict[str, float]:
-    from clipfast.kernels.contrastive import constants
-
-    assert constants.LN2.value * constants.LOG2E.value == pytest.approx(1.0, rel=1e-15)
+    log2e = in_triton("contrastive", "LOG2E")
+    assert in_triton("contrastive", "LN2") * log2e == pytest.approx(1.0, rel=1e-15)
     return {
-        "kLog2e": constants.LOG2E.value,
-        "kShiftMargin": constants.SHIFT_MARGIN.value,
-        "kSmallestSum": constants.SMALLEST_SUM.value,
-        "kKeptSteps": constants.KEPT_STEPS.value,
-        "kHalfWeightScale": constants.HALF_WEIGHT_SCALE,
+        "kLog2e": log2e,
+        "kShiftMargin": in_triton("contrastive", "SHIFT_MARGIN"),
+        "kSmallestSum": in_triton("contrastive", "SMALLEST_SUM"),
+        "kKeptSteps": in_triton("contrastive", "KEPT_STEPS"),
+        "kHalfWeightScale": in_triton("contrastive", "HALF_WEIGHT_SCALE"),
     }
 
 
@@ -110,7 +119,5 @@ def test_constants_headers_are_all_compared() -> None:
 
 def test_constants_of_attention_pool_are_the_launchers() -> None:
     pytest.importorskip("triton")
-    from clipfast.kernels.attention_pool import launch
-
-    assert launch.MAX_TOKENS == MAX_TRITON_TOKENS == 256
+    assert in_triton("attention_pool", "MAX_TOKENS") == MAX_TRITON_TOKENS == 256
     assert MAX_TRITON_SAMPLES == 2**16 - 1  # CUDA's bound of a grid's second dimension
