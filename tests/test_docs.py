@@ -224,7 +224,6 @@ def test_docs_options_exist(page):
     # The spelling of 0.1, which the page says, and what a test above compares with OpenCLIP.
     named -= {
         "--model.checkpoint",
-        "--loss.name",
         "--help",
         "--local-loss",
         "--gather-with-grad",

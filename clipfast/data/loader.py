@@ -108,20 +108,22 @@ class TrainLoader(_Loader):
     are left out of that epoch; being shuffled anew, others are left out of the next.
 
     Args:
-        patterns: shards; see ``clipfast.data.shards.expand``.
+        patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
         batch_size: the global batch, over all ranks.
-        rank: this rank.
-        world_size: number of ranks; divides ``batch_size``.
         seed: of order and crops.
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
         shuffle: False reads in the order of the shards.
-        device: where batches are wanted.
-        dtype: of the images.
-        threads: CPU threads that decode.
-        context_length: tokens that a caption is cut to.
-        fields: which members of a sample are image and caption.
+
+    Keyword Args:
+        rank (int): this rank.
+        world_size (int): number of ranks; divides ``batch_size``.
+        device (torch.device | str): where batches are wanted.
+        dtype (torch.dtype): of the images.
+        threads (int): CPU threads that decode.
+        context_length (int): tokens that a caption is cut to.
+        fields (Fields): which members of a sample are image and caption.
 
     Raises:
         ValueError: the shards hold less than one global batch, or an argument does not fit.
@@ -212,13 +214,19 @@ class EvalLoader(_Loader):
     """One pass over all samples in the order of the shards, centre crops, no sample dropped.
 
     Args:
-        patterns: shards; see ``clipfast.data.shards.expand``.
+        patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
         batch_size: of this rank; the last batch may be smaller.
-        rank: this rank reads one contiguous part.
-        world_size: number of parts; sizes differ by one sample at most.
         limit: read only the first samples, over all ranks.
-        **options: device, dtype, threads, context_length, fields; see `TrainLoader`.
+
+    Keyword Args:
+        rank (int): this rank reads one contiguous part.
+        world_size (int): number of parts; sizes differ by one sample at most.
+        device (torch.device | str): see `TrainLoader`, as the others.
+        dtype (torch.dtype): of the images.
+        threads (int): CPU threads that decode.
+        context_length (int): tokens that a caption is cut to.
+        fields (Fields): which members of a sample are image and caption.
     """
 
     def __init__(

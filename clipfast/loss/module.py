@@ -36,7 +36,9 @@ class ClipLoss(nn.Module):
         equal_batches: promise that every rank always brings the same number of pairs (a loader
             with ``drop_last=True``). Without it the ranks ask each other at each call, for which
             the host waits for the GPU where the group has no CPU backend, as under "nccl" alone.
-        impl, keep_logits, workspace_bytes: as for `clipfast.clip_loss`.
+        impl: as for `clipfast.clip_loss`.
+        keep_logits: as there.
+        workspace_bytes: as there.
 
     Raises:
         NotImplementedError: ``use_horovod=True``; the gathers are ``torch.distributed``'s.
