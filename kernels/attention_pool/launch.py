@@ -1,100 +1,22 @@
-"""Tiles and launches of attention pooling's Triton kernels (kernels/attention_pool/tokens.py).
+"""Launchers of attention pooling in Triton: allocation, tiles and grids.
 
-Not measured on a GPU. Tile shapes are chosen from `ptxas -v`: no spilled register in half precision
-(in fp32 up to 128 tokens), and shared memory within what sm_86 grants, the least of those served.
-tests/ops/test_attention_pool_triton.py keeps it so.
-
-Legend: B samples, N tokens, C channels, H heads. For sm_80 and newer.
+The kernels, and what is fused in them, are in tokens.py; tile shapes in configs.py. Legend: B
+samples, N tokens, C channels, H heads. For sm_80 and newer.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 
+from clipfast.kernels.attention_pool.configs import attend_tile, grad_tokens_tile
 from clipfast.kernels.attention_pool.tokens import (
     attend_backward_kernel,
     attend_kernel,
     grad_tokens_kernel,
     mean_token_kernel,
 )
-
-MAX_TOKENS = 256  # scores of all tokens are one tile
-
-
-class Shape(NamedTuple):
-    """A kernel's tile, and the threads that work on it."""
-
-    block_n: int
-    block_h: int
-    block_c: int
-    num_warps: int
-    num_stages: int
-
-    def options(self) -> dict[str, int]:
-        """The launch's keyword arguments."""
-        return {
-            "BLOCK_N": self.block_n,
-            "BLOCK_H": self.block_h,
-            "BLOCK_C": self.block_c,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-        }
-
-
-def attend_shape(
-    tokens: int, heads: int, batch: int, dtype: torch.dtype, processors: int, backward: bool
-) -> Shape:
-    """The tile of the forward or the backward walk.
-
-    Args:
-        tokens: N, at most MAX_TOKENS.
-        heads: H.
-        batch: B.
-        dtype: of x.
-        processors: multiprocessors of the device. The more heads a program owns, the fewer times
-            x passes from L2; but there should be a program for each processor.
-        backward: the backward walk holds two sets of weights.
-
-    Returns:
-        The tile.
-    """
-    if tokens > MAX_TOKENS:
-        raise ValueError(f"expected at most {MAX_TOKENS} tokens, got {tokens}: use impl='torch'")
-    block_n = max(16, triton.next_power_of_2(tokens))
-    is_half = dtype.itemsize == 2
-    most = (8192 if is_half else 2048) // (2 if backward else 1)  # scores that a program holds
-    block_h = 64
-    while block_h > 16 and (
-        block_h >= 2 * heads
-        or block_n * block_h > most
-        or batch * triton.cdiv(heads, block_h) < processors
-    ):
-        block_h //= 2
-    block_c = max(16, min(64 if is_half else 32, (8192 if is_half else 2048) // block_n))
-    num_warps = 4 if block_n <= 64 else 8
-    # Three tiles in flight where that stays within the 99 KiB that sm_86 and sm_89 grant.
-    return Shape(block_n, block_h, block_c, num_warps, 3 if block_n <= 64 else 2)
-
-
-def grad_tokens_shape(tokens: int, heads: int, dtype: torch.dtype) -> Shape:
-    """The tile of the kernel that writes dx; arguments as for `attend_shape`."""
-    is_half = dtype.itemsize == 2
-    block_n = max(16, min(64 if is_half else 32, triton.next_power_of_2(tokens)))
-    block_h = max(16, triton.next_power_of_2(heads))
-    return Shape(block_n, block_h, 64 if is_half else 32, 4 if is_half else 8, 2)
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+from clipfast.kernels.common.device import dot_precision, processors
 
 
 def launch_mean_token(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -146,11 +68,12 @@ def launch_attend(
     is_half = x.dtype.itemsize == 2
     attention = torch.empty((heads, batch, tokens + 1), dtype=torch.float32, device=x.device)
     context = x.new_empty(heads, 2 if is_half else 1, batch, channels)
-    shape = attend_shape(tokens, heads, batch, x.dtype, _processors(x.device), False)
+    tile = attend_tile(tokens, heads, batch, x.dtype, processors(x.device, interpreted=1), False)
     if batch:
-        attend_kernel[(triton.cdiv(heads, shape.block_h), batch)](
+        attend_kernel[(triton.cdiv(heads, tile.block_h), batch)](
             x, positions.contiguous(), token, absorbed.contiguous(), attention, context,
-            batch, scale, tokens, channels, heads, is_half, _precision(), **shape.options(),
+            batch, scale, tokens, channels, heads, is_half, dot_precision(x.dtype),
+            **tile.options(),
         )  # fmt: skip
     return attention, context
 
@@ -183,12 +106,13 @@ def launch_attend_backward(
     grad_context = grad_context.contiguous()
     grad_scores, grad_absorbed = torch.empty_like(attention), torch.empty_like(grad_context)
     context = x.new_empty(heads, 2 if is_half else 1, batch, channels)
-    shape = attend_shape(tokens, heads, batch, x.dtype, _processors(x.device), True)
+    tile = attend_tile(tokens, heads, batch, x.dtype, processors(x.device, interpreted=1), True)
     if batch:
-        attend_backward_kernel[(triton.cdiv(heads, shape.block_h), batch)](
+        attend_backward_kernel[(triton.cdiv(heads, tile.block_h), batch)](
             x, positions.contiguous(), token, attention, grad_context,
             grad_scores, context, grad_absorbed,
-            batch, scale, tokens, channels, heads, is_half, _precision(), **shape.options(),
+            batch, scale, tokens, channels, heads, is_half, dot_precision(x.dtype),
+            **tile.options(),
         )  # fmt: skip
     return grad_scores, context, grad_absorbed
 
@@ -218,18 +142,18 @@ def launch_grad_tokens(
     channels, tokens = absorbed.shape[2], rows - 1
     dx = absorbed.new_empty(batch, tokens, channels)
     grad_first = torch.empty((batch, channels), dtype=torch.float32, device=dx.device)
-    shape = grad_tokens_shape(tokens, heads, dx.dtype)
-    tiles = triton.cdiv(tokens, shape.block_n)
+    tile = grad_tokens_tile(tokens, heads, dx.dtype)
+    tiles = triton.cdiv(tokens, tile.block_n)
     # Few samples: several programs share the channels of a tile of tokens.
-    passes = triton.cdiv(channels, shape.block_c)
-    wanted = triton.cdiv(2 * _processors(dx.device), max(1, tiles * batch))
+    passes = triton.cdiv(channels, tile.block_c)
+    wanted = triton.cdiv(2 * processors(dx.device, interpreted=1), max(1, tiles * batch))
     # Powers of two, so that a last, smaller batch seldom compiles anew.
-    columns = triton.next_power_of_2(triton.cdiv(passes, min(wanted, passes))) * shape.block_c
+    columns = triton.next_power_of_2(triton.cdiv(passes, min(wanted, passes))) * tile.block_c
     if batch:
         grad_tokens_kernel[(tiles, triton.cdiv(channels, columns), batch)](
             attention, grad_scores, grad_context.contiguous(), absorbed.contiguous(),
-            grad_token.contiguous(), grad_first, dx, batch, tokens, channels, heads, _precision(),
-            COLUMNS=columns, **shape.options(),
+            grad_token.contiguous(), grad_first, dx, batch, tokens, channels, heads,
+            dot_precision(dx.dtype), COLUMNS=columns, **tile.options(),
         )  # fmt: skip
     if not want_positions:
         return dx, grad_first.new_empty(0, channels)

@@ -5,11 +5,11 @@ the scores of all tokens and of the mean token, their softmax, and the context, 
 value or a [B, N + 1, C] tensor: positions are added in registers. Its second read of x comes soon
 after the first, and the programs of one sample run side by side, so L2 serves most of it. Backward
 is the same walk with dctx in place of a: dA, dS, then ctx again and da from one read of x. dx is
-one GEMM a sample whose two products and the mean token's share meet in one accumulator: it is
+one GEMM per sample, whose two products and the mean token's share meet in one accumulator: it is
 written once.
 
 Legend: B samples, N tokens, C channels, H heads. Row 0 of what has N + 1 rows is the mean token's.
-The algebra is in clipfast/ops/attention_pool, the launches are in kernels/attention_pool.
+The algebra is in clipfast/ops/attention_pool, the launches in launch.py.
 """
 
 from __future__ import annotations
@@ -99,6 +99,17 @@ def _store_context(context_ptr, offset, mask, context, part_stride, IS_SPLIT: tl
         tl.store(context_ptr + part_stride + offset, low, mask=mask)
 
 
+@triton.jit
+def _places(N: tl.constexpr, H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The program's sample, its heads and the sample's tokens; heads and tokens in range as well.
+
+    Those out of range repeat the last one, which costs no mask in the loops."""
+    head = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
+    row = tl.arange(0, BLOCK_N)
+    near_head = tl.minimum(head, H - 1).to(tl.int64)
+    return tl.program_id(1).to(tl.int64), head, near_head, row, tl.minimum(row, N - 1)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def attend_kernel(
     x_ptr,  # [B, N, C] fp16, bf16 or fp32, contiguous
@@ -119,12 +130,7 @@ def attend_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """A = softmax_i(scale a . t_i);  ctx = sum_i A_i t_i.  One sample, BLOCK_H heads."""
-    sample = tl.program_id(1).to(tl.int64)
-    head = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    # Heads and tokens out of range repeat the last one, which costs no mask in the loops.
-    near_head = tl.minimum(head, H - 1).to(tl.int64)
-    row = tl.arange(0, BLOCK_N)
-    near_row = tl.minimum(row, N - 1)
+    sample, head, near_head, row, near_row = _places(N, H, BLOCK_N, BLOCK_H)
     x_ptr += sample * N * C
     token_ptr += sample * C
     size = batch.to(tl.int64) * C
@@ -185,11 +191,7 @@ def attend_backward_kernel(
     """dA_i = dctx . t_i;  dS = scale A (dA - <A, dA>);  ctx = sum_i A_i t_i;  da = sum_i dS_i t_i.
 
     One sample, BLOCK_H heads."""
-    sample = tl.program_id(1).to(tl.int64)
-    head = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    near_head = tl.minimum(head, H - 1).to(tl.int64)
-    row = tl.arange(0, BLOCK_N)
-    near_row = tl.minimum(row, N - 1)
+    sample, head, near_head, row, near_row = _places(N, H, BLOCK_N, BLOCK_H)
     x_ptr += sample * N * C
     token_ptr += sample * C
     size = batch.to(tl.int64) * C

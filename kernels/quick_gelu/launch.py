@@ -1,63 +1,18 @@
-"""QuickGELU in Triton, forward and backward: one launch and one pass over memory each.
-
-Forward reads x and writes y, where the eager form launches three kernels and writes two
-temporaries. Backward reads x and grad_y and writes grad_x, from x alone; the eager form has kept
-the sigmoid, and launches five kernels.
-"""
+"""Launchers of QuickGELU in Triton: allocation and grids."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-# 16 half-precision elements a thread: two 16-byte loads of x, and of grad_y.
+from clipfast.kernels.quick_gelu.elements import quick_gelu_backward_kernel, quick_gelu_kernel
+
+# 16 half-precision elements per thread: two 16-byte loads of x, and of grad_y.
 BLOCK = 2048
 NUM_WARPS = 4
-SLOPE = tl.constexpr(1.702)  # as in csrc/quick_gelu/constants.h
-
-
-@triton.jit
-def _sigmoid(x):
-    """1 / (1 + exp(-1.702 x)), with the exponential of a number that is never positive."""
-    e = tl.exp(tl.abs(x) * -SLOPE)
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
-
-
-@triton.jit
-def quick_gelu_kernel(
-    x_ptr,  # [n] any float type
-    y_ptr,  # [n] the type of x
-    n,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """y = x * sigmoid(1.702 x)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + at, mask=at < n, other=0.0).to(ACC)
-    tl.store(y_ptr + at, (x * _sigmoid(x)).to(y_ptr.dtype.element_ty), mask=at < n)
-
-
-@triton.jit
-def quick_gelu_backward_kernel(
-    grad_y_ptr,  # [n] the type of x
-    x_ptr,  # [n] any float type
-    grad_x_ptr,  # [n] the type of x
-    n,
-    ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """grad_x = grad_y * s * (1 + 1.702 x (1 - s)), s = sigmoid(1.702 x)."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + at, mask=at < n, other=0.0).to(ACC)
-    grad_y = tl.load(grad_y_ptr + at, mask=at < n, other=0.0).to(ACC)
-    s = _sigmoid(x)
-    grad_x = grad_y * s * (1.0 + x * SLOPE * (1.0 - s))
-    tl.store(grad_x_ptr + at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=at < n)
-
-
-def _accumulate(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def launch_quick_gelu(x: torch.Tensor) -> torch.Tensor:
@@ -71,11 +26,7 @@ def launch_quick_gelu(x: torch.Tensor) -> torch.Tensor:
     """
     x = x.contiguous()
     y = torch.empty_like(x)
-    n = x.numel()
-    if n > 0:
-        quick_gelu_kernel[(triton.cdiv(n, BLOCK),)](
-            x, y, n, ACC=_accumulate(x.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS
-        )
+    _launch(quick_gelu_kernel, x, y)
     return y
 
 
@@ -91,9 +42,14 @@ def launch_quick_gelu_backward(grad_y: torch.Tensor, x: torch.Tensor) -> torch.T
     """
     grad_y, x = grad_y.contiguous(), x.contiguous()
     grad_x = torch.empty_like(x)
-    n = x.numel()
-    if n > 0:
-        quick_gelu_backward_kernel[(triton.cdiv(n, BLOCK),)](
-            grad_y, x, grad_x, n, ACC=_accumulate(x.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS
-        )
+    _launch(quick_gelu_backward_kernel, grad_y, x, grad_x)
     return grad_x
+
+
+def _launch(kernel: Any, *tensors: torch.Tensor) -> None:
+    """Runs a kernel over all elements of tensors of one shape."""
+    n, dtype = tensors[0].numel(), tensors[0].dtype
+    acc = tl.float64 if dtype == torch.float64 else tl.float32
+    if n > 0:
+        grid = (triton.cdiv(n, BLOCK),)
+        kernel[grid](*tensors, n, ACC=acc, BLOCK=BLOCK, num_warps=NUM_WARPS)

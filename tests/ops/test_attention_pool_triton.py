@@ -40,7 +40,8 @@ def test_triton_attention_pool_on_gpu_agrees_with_fp64(case):
 
 def compiled_kernels(arch, element, name, batch):
     """(kernel's name, tile, what compile_for gives) of every kernel of a pool."""
-    from clipfast.kernels.attention_pool import launch as kernels
+    from clipfast.kernels.attention_pool import configs
+    from clipfast.kernels.attention_pool import tokens as kernels
 
     tokens, channels, heads = HEADS[name]
     dtype, processors = ELEMENTS[element], PROCESSORS[arch]
@@ -49,7 +50,7 @@ def compiled_kernels(arch, element, name, batch):
     single = "token attention grad_scores grad_first"
     types |= {f"{key}_ptr": "*fp32" for key in single.split()} | {"scale": "fp32"}
     walk = [
-        kernels.attend_shape(tokens, heads, batch, dtype, processors, backward)
+        configs.attend_tile(tokens, heads, batch, dtype, processors, backward)
         for backward in (False, True)
     ]
     constants = {
@@ -57,10 +58,10 @@ def compiled_kernels(arch, element, name, batch):
         **{"IS_SPLIT": dtype.itemsize == 2, "PRECISION": "ieee"},
     }
     for kernel, shape in (
-        (kernels.mean_token_kernel, kernels.Shape(32, 1, 64, 4, 2)),
+        (kernels.mean_token_kernel, configs.Tile(32, 1, 64, 4, 2)),
         (kernels.attend_kernel, walk[0]),
         (kernels.attend_backward_kernel, walk[1]),
-        (kernels.grad_tokens_kernel, kernels.grad_tokens_shape(tokens, heads, dtype)),
+        (kernels.grad_tokens_kernel, configs.grad_tokens_tile(tokens, heads, dtype)),
     ):
         options = shape.options()
         warps, stages = options.pop("num_warps"), options.pop("num_stages")

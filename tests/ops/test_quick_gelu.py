@@ -221,20 +221,20 @@ def test_triton_quick_gelu_compiles_without_spills(arch, dtype, acc):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from clipfast.kernels.quick_gelu import launch as kernels
+    from clipfast.kernels.quick_gelu import elements, launch
 
     pointers = [f"{name}_ptr" for name in ("grad_y", "x", "grad_x")]
     for kernel, names in (
-        (kernels.quick_gelu_kernel, ["x_ptr", "y_ptr"]),
-        (kernels.quick_gelu_backward_kernel, pointers),
+        (elements.quick_gelu_kernel, ["x_ptr", "y_ptr"]),
+        (elements.quick_gelu_backward_kernel, pointers),
     ):
         signature = dict.fromkeys(names, f"*{dtype}") | {"n": "i64"}
         signature |= dict.fromkeys(("ACC", "BLOCK"), "constexpr")
-        constants = {"ACC": getattr(triton.language, f"float{acc[2:]}"), "BLOCK": kernels.BLOCK}
+        constants = {"ACC": getattr(triton.language, f"float{acc[2:]}"), "BLOCK": launch.BLOCK}
         made = triton.compile(
             ASTSource(fn=kernel, signature=signature, constexprs=constants),
             target=GPUTarget("cuda", arch, 32),
-            options={"num_warps": kernels.NUM_WARPS},
+            options={"num_warps": launch.NUM_WARPS},
         )
         assert assemble(made, arch).spilled_bytes == 0
 
