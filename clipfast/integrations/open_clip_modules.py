@@ -184,20 +184,17 @@ def loss_obstacle(loss: nn.Module) -> str | None:
     return None
 
 
-def fused_loss(
-    loss: nn.Module,
-    image_features: Tensor,
-    text_features: Tensor,
-    logit_scale: Tensor,
-    logit_bias: Tensor | None = None,
-    output_dict: bool = False,
-) -> Tensor | dict[str, Tensor]:
+def fused_loss(loss: nn.Module, *args: Any, **kwargs: Any) -> Tensor | dict[str, Tensor]:
     """The value of an OpenCLIP `ClipLoss` by `clipfast.ClipLoss`.
 
-    Its gather needs as many pairs on each rank, so ranks need not ask each other here either.
+    OpenCLIP's gather needs as many pairs on each rank: here too, no rank asks the others.
+
+    Args:
+        loss: OpenCLIP's module.
+        args, kwargs: those of `clipfast.ClipLoss.forward`.
     """
     ours = ClipLoss(rank=loss.rank, world_size=loss.world_size, equal_batches=True)
-    return ours(image_features, text_features, logit_scale, logit_bias, output_dict)
+    return ours(*args, **kwargs)
 
 
 @torch.compiler.disable
