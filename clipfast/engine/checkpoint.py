@@ -148,7 +148,7 @@ def move_aside(folder: Path) -> Path | None:
     return folder.rename(f"{folder}.{number}")
 
 
-def full_state_dict(engine, process: Process) -> dict[str, Tensor] | None:
+def full_state_dict(engine: Any, process: Process) -> dict[str, Tensor] | None:
     """The model's parameters and buffers, whole and in float32: the exact weights where a master or
     a remainder is kept, the half-precision ones where nothing else exists.
 
@@ -167,7 +167,7 @@ def full_state_dict(engine, process: Process) -> dict[str, Tensor] | None:
     return state
 
 
-def export_final(engine, path: Path, process: Process) -> None:
+def export_final(engine: Any, path: Path, process: Process) -> None:
     """Write the weights as safetensors in OpenCLIP's names. A collective."""
     state = full_state_dict(engine, process)
     if state is not None:

@@ -3,6 +3,8 @@
 Shapes: B local batch, M micro-batch, k = B / M, D embedding width.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,7 +17,7 @@ from clipfast.models import frozen_statistics
 
 
 def train_step(
-    engine, batch: ImageTextBatch, micro_batches: int, objective: Objective = CONTRASTIVE
+    engine: Any, batch: ImageTextBatch, micro_batches: int, objective: Objective = CONTRASTIVE
 ) -> tuple[Tensor, Tensor]:
     """Forward, loss, backward, update.
 

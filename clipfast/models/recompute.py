@@ -95,11 +95,11 @@ def run_eagerly(block: Callable[..., Tensor], x: Tensor, mode: str, **kwargs: An
     return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
-def _full_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+def _full_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     return nullcontext(), _HeldStill()
 
 
-def _selective_contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+def _selective_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     held: deque[tuple[Any, Any]] = deque()
     return _Keep(held), _Replay(held)
 

@@ -19,7 +19,9 @@ from clipfast.models.weight_files import check_suffix, read_state, write_state
 Shapes = dict[str, tuple[int, ...]]
 
 
-def load_weights(model: CLIP, path: str | os.PathLike, *, resize_positions: bool = False) -> None:
+def load_weights(
+    model: CLIP, path: str | os.PathLike[str], *, resize_positions: bool = False
+) -> None:
     """Fill a model with the weights of a file, cast to the model's dtypes.
 
     Nothing that the file contains is run: pickles are read by `torch.load(weights_only=True)`,
@@ -55,7 +57,9 @@ def load_weights(model: CLIP, path: str | os.PathLike, *, resize_positions: bool
     model.load_state_dict(state)
 
 
-def export(model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | os.PathLike) -> None:
+def export(
+    model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> None:
     """Write weights under the names that OpenCLIP and OpenAI use, `logit_scale` with shape [].
 
     The file appears whole or not at all: it is written under a temporary name beside `path`,

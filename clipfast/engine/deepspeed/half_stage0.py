@@ -6,15 +6,17 @@ with zero gradients while it is built; and ``safe_get_full_fp32_param`` does not
 masters. At every other stage and precision these functions change nothing.
 """
 
+from typing import Any
+
 from torch import Tensor
 
 
-def loss_factor(engine) -> float:
+def loss_factor(engine: Any) -> float:
     """What a loss must be multiplied by before ``engine.backward``: the loss scale, or 1."""
     return float(engine.optimizer.loss_scale) if _is_unfused(engine) else 1.0
 
 
-def forget_first_step(engine) -> None:
+def forget_first_step(engine: Any) -> None:
     """Set Adam's step counts back to 0. With a learning rate of 0 the step itself moved nothing:
     the masters are copies of half-precision weights, which no rounding to their grid changes."""
     if _is_unfused(engine):
@@ -22,7 +24,7 @@ def forget_first_step(engine) -> None:
             state["step"].zero_()
 
 
-def masters(engine) -> dict[int, Tensor]:
+def masters(engine: Any) -> dict[int, Tensor]:
     """The float32 master of each half-precision parameter, by the parameter's ``id``."""
     if not _is_unfused(engine):
         return {}
@@ -34,5 +36,5 @@ def masters(engine) -> dict[int, Tensor]:
     }
 
 
-def _is_unfused(engine) -> bool:
+def _is_unfused(engine: Any) -> bool:
     return type(engine.optimizer).__name__ == "FP16_UnfusedOptimizer"

@@ -11,7 +11,7 @@ from clipfast.engine.deepspeed.half_stage0 import masters
 from clipfast.optim.states import exact_weight
 
 
-def exact_parameters(engine) -> Iterator[tuple[str, Tensor]]:
+def exact_parameters(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Each parameter whole and in float32, from its master or remainder where there is one.
 
     ``safe_get_full_fp32_param`` gives no more than the half-precision weight where the optimizer,
@@ -37,7 +37,7 @@ def exact_parameters(engine) -> Iterator[tuple[str, Tensor]]:
             yield name, stage0_masters.get(id(parameter), parameter) if full is None else full
 
 
-def _gathered(engine, parameter: Tensor) -> Tensor:
+def _gathered(engine: Any, parameter: Tensor) -> Tensor:
     """At stages 1 and 2: ranks hold parts of a flat tensor of all of a group's parameters."""
     full = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
     mapping = parameter._hp_mapping
