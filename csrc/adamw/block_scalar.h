@@ -1,5 +1,5 @@
 // The stages of one block, element by element: what every machine can run, and what the vector
-// forms leave to it. For adamw_cpu_kernel.cpp only, which is compiled once a CPU capability.
+// forms leave to it. For adamw_cpu_kernel.cpp only, which is compiled once per CPU capability.
 #pragma once
 
 #include <c10/util/BFloat16.h>
