@@ -23,6 +23,8 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -na
 BENCHMARKS = $(filter-out tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
+# Beside torch, whose types it reads.
+TYPES := "mypy>=2.4,<2.5"
 # The site's generator; setup.py's [docs] says the same. A test compares them.
 SITE := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1.0,<2"
 
@@ -33,7 +35,7 @@ help:
 	@echo "make setup    install into $(VENV) (again only after setup.py, pyproject.toml or csrc change)"
 	@echo "make demo     setup, then train the small recipe, evaluate it, and write demo/*.png"
 	@echo "make test     setup, then all tests (PYTEST_ARGS='-k loss -x' to choose)"
-	@echo "make lint     ruff and clang-format, changing nothing"
+	@echo "make lint     ruff, clang-format and mypy, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
 	@echo "make bench    setup, then the benchmarks; rows go to benchmarks/results, tables to docs"
 	@echo "make docs     the site, into site/ (open site/index.html); a dead link fails"
@@ -59,7 +61,7 @@ $(STAMPS)/torch:
 	  fi; \
 	fi
 	@echo "[setup] installing build tools"
-	@$(PIP) install numpy "setuptools>=64" wheel pybind11
+	@$(PIP) install numpy "setuptools>=64" wheel pybind11 $(TYPES)
 # Programs, not modules: one in the outer Python's bin would not be found.
 	@$(PIP) install --ignore-installed --no-deps ninja $(LINTERS)
 # The package's version, not torch.__version__: that one adds "+cu130", which the index lacks.
@@ -92,6 +94,7 @@ lint: $(STAMPS)/torch
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/python -m mypy
 
 format: $(STAMPS)/torch
 	$(BIN)/python -m ruff check --fix

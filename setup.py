@@ -71,7 +71,7 @@ EXTRAS = {
     "dev": [
         # pytest-xdist 3.8 cannot keep a group of tests together under pytest 9.1 and newer.
         *("pytest<9.1", "pytest-xdist>=3.8", "scikit-learn", "regex"),
-        *("ruff>=0.17,<0.18", "clang-format==23.*"),
+        *("ruff>=0.17,<0.18", "clang-format==23.*", "mypy>=2.4,<2.5"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
     ],
     # The site. Only `make docs` installs it, from the same line in the Makefile.

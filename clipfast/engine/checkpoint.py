@@ -49,7 +49,7 @@ class Checkpoints:
         # By time and not by step: after a resume from an earlier step the newest has a lower one.
         return sorted(found, key=lambda p: ((p / _COMPLETE).stat().st_mtime_ns, p.name))
 
-    def save(self, engine, step: int, state: dict[str, Any]) -> Path:
+    def save(self, engine: Any, step: int, state: dict[str, Any]) -> Path:
         """Save the whole state of a run on all ranks, then delete what is no longer kept.
 
         Args:
@@ -74,7 +74,7 @@ class Checkpoints:
         dist.barrier()
         return path
 
-    def resume(self, engine, which: str) -> dict[str, Any] | None:
+    def resume(self, engine: Any, which: str) -> dict[str, Any] | None:
         """Load a checkpoint into the engine.
 
         Args:

@@ -141,7 +141,7 @@ class RunEncoder(RunData):
         each one gathers parameters from all ranks; one with a batch less repeats its last."""
         images, texts = [], []
         batches = iter(loader)
-        batch = None
+        batch: Any = None
         for _ in range(forwards):
             fresh = next(batches, None)
             batch = fresh or batch

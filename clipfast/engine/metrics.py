@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from clipfast.engine.config import LoggingConfig
 
@@ -95,7 +95,7 @@ class Metrics:
         self._file.close()
 
 
-def _open_rows(path: Path, first_step: int):
+def _open_rows(path: Path, first_step: int) -> TextIO:
     """Append to the rows of the run that is resumed, without those after its checkpoint."""
     kept = []
     if first_step and path.exists():

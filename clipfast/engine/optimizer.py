@@ -30,7 +30,7 @@ def build_optimizer(plan: RunPlan, model: nn.Module, rounding: str = "stochastic
     """
     options, dtype = plan.config.optimizer, plan.dtype
     # Where the tensor stays float32, stochastic weights keep to the values of this type.
-    grid = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    grid: torch.dtype | None = torch.float16 if dtype == torch.float16 else torch.bfloat16
     if plan.optimizer_holds_masters:
         grid = None
     groups = parameter_groups(

@@ -23,7 +23,7 @@ def renamed_field(old: str, new: str, option: str) -> Callable[[_Options], _Opti
     """
 
     def decorate(cls: _Options) -> _Options:
-        make = cls.__init__
+        make: Callable[..., None] = vars(cls)["__init__"]
 
         @functools.wraps(make)
         def init(self: Any, *values: Any, **fields: Any) -> None:
@@ -36,7 +36,7 @@ def renamed_field(old: str, new: str, option: str) -> Callable[[_Options], _Opti
             warn_renamed(f"{option}.{old}", f"{option}.{new}")
             return getattr(self, new)
 
-        cls.__init__ = init
+        setattr(cls, "__init__", init)  # noqa: B010
         setattr(cls, old, property(read, doc=f"The old name of ``{new}``."))
         return cls
 

@@ -52,14 +52,15 @@ def state_bytes(plan: RunPlan, model: nn.Module) -> StateBytes:
     groups = parameter_groups(
         model, 0.0, image={"weights": options.image_weights}, text={"weights": options.text_weights}
     )
-    optimizer = parameters * given.itemsize * copied + sum(
+    optimizer: float = parameters * given.itemsize * copied + sum(
         parameter.numel()
         * state_bytes_per_parameter(STATISTICS[options.stats], group["weights"], given)
         for group in groups
         for parameter in group["params"]
     )
-    passing = parameters * given.itemsize * copied
-    weights = gradients = parameters * width
+    passing: float = parameters * given.itemsize * copied
+    weights: float = parameters * width
+    gradients: float = parameters * width
     if stage:
         optimizer /= ranks
         passing /= ranks

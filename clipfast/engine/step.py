@@ -3,7 +3,7 @@
 Shapes: B local batch, M micro-batch, k = B / M, D embedding width.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -135,7 +135,7 @@ class _RandomStates:
         )
 
     def restore(self, m: int) -> None:
-        host, device = self._states[m]
+        host, device = cast(tuple[Tensor, Tensor | None], self._states[m])
         torch.set_rng_state(host)
         if device is not None:
             torch.cuda.set_rng_state(device, self._device)

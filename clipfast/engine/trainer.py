@@ -55,7 +55,7 @@ class Result:
     @property
     def retrieval(self) -> list[Retrieval]:
         """Retrieval at the end, one entry per pattern of ``--data.eval``."""
-        return list(self.measured.get("retrieval", ()))
+        return [m for m in self.measured.get("retrieval", ()) if isinstance(m, Retrieval)]
 
 
 class Trainer:

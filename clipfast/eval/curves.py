@@ -36,7 +36,7 @@ def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _plot_retrieval(axis, rows: Sequence[dict[str, Any]]) -> None:
+def _plot_retrieval(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     keys = sorted(
         {k for row in rows for k in row if k.startswith("eval/") and k.endswith(("R@1", "R@5"))}
     )

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -131,15 +131,19 @@ class Evaluation(ABC):
             One entry per set of data.
         """
 
-    def summary(self, measured: Sequence[Measured]) -> list[str]:
-        """Lines for the end of a run; by default those that were said already."""
+    def summary(self, measured: Sequence[Any]) -> list[str]:
+        """Lines for the end of a run; by default those that were said already.
+
+        Args:
+            measured: what the last ``run`` returned.
+        """
         return [line for entry in measured for line in entry.lines]
 
-    def figure(self, measured: Sequence[Measured], path: Path) -> bool:
+    def figure(self, measured: Sequence[Any], path: Path) -> bool:
         """Draw what was measured, on rank 0.
 
         Args:
-            measured: of the last ``run``.
+            measured: what the last ``run`` returned.
             path: of the PNG.
 
         Returns:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def _best(query: Tensor, candidates: Tensor) -> list[int]:
     return similarity.topk(min(_TOP, len(candidates))).indices.tolist()
 
 
-def _draw_image(axis, image: "Image", is_right: bool | None) -> None:
+def _draw_image(axis: Any, image: "Image", is_right: bool | None) -> None:
     axis.imshow(image)
     if is_right is None:
         return
@@ -103,7 +103,7 @@ def _draw_image(axis, image: "Image", is_right: bool | None) -> None:
     axis.spines[:].set_linewidth(3.5 if is_right else 0.8)
 
 
-def _draw_caption(axis, text: str, color: str) -> None:
+def _draw_caption(axis: Any, text: str, color: str) -> None:
     import textwrap
 
     axis.text(

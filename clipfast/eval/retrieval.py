@@ -91,7 +91,9 @@ class RetrievalEvaluation(Evaluation):
         )
 
 
-def _recalls(encoder: Encoder, pairs: Pairs, queries: Tensor, candidates: Tensor):
+def _recalls(
+    encoder: Encoder, pairs: Pairs, queries: Tensor, candidates: Tensor
+) -> dict[str, float]:
     mine = pair_ranks(queries[pairs.mine], candidates, pairs.mine.start)
     return recalls(encoder.gather(mine[:, None])[:, 0])
 

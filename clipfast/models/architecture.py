@@ -83,7 +83,7 @@ class Architecture:
         )
 
     @property
-    def resolved_recompute(self) -> str:
+    def resolved_recompute(self) -> Recompute:
         """The mode of recomputation to build with.
 
         Raises:
@@ -148,4 +148,8 @@ class Architecture:
         return names
 
 
-Architecture.__init__ = renamed_argument("checkpoint", "recompute")(Architecture.__init__)
+setattr(  # noqa: B010
+    Architecture,
+    "__init__",
+    renamed_argument("checkpoint", "recompute")(vars(Architecture)["__init__"]),
+)

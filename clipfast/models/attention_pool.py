@@ -128,11 +128,14 @@ class AttentionPool2d(nn.Module):
                 f"expected a feature map [B, {', '.join(map(str, expected))}], got "
                 f"{list(x.shape)}: the positional embedding holds {self.spacial_dim**2} positions"
             )
-        projections = (self.q_proj, self.k_proj, self.v_proj, self.c_proj)
-        parameters = [p for layer in projections for p in (layer.weight, layer.bias)]
-        return attention_pool(x, self.positional_embedding, *parameters, self.num_heads)
+        q, k, v, c = self.q_proj, self.k_proj, self.v_proj, self.c_proj
+        return attention_pool(
+            *(x, self.positional_embedding),
+            *(q.weight, q.bias, k.weight, k.bias, v.weight, v.bias, c.weight, c.bias),
+            self.num_heads,
+        )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Interpolate positions of another square grid where load_state_dict brings such."""
         name = prefix + "positional_embedding"
         if isinstance(state_dict.get(name), Tensor):

@@ -81,8 +81,9 @@ class CLIP(nn.Module):
         For a model built under `torch.device("meta")` and then given memory by `to_empty`.
         """
         for module in self.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """u = visual(images), not normalised.

@@ -64,8 +64,8 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> nn.Module:
             kind = "text"
         if kind is not None:
             found += 1
-            module.compiled_as = (kind, backend)
-            compiled_runs.setdefault(module.compiled_as, _compiled_run(kind, backend))
+            setattr(module, "compiled_as", (kind, backend))  # noqa: B010
+            compiled_runs.setdefault((kind, backend), _compiled_run(kind, backend))
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no residual block to compile: pass a model of "
@@ -85,7 +85,12 @@ def _compiled_run(kind: str, backend: str) -> Callable[..., Tensor]:
 
 
 def _run_attention(
-    compiled: Callable[..., Tensor], is_text: bool, block: nn.Module, x: Tensor, mode: str, **kwargs
+    compiled: Callable[..., Tensor],
+    is_text: bool,
+    block: nn.Module,
+    x: Tensor,
+    mode: str,
+    **kwargs: Any,
 ) -> Tensor:
     """Recomputation around the graph: the plan of grouped captions breaks it in several, which a
     checkpoint inside cannot hold."""

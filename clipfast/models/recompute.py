@@ -151,7 +151,7 @@ class _Keep(TorchDispatchMode):
         """Let compiled code inside run as it is."""
         return True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if is_kept(func, args):
             # Detached: autograd gives `out` itself a history, which would hold the block's graph.
@@ -173,7 +173,7 @@ class _Replay(_Keep):
         super().__exit__(*error)
         self._still.__exit__(*error)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not is_kept(func, args):
             return func(*args, **(kwargs or {}))
         if not self.held:

@@ -14,6 +14,7 @@ import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -221,11 +222,13 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     # torch 2.10 says is_causal, later ones name the window.
+    option: dict[str, Any] = {}
     if _varlen_takes_window():
         option = {"window_size": (-1, 0) if is_causal else (-1, -1)}
     else:
         option = {"is_causal": is_causal}
-    return varlen_attn(q, k, v, offsets_q, offsets_k, longest_q, longest_k, **option)
+    attended: Any = varlen_attn(q, k, v, offsets_q, offsets_k, longest_q, longest_k, **option)
+    return attended
 
 
 def _attend(qkv: Tensor, batch: int, length: int, heads: int, is_causal: bool) -> Tensor:

@@ -76,8 +76,8 @@ def export(
     """
     path = Path(path)
     check_suffix(path)
-    is_module = isinstance(model_or_state_dict, nn.Module)
-    state = unwrap(model_or_state_dict.state_dict() if is_module else model_or_state_dict)
+    given = model_or_state_dict
+    state = unwrap(given.state_dict() if isinstance(given, nn.Module) else given)
     _check_complete(state)
     write_state(to_published(state), path)
 

@@ -145,7 +145,7 @@ _declare(
 class Operators(NamedTuple):
     """One implementation's five operators, as declared above."""
 
-    prepare: Callable[..., tuple[Tensor, ...]]
+    prepare: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     diagonal: Callable[..., Tensor]
     statistics: Callable[..., tuple[Tensor, ...]]
     gradients: Callable[..., tuple[Tensor, Tensor]]
