@@ -115,7 +115,7 @@ def test_compile_blocks_refuses_a_selective_model() -> None:
 
 
 def test_compile_blocks_refuses_a_model_without_blocks() -> None:
-    with pytest.raises(ValueError, match=r"Linear has no Bottleneck.*create_model"):
+    with pytest.raises(ValueError, match=r"Linear has no residual block.*create_model"):
         compile_blocks(nn.Linear(2, 2))
 
 
