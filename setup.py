@@ -219,9 +219,9 @@ if __name__ == "__main__":
         package_dir={"clipfast.kernels": "kernels"},
         package_data={"clipfast": ["assets/**/*", "data/sample/**/*"]},
         install_requires=[
-            "torch>=2.6",
+            "torch>=2.11",
             "numpy",
-            "triton" + ON_LINUX,
+            "triton>=3.6" + ON_LINUX,
             "ninja",
             "pybind11",
         ],

@@ -120,7 +120,9 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
     library = build / "clipfast_emulated.so"
     search = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
-    run(["g++", "-shared", *extra, *map(str, objects), *search, *libraries, "-o", str(library)])
+    # The emulated runtime calls itself, not the real one that a CUDA build of torch has loaded.
+    link = ["g++", "-shared", "-Wl,-Bsymbolic", *extra]
+    run([*link, *map(str, objects), *search, *libraries, "-o", str(library)])
     torch.ops.load_library(str(library))
     definitions = torch.library.Library("clipfast_emulated", "DEF")
     for name, operator in OPERATORS.items():
