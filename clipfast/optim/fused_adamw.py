@@ -174,7 +174,11 @@ class FusedAdamW(torch.optim.Optimizer):
         controls = self._controls(lists)
         for tensors in lists.values():
             control, taken = controls[tensors.device]
-            torch._foreach_add_(tensors.steps, taken)
+            if isinstance(taken, Tensor):
+                # torch._foreach_add_ would take a 0-d tensor for a number, and wait to read it.
+                torch.ops.aten._foreach_add_.Tensor(tensors.steps, taken)
+            else:
+                torch._foreach_add_(tensors.steps, taken)
             tensors.launch(control, self.seed, self.rounding == "stochastic")
         return loss
 

@@ -85,7 +85,9 @@ def row_norms(x):
     largest = tl.max(tl.abs(x), axis=1)
     scale = tl.where(usable | (largest == 0.0), 1.0, largest)
     scaled = x / scale[:, None]
-    norm = scale * tl.sqrt(tl.where(usable, total, tl.sum(scaled * scaled, axis=1)))
+    squares = tl.where(usable, total, tl.sum(scaled * scaled, axis=1))
+    # tl.sqrt of fp32 is an approximation on a GPU: a norm of 4 can fall short of 4.
+    norm = scale * (tl.sqrt(squares) if x.dtype == tl.float64 else tl.sqrt_rn(squares))
     # An infinite entry makes the scaled sum NaN; its norm is infinite.
     norm = tl.where(largest == float("inf"), largest, norm)
     return tl.where(total != total, total, norm)

@@ -51,9 +51,10 @@ _FP32 = Config(64, 64, 32, 8, 4, 3)
 # What an architecture has no entry for stands under "default". Its entries stay within the 99 KiB
 # that sm_86, sm_89 and sm_120 grant a program.
 TABLE: dict[tuple[str, str, str], Config] = {
-    ("sm_90", "statistics", "half"): Config(128, 128, 64, 8, 4, 3),
+    ("sm_90", "statistics", "half"): Config(128, 128, 64, 16, 4, 3),
     ("sm_90", "maxima", "half"): Config(128, 128, 64, 8, 8, 3),
-    ("sm_90", "gradients", "half"): Config(128, 128, 64, 8, 4, 3),
+    ("sm_90", "gradients", "half"): Config(128, 128, 64, 16, 4, 3),
+    ("sm_90", "kept", "half"): Config(8, 256, 16, 1, 4, 1),
     ("sm_80", "statistics", "half"): Config(128, 128, 32, 8, 4, 4),
     ("sm_80", "maxima", "half"): Config(128, 128, 32, 8, 8, 4),
     ("sm_80", "gradients", "half"): Config(128, 128, 32, 8, 8, 4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -24,6 +26,8 @@ def gpu_operators():
     from clipfast.ops.extension import has_cuda_operators
 
     if not has_cuda_operators():
+        if os.environ.get("CLIPFAST_BUILD_CUDA") == "1":
+            pytest.fail("CLIPFAST_BUILD_CUDA=1, but clipfast._C has no CUDA operators")
         pytest.skip("clipfast._C has no CUDA operators")
     return torch.ops.clipfast
 

@@ -51,7 +51,8 @@ def measure_together(
     Args:
         functions: Name to function. The first is the one that ratios are about.
         check: Raises or returns False where a result is wrong; returning None counts as passed.
-        device: Where the work runs. On CUDA, events time it, after a flush of the L2 cache.
+        device: Where the work runs. On CUDA, events time it, after a flush of the L2 cache and with
+            the device kept busy while the host enqueues the first 10 ms of it.
         warmup: Untimed runs of each function.
         runs: Timed runs of each function.
         items: Units of work in a run (captions, tokens, pairs); adds ``items_per_s``.
@@ -64,23 +65,28 @@ def measure_together(
         One row per function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``,
         ``p20_ms``, ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured),
         ``items_per_s`` with ``items``, and ``ratio_to_<name>`` for each name of ``ratios_to`` but
-        its own: how many times as fast that one is, the median over rounds.
+        its own: how many times as fast that one is, the median over rounds. On CUDA ``host_ms``
+        is what the host took to enqueue a run: where it is longer, the host sets the pace.
 
     Raises:
         CheckFailed: The check returned False or raised an AssertionError.
     """
     device = torch.device(device)
     _run_check(check, list(functions))
-    time_once = _cuda_timer(device) if device.type == "cuda" else _cpu_time_once
+    is_cuda = device.type == "cuda"
+    time_once = _cuda_timer(device) if is_cuda else _cpu_time_once
     after_run = after_run or (lambda: None)
     for fn in functions.values():
         for _ in range(warmup):
             fn()
             after_run()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    host_seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(runs):
         for name, fn in functions.items():
-            seconds[name].append(time_once(fn))
+            device_time, host_time = time_once(fn)
+            seconds[name].append(device_time)
+            host_seconds[name].append(host_time)
             after_run()
 
     rows = []
@@ -88,6 +94,8 @@ def measure_together(
     for name, fn in functions.items():
         row: Row = {"name": name, "checked": True, "device": str(device), "runs": runs, **fields}
         row.update(_summary_ms(seconds[name]))
+        if is_cuda:
+            row["host_ms"] = 1e3 * statistics.median(host_seconds[name])
         if items is not None:
             row["items_per_s"] = items / statistics.median(seconds[name])
         for base in bases:
@@ -153,28 +161,35 @@ def _summary_ms(seconds: list[float]) -> Row:
     }
 
 
-def _cpu_time_once(fn: Callable[[], Any]) -> float:
+def _cpu_time_once(fn: Callable[[], Any]) -> tuple[float, float]:
     start = time.perf_counter()
     fn()
-    return time.perf_counter() - start
+    elapsed = time.perf_counter() - start
+    return elapsed, elapsed
 
 
-def _cuda_timer(device: torch.device) -> Callable[[Callable[[], Any]], float]:
-    """Return a function that times one run with events, the L2 cache cold."""
+HEAD_START_CYCLES = 20_000_000  # about 10 ms of a GPU's clock
+
+
+def _cuda_timer(device: torch.device) -> Callable[[Callable[[], Any]], tuple[float, float]]:
+    """Return a function that times one run: the device's seconds, its L2 cold, and the host's."""
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device=device)
 
-    def time_once(fn: Callable[[], Any]) -> float:
+    def time_once(fn: Callable[[], Any]) -> tuple[float, float]:
         start = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         with torch.cuda.device(device):
-            # The flush also keeps the device busy while the host enqueues the work to be timed.
             flush.zero_()
+            # Otherwise a short run is timed at the host's pace.
+            torch.cuda._sleep(HEAD_START_CYCLES)
             start.record()
+            host_start = time.perf_counter()
             fn()
+            host_time = time.perf_counter() - host_start
             end.record()
             end.synchronize()
-        return start.elapsed_time(end) / 1e3
+        return start.elapsed_time(end) / 1e3, host_time
 
     return time_once
 
