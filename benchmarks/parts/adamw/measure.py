@@ -11,7 +11,7 @@ from benchmarks.parts.adamw.check import check
 from benchmarks.parts.adamw.contenders import CONTENDERS, Contender, make, state_bytes, version
 from benchmarks.parts.adamw.problem import FLAT, Problem, shapes_of
 from benchmarks.parts.common.contest import Absence, NotMeasured, reason_of
-from benchmarks.parts.common.harness import CheckFailed, Row, measure_together
+from benchmarks.parts.common.harness import Row, measure_together
 
 # More would not change the rate of a copy, and would need memory beside RN50x64's.
 _LARGEST_COPY = 1 << 30
