@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 import triton
 
-from clipfast.kernels.attention_pool.configs import attend_tile, grad_tokens_tile
+from clipfast.kernels.attention_pool.configs import Tile, attend_tile, grad_tokens_tile
 from clipfast.kernels.attention_pool.tokens import (
     attend_backward_kernel,
     attend_kernel,
     grad_tokens_kernel,
     mean_token_kernel,
 )
-from clipfast.kernels.common.device import dot_precision, processors
+from clipfast.kernels.common.device import dot_precision, processors, shared_bytes
 
 
 def launch_mean_token(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def launch_attend(
     is_half = x.dtype.itemsize == 2
     attention = torch.empty((heads, batch, tokens + 1), dtype=torch.float32, device=x.device)
     context = x.new_empty(heads, 2 if is_half else 1, batch, channels)
-    tile = attend_tile(tokens, heads, batch, x.dtype, processors(x.device, interpreted=1), False)
+    tile = _attend_tile(x, heads, backward=False)
     if batch:
         attend_kernel[(triton.cdiv(heads, tile.block_h), batch)](
             x, positions.contiguous(), token, absorbed.contiguous(), attention, context,
@@ -106,7 +106,7 @@ def launch_attend_backward(
     grad_context = grad_context.contiguous()
     grad_scores, grad_absorbed = torch.empty_like(attention), torch.empty_like(grad_context)
     context = x.new_empty(heads, 2 if is_half else 1, batch, channels)
-    tile = attend_tile(tokens, heads, batch, x.dtype, processors(x.device, interpreted=1), True)
+    tile = _attend_tile(x, heads, backward=True)
     if batch:
         attend_backward_kernel[(triton.cdiv(heads, tile.block_h), batch)](
             x, positions.contiguous(), token, attention, grad_context,
@@ -162,3 +162,11 @@ def launch_grad_tokens(
     # dp_i = sum_b dt_i and dx_i = dt_i + dt_0 / N.
     torch.sub(dx.sum(dim=0, dtype=torch.float32), dp[0] / tokens, out=dp[1:])
     return dx, dp
+
+
+def _attend_tile(x: torch.Tensor, heads: int, backward: bool) -> Tile:
+    batch, tokens, _ = x.shape
+    return attend_tile(
+        tokens, heads, batch, x.dtype,
+        processors(x.device, interpreted=1), shared_bytes(x.device, interpreted=99 << 10), backward,
+    )  # fmt: skip

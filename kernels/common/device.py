@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -18,6 +20,22 @@ def processors(device: torch.device, interpreted: int) -> int:
     if device.type != "cuda":
         return interpreted
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared_bytes(device: torch.device, interpreted: int) -> int:
+    """The shared memory that the GPU grants one program.
+
+    Args:
+        device: where the kernel runs.
+        interpreted: the number that stands for it where Triton interprets.
+
+    Returns:
+        Bytes.
+    """
+    if device.type != "cuda":
+        return interpreted
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's type hints lack this one
+    return properties.shared_memory_per_block_optin
 
 
 def dot_precision(dtype: torch.dtype) -> str:
