@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import BatchNorm2d
 from clipfast.models.checks import require
 from clipfast.models.recompute import run_block
 from clipfast.models.towers import Tower, register_tower
+from clipfast.ops.average_pool import average_pool
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Bottleneck(nn.Module):
             [B, 4 * channels, H // stride, W // stride]; and where asked for, the next shortcut.
         """
         if shortcut is None:
-            shortcut = F.avg_pool2d(x, self.stride) if self.stride > 1 else x
+            shortcut = average_pool(x, self.stride) if self.stride > 1 else x
         out = self.bn1(self.conv1(x), relu=True)
         out = self.bn2(self.conv2(out), relu=True, pool=self.stride > 1)
         if self.downsample is not None:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipfast.models import batch_norm
 from clipfast.models.resnet import Bottleneck, ModifiedResNet, ResNetConfig
+from clipfast.ops.average_pool import operator as average_pool
 from tests.models.helpers import randomize_vectors
 
 
@@ -86,6 +88,24 @@ def test_resnet_error_is_at_most_the_plain_towers(dtype):
         parts = [(grads[n].double() - g).square().sum() for n, g in exact.items()]
         errors.append((sum(parts) / sum(g.square().sum() for g in exact.values())).sqrt().item())
     assert errors[0] <= 1.1 * errors[1], errors
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_resnet_with_the_average_pool_of_a_gpu_equals_torchs(recompute, monkeypatch):
+    # What serves on a GPU: no fused batch norm, and the pool in its own passes.
+    images, cotangent = torch.randn(2, 3, 64, 64), torch.randn(2, 24)
+    monkeypatch.setattr(batch_norm, "fused_here", lambda x: False)
+    calls, real = [], average_pool.average_pool_rows
+    monkeypatch.setattr(average_pool, "average_pool_rows", lambda *a: calls.append(1) or real(*a))
+    results = []
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(average_pool, "DEVICES", devices)
+        model = tower(recompute=recompute)
+        results.append(gradients(model, model(images), cotangent))
+    assert len(calls) >= 7, "the stem's pool, and two of each of three strides"
+    for name, grad in results[0].items():
+        top = grad.abs().max().item()
+        torch.testing.assert_close(results[1][name], grad, rtol=0, atol=1e-4 * max(1.0, top))
 
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipfast.ops.average_pool import average_pool
+
 
 class Tail(NamedTuple):
     """What follows a batch norm, and what of it is wanted.
@@ -43,7 +45,7 @@ def plain_tail(z: Tensor, tail: Tail, dtype: torch.dtype) -> Tensor | tuple[Tens
     """
     y = (F.relu(z, inplace=True) if tail.relu else z).to(dtype)
     if tail.pool:
-        y = F.avg_pool2d(y, 2)
+        y = average_pool(y, 2)
     if tail.shortcut_stride == 0:
         return y
-    return y, F.avg_pool2d(y, 2) if tail.shortcut_stride == 2 else y
+    return y, average_pool(y, 2) if tail.shortcut_stride == 2 else y
