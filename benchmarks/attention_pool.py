@@ -241,13 +241,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def plot(rows: Sequence[harness.Row], path: Path) -> Path:
     """Draw one bar per contender and pool."""
-    devices = dict.fromkeys(map(device_name, rows))
-    if len(devices) > 1:
-        rows = [{**row, "case": f"{row['case']}, {device_name(row)}"} for row in rows]
+    places = dict.fromkeys(f"batch {row['batch']}, {device_name(row)}" for row in rows)
+    if len(places) > 1:
+        rows = [
+            {**row, "case": f"{row['case']}, batch {row['batch']}, {device_name(row)}"}
+            for row in rows
+        ]
     return plot_rows(
         rows,
         path,
-        title=f"Attention pooling, batch {rows[0]['batch']}, {', '.join(devices)}",
+        title="Attention pooling" + (f", {next(iter(places))}" if len(places) == 1 else ""),
         group="case",
         unit="samples per second",
     )

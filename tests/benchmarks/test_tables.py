@@ -46,9 +46,13 @@ def test_tables_all_stand_in_a_page():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_have_cells_in_every_column(name):
-    head, rule, *lines = TABLES[name]().splitlines()
-    assert len(lines) >= 4
-    assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
+    # Machines stand apart: "NAME:", then their table.
+    blocks = [block for block in TABLES[name]().split("\n\n") if not block.endswith(":")]
+    for block in blocks:
+        head, rule, *lines = block.splitlines()
+        assert lines
+        assert {line.count("|") for line in (rule, *lines)} == {head.count("|")}
+    assert name == "headline_gpu" or sum(block.count("\n") - 1 for block in blocks) >= 4
 
 
 def test_tables_check_names_pages_with_other_figures(monkeypatch, tmp_path):
@@ -68,7 +72,9 @@ def test_tables_check_names_pages_with_other_figures(monkeypatch, tmp_path):
 
 
 def test_tables_refuse_an_unknown_name_and_a_marker_without_end():
-    with pytest.raises(ValueError, match="no table 'speed'; there are headline, loss"):
+    with pytest.raises(
+        ValueError, match="no table 'speed'; there are headline, headline_gpu, loss"
+    ):
         render("<!-- table: speed -->\n<!-- end -->\n")
     with pytest.raises(ValueError, match="has no <!-- end -->"):
         render("<!-- table: loss -->\n| old |\n")
@@ -100,6 +106,32 @@ def test_tables_of_several_machines_stand_apart(results):
     write(results, "loss_throughput", rows)
     assert loss().count("| G, type |") == 2
     assert loss().startswith("second:\n\n| G, type")
+
+
+def test_headline_keeps_a_gpu_and_a_cpu_apart(results):
+    gpu = {"cuda": "13.0", "gpus": [{"name": "A GPU"}]}
+    ours = {"ratio_to_floor": 1.0, "logits": "keep"}
+    stamp = {"commit": "1", "date": "2026-03-01", "device": gpu}
+    of_gpu = {"device": "cuda", "environment": stamp, "batch": 4096, "dim": 1024}
+    rows = [
+        loss_row("clipfast, keep", 10.0, **ours),
+        loss_row("OpenCLIP 9.9", 25.0),
+        {**loss_row("clipfast triton, keep", 1.0, **ours), **of_gpu},
+        {**loss_row("clipfast cuda, recompute", 2.0, **ours), **of_gpu},
+        {**loss_row("OpenCLIP 9.9", 4.0), **of_gpu},
+    ]
+    write(results, "loss_throughput", rows)
+    assert headline.headline().splitlines()[2:] == [
+        "| loss, 1,024 pairs, logits kept | fp32 | OpenCLIP 9.9 | 2.50x |"
+    ]
+    assert headline.headline_gpu().splitlines()[2:] == [
+        "| loss, 4,096 pairs, logits kept | fp32 | OpenCLIP 9.9 | 4.00x |"
+    ]
+    of_gpu_table, of_cpu_table = loss().split("A CPU:")
+    assert of_gpu_table.startswith("A GPU:")
+    assert "| 4,096 fp32, D 1,024 | triton, keep | 1.00 |" in of_gpu_table
+    assert "| 4,096 fp32, D 1,024 | cuda, recompute | 2.00 |" in of_gpu_table
+    assert "| 1,024 fp32, D 512 " not in of_cpu_table
 
 
 def test_faster_is_paired_where_rows_have_it():

@@ -118,6 +118,8 @@ def plot_rows(
     labels = [row["name"] + (f", {row[group]}" if group else "") for row in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.invert_yaxis()
+    if max(row[value] for row in rows) > 100 * min(row[value] for row in rows):
+        axes.set_xscale("log")  # as between a GPU and a CPU
     axes.margins(x=0.2)
     axes.set_xlabel(unit)
     axes.set_title(title, fontsize=10)

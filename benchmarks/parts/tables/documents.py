@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.parts.tables.headline import headline
+from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
 from benchmarks.parts.tables.towers import attention_pool, step, text_tower, tokenizer
@@ -19,6 +19,7 @@ from benchmarks.parts.tables.towers import attention_pool, step, text_tower, tok
 ROOT = Path(__file__).resolve().parents[3]
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
+    "headline_gpu": headline_gpu,
     "loss": loss,
     "step": step,
     "text_tower": text_tower,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.parts.common.harness import Row
@@ -40,8 +40,12 @@ class Headline:
     machine: str
 
 
-def headlines() -> list[Headline]:
-    """All lines, each from the newest run of its benchmark."""
+def headlines(kind: str = "cpu") -> list[Headline]:
+    """All lines of one kind of device, each from its newest run of its benchmark.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+    """
     makers: dict[str, Callable[[Run], list[Headline]]] = {
         "loss_throughput": _loss,
         "step_throughput": _step,
@@ -52,7 +56,8 @@ def headlines() -> list[Headline]:
     }
     found = []
     for subject, make in makers.items():
-        if runs := read_runs(subject):
+        runs = [run for run in read_runs(subject) if run.rows[0]["device"].startswith(kind)]
+        if runs:
             found += make(runs[0])
     return found
 
@@ -66,7 +71,9 @@ def _loss(run: Run) -> list[Headline]:
     batch = max(row["batch"] for row in run.rows)
     lines = []
     for case in run.cases("batch", "dtype", "dim", "ranks"):
-        first, ours = case.rows[0], case.find(name="clipfast, keep")
+        first = case.rows[0]
+        # On a GPU the form that serves by default has its implementation's name.
+        ours = case.find(name="clipfast, keep") or case.find(name="clipfast triton, keep")
         if first["batch"] == batch:
             what = f"loss, {batch:,} pairs, logits kept"
             kind = TYPES[first["dtype"]]
@@ -138,8 +145,16 @@ def _tokenizer(run: Run) -> list[Headline]:
 
 
 def headline() -> str:
-    """The table of README."""
-    lines = headlines()
+    """The table of README, of what was measured on a CPU."""
+    return _table(headlines())
+
+
+def headline_gpu() -> str:
+    """The table of README, of what was measured on a GPU."""
+    return _table(headlines("cuda"))
+
+
+def _table(lines: Sequence[Headline]) -> str:
     is_mixed = len({line.machine for line in lines}) > 1
     head = ["what", "type", "against", "faster", *(["machine"] if is_mixed else [])]
     return markdown(
@@ -157,12 +172,19 @@ def plot(path: Path, lines: Sequence[Headline] | None = None) -> Path:
 
     Args:
         path: PNG to write, readable at a width of 800 pixels.
-        lines: Of :func:`headlines`, which it calls if None.
+        lines: Of :func:`headlines`, which it calls for the CPU and for a GPU if None.
 
     Returns:
         The file written.
     """
-    lines = [line for line in (headlines() if lines is None else lines) if line.value is not None]
+    lines = [*headlines(), *headlines("cuda")] if lines is None else lines
+    lines = [line for line in lines if line.value is not None]
+    first = lines[0].machine
+    # A machine's name stands beside what was measured on another than the first.
+    lines = [
+        line if line.machine == first else replace(line, what=f"{line.what}, {line.machine}")
+        for line in lines
+    ]
     subjects = list(dict.fromkeys(line.what for line in lines))
     figure = new_figure(8, 1.1 + 0.42 * len(subjects))
     axes = figure.add_subplot()

@@ -18,6 +18,8 @@ from benchmarks.parts.tables.runs import (
 )
 
 FORMS = ("recompute", "keep")
+IMPLS = ("", " triton", " cuda")  # named where several were measured, as on a GPU
+DIM = 512  # what the page says; another width stands in its row
 
 
 def loss() -> str:
@@ -33,15 +35,16 @@ def _loss(runs: Sequence[Run]) -> str:
     for case in (case for run in runs for case in run.cases("dtype", "batch", "dim", "ranks")):
         theirs = case.starting("OpenCLIP")
         compiled = None if theirs is None else case.find(name=f"{theirs['name']}, torch.compile")
-        for form in FORMS:
-            ours = case.find(name=f"clipfast, {form}")
+        for impl, form in ((impl, form) for impl in IMPLS for form in FORMS):
+            ours = case.find(name=f"clipfast{impl}, {form}")
             if ours is None:
                 continue
+            dim = "" if ours["dim"] == DIM else f", D {ours['dim']:,}"
             ranks = f", {ours['ranks']} ranks" if ours["ranks"] > 1 else ""
             lines.append(
                 [
-                    f"{ours['batch']:,} {TYPES[ours['dtype']]}{ranks}",
-                    form,
+                    f"{ours['batch']:,} {TYPES[ours['dtype']]}{dim}{ranks}",
+                    f"{impl}, {form}".removeprefix(", ").strip(),
                     number(ours, "median_ms"),
                     f"{ours['ratio_to_floor']:.2f}",
                     ratio(faster(ours, theirs)),
