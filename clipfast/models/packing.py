@@ -52,7 +52,7 @@ def pack_captions(
 ) -> PackedCaptions:
     """Choose the tokens to compute and their order.
 
-    On a GPU of sm_80 or newer, with torch 2.10 and half precision, captions follow each other
+    On a GPU of sm_80 or newer, with torch 2.11 and half precision, captions follow each other
     without a gap. Elsewhere they are sorted by length into dense groups, each as long as its
     longest caption; the groups are those that minimise
 

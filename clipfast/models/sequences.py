@@ -192,18 +192,14 @@ class VarlenLayout(SequenceLayout):
 
 @functools.cache
 def has_varlen() -> bool:
-    """Whether this torch (2.10 or newer) has attention over sequences of unequal length."""
+    """Whether this torch (2.11 or newer) has attention over sequences of unequal length.
+
+    Asked where captions are packed: compiled blocks would trace it anew.
+    """
     try:
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return False
-    return True
-
-
-@functools.cache
-def _varlen_takes_window() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
@@ -221,13 +217,10 @@ def _varlen(
     """softmax(q k^T / sqrt(d)) v on [T, H, d], by torch's flash attention."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # torch 2.10 says is_causal, later ones name the window.
-    option: dict[str, Any] = {}
-    if _varlen_takes_window():
-        option = {"window_size": (-1, 0) if is_causal else (-1, -1)}
-    else:
-        option = {"is_causal": is_causal}
-    attended: Any = varlen_attn(q, k, v, offsets_q, offsets_k, longest_q, longest_k, **option)
+    window = (-1, 0) if is_causal else (-1, -1)
+    attended: Any = varlen_attn(
+        q, k, v, offsets_q, offsets_k, longest_q, longest_k, window_size=window
+    )
     return attended
 
 

@@ -6,6 +6,7 @@ import itertools
 import random
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -236,26 +237,36 @@ def test_encode_text_in_one_sequence_with_a_context_shorter_than_the_filling() -
     assert_same_as_plain(model, captions([3, 12])[:, :12], 1e-12)
 
 
-@pytest.mark.parametrize("name", ["is_causal", "window_size"])
-def test_varlen_speaks_to_each_release_of_torch(name: str, monkeypatch) -> None:
+def test_varlen_is_asked_for_a_window(monkeypatch) -> None:
     calls = []
-    # torch 2.10's signature, and that of later ones.
-    forms = {
-        "is_causal": lambda q, k, v, cq, ck, mq, mk, is_causal=False: calls.append(is_causal),
-        "window_size": lambda q, k, v, cq, ck, mq, mk, *, window_size=(-1, -1): calls.append(
-            window_size
-        ),
-    }
-    module = types.SimpleNamespace(varlen_attn=forms[name])
+
+    def varlen_attn(q, k, v, cq, ck, mq, mk, *, window_size=(-1, -1)):
+        calls.append(window_size)
+
+    module = types.SimpleNamespace(varlen_attn=varlen_attn)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
-    sequences._varlen_takes_window.cache_clear()
-    try:
-        for is_causal in (True, False):
-            sequences._varlen(*[torch.zeros(1)] * 5, 1, 1, is_causal=is_causal)
-    finally:
-        sequences._varlen_takes_window.cache_clear()
-    expected = {"is_causal": [True, False], "window_size": [(-1, 0), (-1, -1)]}
-    assert calls == expected[name]
+    assert sequences.has_varlen.__wrapped__()
+    for is_causal in (True, False):
+        sequences._varlen(*[torch.zeros(1)] * 5, 1, 1, is_causal=is_causal)
+    assert calls == [(-1, 0), (-1, -1)]
+    # torch 2.10 knows no window, and older ones have no such function.
+    module.varlen_attn = lambda q, k, v, cq, ck, mq, mk, is_causal=False: None
+    assert not sequences.has_varlen.__wrapped__()
+    del module.varlen_attn
+    assert not sequences.has_varlen.__wrapped__()
+
+
+def test_varlen_layout_compiles_without_a_warning_of_a_cached_function(monkeypatch) -> None:
+    module = types.ModuleType("torch.nn.attention.varlen")
+    module.varlen_attn = lambda q, *others, window_size: q
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    packed = packing._in_one_sequence(captions([5, 9, 7]), torch.tensor([5, 9, 7]))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = torch.compile(packed.layout.attend, backend="eager", fullgraph=True)
+        run(torch.zeros(64, 12), 2)
+    torch._dynamo.reset()
 
 
 @pytest.mark.gpu
