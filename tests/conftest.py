@@ -34,9 +34,9 @@ def pytest_xdist_auto_num_workers() -> int:
 def pytest_configure() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores()))))
     # Read by the processes that tests spawn: several ranks with a thread pool each would fight
-    # over the cores, and torch.compile's own worker pool outlives the test that started it.
+    # over the cores, and so would torch.compile's worker pools, which outlive their tests.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // MOST_WORKERS)))
     # Threads that have nothing to do leave the core to another worker.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
