@@ -47,6 +47,7 @@ def _table() -> dict[str, Replacement | MethodReplacement]:
         kinds["transformer"]: modules.LaidOutTransformer,
         kinds["block"]: modules.LaidOutBlock,
         nn.MultiheadAttention: modules.LaidOutAttention,
+        nn.Linear: modules.FastLinear,
     }
     without_padding = "tokens behind end-of-text are not computed"
     rows = (

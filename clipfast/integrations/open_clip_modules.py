@@ -23,6 +23,7 @@ from clipfast.loss import ClipLoss
 from clipfast.models.attention_pool import attention_pool
 from clipfast.models.packing import PackedCaptions, pack_captions
 from clipfast.models.sequences import SequenceLayout, UniformLayout
+from clipfast.ops.products import linear
 
 
 class PooledAttention(Patched):
@@ -64,12 +65,20 @@ class LaidOutAttention(Patched):
             width = query.shape[1]
             weights = weight.split([width, 2 * width])
             biases = (None, None) if bias is None else bias.split([width, 2 * width])
-            q = F.linear(layout.read(query), weights[0], biases[0])
-            kv = F.linear(query, weights[1], biases[1])
+            q = linear(layout.read(query), weights[0], biases[0])
+            kv = linear(query, weights[1], biases[1])
             out = layout.attend_read(q, kv, self.num_heads)
         else:
-            out = layout.attend(F.linear(query, weight, bias), self.num_heads)
-        return F.linear(out, self.out_proj.weight, self.out_proj.bias), None
+            out = layout.attend(linear(query, weight, bias), self.num_heads)
+        return linear(out, self.out_proj.weight, self.out_proj.bias), None
+
+
+class FastLinear(Patched):
+    """`torch.nn.Linear` at the processor's own rate in float32 on the CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[.., K] -> [.., N]."""
+        return linear(input, self.weight, self.bias)
 
 
 class LaidOutBlock(Patched):
@@ -127,7 +136,7 @@ class TextTower(Patched):
         if isinstance(self.text_projection, nn.Module):
             x = self.text_projection(x)
         elif self.text_projection is not None:
-            x = x @ self.text_projection
+            x = linear(x, self.text_projection.T)
         return packed.layout.restore(x)
 
 
@@ -157,7 +166,7 @@ class ReadViT(Patched):
         batch, length, width = x.shape
         x = self.transformer(x.reshape(-1, width), layout=UniformLayout(batch, length))
         x = self.ln_post(x)
-        return x if self.proj is None else x @ self.proj
+        return x if self.proj is None else linear(x, self.proj.T)
 
 
 class FusedLoss(Patched):

@@ -26,6 +26,7 @@ from clipfast.models.clip import CLIP
 from clipfast.models.packing import PackedCaptions, pack_captions
 from clipfast.models.recompute import MODES, Recompute
 from clipfast.models.renamed import renamed_argument
+from clipfast.ops.products import linear
 
 
 class ActivationBytes(NamedTuple):
@@ -140,7 +141,7 @@ def _encode_packed(model: CLIP, packed: PackedCaptions) -> Tensor:
     x = model.token_embedding(packed.index * 0)
     x = x + nn.functional.embedding(packed.positions, model.positional_embedding)
     x = model.transformer(x, packed.layout)
-    return packed.layout.restore(model.ln_final(x) @ model.text_projection)
+    return packed.layout.restore(linear(model.ln_final(x), model.text_projection.T))
 
 
 def _make_fake(model: nn.Module) -> None:

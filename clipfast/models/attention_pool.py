@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipfast.models.layers import Linear
 from clipfast.models.positions import resize_grid
 from clipfast.ops import attention_pool as ops
+from clipfast.ops.products import linear
 
 
 def attention_pool(
@@ -59,7 +59,7 @@ def attention_pool(
         tokens, positional_embedding, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias,
         num_heads, impl,
     )  # fmt: skip
-    return F.linear(pooled, c_weight, c_bias)
+    return linear(pooled, c_weight, c_bias)
 
 
 class AttentionPool2d(nn.Module):

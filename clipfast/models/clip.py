@@ -16,6 +16,7 @@ from clipfast.models.layers import TokenEmbedding
 from clipfast.models.packing import pack_captions
 from clipfast.models.towers import Tower, tower_of
 from clipfast.models.transformer import BlockInit, Transformer
+from clipfast.ops.products import linear
 
 
 class CLIP(nn.Module):
@@ -141,7 +142,7 @@ class CLIP(nn.Module):
         x = self.token_embedding(tokens.flatten()[packed.index])
         x = x + F.embedding(packed.positions, self.positional_embedding)
         x = self.transformer(x, packed.layout)
-        return packed.layout.restore(self.ln_final(x) @ self.text_projection)
+        return packed.layout.restore(linear(self.ln_final(x), self.text_projection.T))
 
     def forward(
         self,

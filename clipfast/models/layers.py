@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from clipfast.ops.products import linear
 from clipfast.ops.quick_gelu import quick_gelu
 
 
@@ -41,6 +42,17 @@ class Linear(nn.Linear):
             nn.init.uniform_(self.bias, -bound, bound)
         if self.zero_bias:
             nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last dimension of x.
+
+        Args:
+            x: [.., in_features], dtype of the weight (any under autocast).
+
+        Returns:
+            [.., out_features].
+        """
+        return linear(x, self.weight, self.bias)
 
 
 class TokenEmbedding(nn.Embedding):

@@ -42,6 +42,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 Recompute = Literal["none", "selective", "full", "auto"]
 
 _PRODUCTS = {"aten::mm", "aten::addmm"}
+_LINEAR = "clipfast::linear"
 _CONVOLUTION = "aten::convolution"
 _OTHERS_KEPT = {
     "aten::_scaled_dot_product_flash_attention_for_cpu",
@@ -117,6 +118,9 @@ def is_kept(func: Any, args: tuple[Any, ...]) -> bool:
     name = func._schema.name
     if name in _PRODUCTS:
         inner, columns = args[-1].shape
+        return columns >= inner
+    if name == _LINEAR:
+        columns, inner = args[1].shape
         return columns >= inner
     if name == _CONVOLUTION:
         channels, in_channels, *kernel = args[1].shape

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipfast.models.layers import Linear, QuickGELU
 from clipfast.models.recompute import run_block
 from clipfast.models.sequences import SequenceLayout
+from clipfast.ops.products import linear
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,13 @@ class SelfAttention(nn.Module):
             [T, C], or [B, C] with `read`.
         """
         if not read:
-            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+            qkv = linear(x, self.in_proj_weight, self.in_proj_bias)
             return self.out_proj(layout.attend(qkv, self.heads))
         sizes = (x.shape[1], 2 * x.shape[1])
         q_weight, kv_weight = self.in_proj_weight.split(sizes)
         q_bias, kv_bias = self.in_proj_bias.split(sizes)
-        q = F.linear(layout.read(x), q_weight, q_bias)
-        kv = F.linear(x, kv_weight, kv_bias)
+        q = linear(layout.read(x), q_weight, q_bias)
+        kv = linear(x, kv_weight, kv_bias)
         return self.out_proj(layout.attend_read(q, kv, self.heads))
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clipfast.models.checks import require
 from clipfast.models.sequences import UniformLayout
 from clipfast.models.towers import Tower, register_tower
 from clipfast.models.transformer import BlockInit, ResidualAttentionBlock, Transformer
+from clipfast.ops.products import linear
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PatchEmbedding(nn.Conv2d):
             x, weight = x.permute(0, 2, 4, 3, 5, 1), weight.permute(0, 2, 3, 1)
         else:
             x = x.permute(0, 2, 4, 1, 3, 5)
-        return F.linear(x.reshape(batch, grid**2, 3 * patch**2), weight.flatten(1))
+        return linear(x.reshape(batch, grid**2, 3 * patch**2), weight.flatten(1))
 
 
 class VisionTransformer(nn.Module):
@@ -143,7 +143,7 @@ class VisionTransformer(nn.Module):
         x = torch.cat([cls, x], dim=1) + self.positional_embedding.to(x.dtype)
         layout = UniformLayout(*x.shape[:2])
         x = self.transformer(self.ln_pre(x.flatten(0, 1)), layout)
-        return self.ln_post(x) @ self.proj
+        return linear(self.ln_post(x), self.proj.T)
 
 
 register_tower(

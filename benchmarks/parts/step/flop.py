@@ -6,6 +6,7 @@ computed element by element does not, nor do the few products inside the loss's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-import clipfast.ops.attention_pool  # noqa: F401  (registers the operators counted below)
+import clipfast.ops.attention_pool
+import clipfast.ops.products  # noqa: F401
 from benchmarks.parts.common import peers
 from benchmarks.parts.step.contenders import Case
 
@@ -55,12 +57,32 @@ def count_flop(run: Callable[[], Any]) -> tuple[Any, int]:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: (
             lambda grad_out, q, k, v, *_, **__: sdpa_backward_flop_count(grad_out, q, k, v)
         ),
+        torch.ops.clipfast.linear: _linear_flop,
+        torch.ops.clipfast.linear_backward: _linear_backward_flop,
         torch.ops.clipfast.attention_pool: _pool_flop,
         torch.ops.clipfast.attention_pool_backward: _pool_backward_flop,
     }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         result = run()
     return result, counter.get_total_flops()
+
+
+def _linear_flop(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
+    """One product of x's rows and a weight."""
+    return 2 * math.prod(x) * weight[0]
+
+
+def _linear_backward_flop(
+    grad: list[int],
+    x: list[int],
+    weight: list[int],
+    want_x: bool,
+    want_weight: bool,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """As many for each gradient that is wanted."""
+    return (want_x + want_weight) * _linear_flop(x, weight)
 
 
 def _pool_flop(x: list[int], positions: list[int], *shapes: Any, **_: Any) -> int:

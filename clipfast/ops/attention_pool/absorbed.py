@@ -24,13 +24,12 @@ implementation (impls.py).
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipfast.ops.attention_pool import plain
 from clipfast.ops.attention_pool.impls import STEPS
 from clipfast.ops.dtypes import accumulate_dtype
+from clipfast.ops.products import bmm, linear
 
 # Inputs whose gradients `wanted` selects, in the order of the backward operator's results.
 DIFFERENTIABLE = ("x", "positions", "q_weight", "q_bias", "k_weight", "v_weight", "v_bias")
@@ -58,8 +57,8 @@ def forward(
     steps, scale = STEPS[impl], (x.shape[2] // num_heads) ** -0.5
     x = x.contiguous()
     token = steps.mean_token(x, positions)
-    query = F.linear(token.to(x.dtype), q_weight, q_bias.to(x.dtype))
-    absorbed = torch.bmm(_by_head(query, num_heads), _head_rows(k_weight, num_heads))
+    query = linear(token.to(x.dtype), q_weight, q_bias.to(x.dtype))
+    absorbed = bmm(_by_head(query, num_heads), _head_rows(k_weight, num_heads))
     attention, context = steps.attend(x, positions, token, absorbed, scale)
     parts = plain.project_context(context, _head_rows(v_weight, num_heads))
     parts = (parts + v_bias.to(parts.dtype).view(num_heads, 1, -1)).to(x.dtype)
@@ -75,7 +74,7 @@ def backward(
     x, grad_out = x.contiguous(), grad_out.contiguous()
     grad_heads, query_heads = _by_head(grad_out, num_heads), _by_head(query, num_heads)
 
-    grad_context = torch.bmm(grad_heads, _head_rows(v_weight, num_heads))
+    grad_context = bmm(grad_heads, _head_rows(v_weight, num_heads))
     grad_scores, context, grad_absorbed = steps.attend_backward(
         x, positions, token, attention, grad_context, scale
     )
@@ -83,16 +82,16 @@ def backward(
     if want["v_weight"]:
         grad_v_weight = plain.grad_value_weights(grad_heads, context).view(channels, channels)
     if want["k_weight"]:
-        grad_k_weight = torch.bmm(query_heads.mT, grad_absorbed).view(channels, channels)
+        grad_k_weight = bmm(query_heads.mT, grad_absorbed).view(channels, channels)
     del context
-    grad_query = _joined(torch.bmm(grad_absorbed, _head_rows(k_weight, num_heads).mT))
+    grad_query = _joined(bmm(grad_absorbed, _head_rows(k_weight, num_heads).mT))
     del grad_absorbed
     if want["q_weight"]:
-        grad_q_weight = grad_query.mT @ token.to(x.dtype)
+        grad_q_weight = linear(grad_query.mT, token.to(x.dtype).mT)
     if want["x"] or want["positions"]:
-        absorbed = torch.bmm(query_heads, _head_rows(k_weight, num_heads))
+        absorbed = bmm(query_heads, _head_rows(k_weight, num_heads))
         grad_x, grad_positions = steps.grad_tokens(
-            attention, grad_scores, grad_context, absorbed, grad_query @ q_weight,
+            attention, grad_scores, grad_context, absorbed, linear(grad_query, q_weight.mT),
             want["positions"],
         )  # fmt: skip
     results = (

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipfast.ops.normalize import accumulate_dtype
+from clipfast.ops.products import bmm
 
 # Tokens with their positions are formed for as many samples at once as stay in cache (CPU), or as
 # keep a GPU busy without doubling its memory.
@@ -28,7 +29,7 @@ def wide_product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right for each item of a batch, in the type that sums are held in."""
     wide = accumulate_dtype(left.dtype)
     if left.dtype == wide:
-        return torch.bmm(left, right)
+        return bmm(left, right)
     if _HAS_WIDE_PRODUCTS and left.is_cuda:
         return torch.bmm(left, right, out_dtype=wide)
     return torch.bmm(left, right).to(wide)
@@ -70,7 +71,7 @@ def project_context(context: Tensor, weights: Tensor) -> Tensor:
     else:
         products = flat.new_empty(heads, parts * batch, weights.shape[1])
         for group in _head_groups(weights):
-            torch.bmm(flat[group], weights[group].to(flat.dtype).mT, out=products[group])
+            bmm(flat[group], weights[group].to(flat.dtype).mT, out=products[group])
     return products.unflatten(1, (parts, batch)).sum(dim=1)
 
 
@@ -88,10 +89,10 @@ def grad_value_weights(grad_heads: Tensor, context: Tensor) -> Tensor:
     left = torch.cat([grad_heads] * parts, dim=1) if parts > 1 else grad_heads
     flat = context.flatten(1, 2)
     if flat.dtype == left.dtype:
-        return torch.bmm(left.mT, flat)
+        return bmm(left.mT, flat)
     grad = left.new_empty(heads, left.shape[2], channels)
     for group in _head_groups(grad):
-        grad[group] = torch.bmm(left[group].to(flat.dtype).mT, flat[group])
+        grad[group] = bmm(left[group].to(flat.dtype).mT, flat[group])
     return grad
 
 
@@ -219,9 +220,9 @@ def grad_tokens(
         first = weights[:, :, :1]
         rest = (weights[:, :, 1:] + first / (rows - 1)).to(vectors.dtype)
         if vectors.dtype == dx.dtype:
-            torch.bmm(rest.mT, vectors, out=dx[part])
+            bmm(rest.mT, vectors, out=dx[part])
         else:
-            dx[part] = torch.bmm(rest.mT, vectors)
+            dx[part] = bmm(rest.mT, vectors)
         if want_positions:
             dp[0] += (first.to(vectors.dtype).flatten(0, 1).mT @ vectors.flatten(0, 1))[0]
             dp[1:] += dx[part].sum(dim=0, dtype=dp.dtype)

@@ -7,7 +7,6 @@
 #include <limits>
 
 #include "brgemm_gradients.h"
-#include "common/cpu_dispatch.h"
 
 namespace clipfast {
 
@@ -79,32 +78,14 @@ class BrgemmDriver : public StripDriver {
   }
 };
 
-// oneDNN refuses a type that the processor has no instructions for by throwing.
-template <typename T>
-bool can_multiply() {
-  const T one[4] = {T(1), T(1), T(1), T(1)};
-  float product[4] = {};
-  try {
-    multiply<T>(2, 2, 2, one, 2, one, 2, product, 2, false);
-    at::native::cpublas::brgemm_release(!std::is_same_v<T, float>);
-  } catch (const std::exception&) {
-    return false;
-  }
-  return product[0] == 2.0f && product[3] == 2.0f;
-}
-
 }  // namespace
 
 StripDriver* brgemm_driver(at::ScalarType type) {
   static BrgemmDriver<float> single;
   static BrgemmDriver<at::BFloat16> half;
-  static const bool has_single = can_multiply<float>();
-  // Without the instructions oneDNN emulates them, slower than float32.
-  static const bool has_half = __builtin_cpu_supports("avx512bf16") && can_multiply<at::BFloat16>();
-  if (cpu_capability() != CpuCapability::kAvx512) return nullptr;
-  if (type == at::kFloat) return has_single ? &single : nullptr;
-  if (type == at::kBFloat16) return has_half ? &half : nullptr;
-  return nullptr;
+  if (!has_brgemm(type)) return nullptr;
+  if (type == at::kFloat) return &single;
+  return &half;
 }
 
 #else

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "packing.h"
+#include "common/packing.h"
 
 namespace clipfast::CPU_CAPABILITY {
 
