@@ -37,7 +37,11 @@ Operand operand(const Tensor& m) {
   return {m.const_data_ptr<float>(), rows, columns, row_stride, m.stride(-1)};
 }
 
-Tensor as_rows(const Tensor& x) { return x.reshape({-1, x.size(-1)}); }
+Tensor as_rows(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+  return x.reshape({rows, x.size(-1)});
+}
 
 bool takes_onednn(ProductKind kind, int64_t rows, const Tensor& a) {
   return a.scalar_type() == at::kFloat && library_of(kind, rows) == Library::kOneDnn;
@@ -60,17 +64,13 @@ Tensor product(const Tensor& a_in, const Tensor& b_in, const Tensor* bias = null
   return c;
 }
 
-void check_linear(const Tensor& x, const Tensor& weight) {
+Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
   TORCH_CHECK(x.dim() >= 1 && weight.dim() == 2 && x.size(-1) == weight.size(1),
               "linear: expected x [.., K] and weight [N, K], got ", x.sizes(), " and ",
               weight.sizes());
   TORCH_CHECK(x.scalar_type() == weight.scalar_type() && x.device() == weight.device(),
               "linear: expected x and weight of one type on one device, got ", x.scalar_type(), " ",
               x.device(), " and ", weight.scalar_type(), " ", weight.device());
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias) {
-  check_linear(x, weight);
   if (bias) {
     TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0) &&
                     bias->scalar_type() == x.scalar_type() && bias->device() == x.device(),
@@ -88,38 +88,43 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   return product(rows, weight.t(), dense ? &*dense : nullptr).view(sizes);
 }
 
-// The gradient lies as the weight does, so that nobody has to turn it round.
-Tensor grad_of_weight(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                      Tensor* grad_bias) {
-  const bool lies_transposed = weight.stride(0) == 1 && weight.stride(1) != 1;
+// grad^T x, and the sum of grad's rows where wanted. With `by_columns` its columns are contiguous.
+Tensor grad_of_weight(const Tensor& grad, const Tensor& x, bool by_columns, Tensor* grad_bias) {
   if (!takes_onednn(ProductKind::kGradWeight, x.size(0), x)) {
     if (grad_bias) *grad_bias = grad.sum(0);
-    return lies_transposed ? x.t().mm(grad).t() : grad.t().mm(x);
+    return by_columns ? x.t().mm(grad).t() : grad.t().mm(x);
   }
-  if (!lies_transposed) return product(grad.t(), x, nullptr, grad_bias);
+  if (!by_columns) return product(grad.t(), x, nullptr, grad_bias);
   if (grad_bias) *grad_bias = grad.sum(0);
   return product(x.t(), grad).t();
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_in, const Tensor& x,
-                                                   const Tensor& weight, bool want_x,
-                                                   bool want_weight, bool want_bias) {
-  check_linear(x, weight);
-  auto sizes = x.sizes().vec();
-  sizes.back() = weight.size(0);
-  TORCH_CHECK(grad_in.sizes() == sizes && grad_in.scalar_type() == x.scalar_type(),
-              "linear_backward: expected a gradient ", sizes, " of x's type, got ", grad_in.sizes(),
-              " ", grad_in.scalar_type());
-  const Tensor grad = readable(as_rows(grad_in)), rows = as_rows(x);
-  const auto none = [&] { return at::empty({0}, x.options()); };
+std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad_in,
+                                                   const std::optional<Tensor>& x,
+                                                   const std::optional<Tensor>& weight,
+                                                   bool by_columns, bool want_bias) {
+  TORCH_CHECK(grad_in.dim() >= 1, "linear_backward: expected a gradient [.., N]");
+  const Tensor grad = readable(as_rows(grad_in));
+  const auto none = [&] { return at::empty({0}, grad_in.options()); };
   Tensor grad_x = none(), grad_weight = none(), grad_bias = none();
-  if (want_x) {
-    grad_x = takes_onednn(ProductKind::kGradInput, rows.size(0), x) ? product(grad, weight)
-                                                                    : grad.mm(weight);
-    grad_x = grad_x.view(x.sizes());
+  if (weight) {
+    TORCH_CHECK(weight->dim() == 2 && weight->size(0) == grad.size(1) &&
+                    weight->scalar_type() == grad.scalar_type(),
+                "linear_backward: expected a gradient [.., N] and weight [N, K] of one type, got ",
+                grad_in.sizes(), " ", grad.scalar_type(), " and ", weight->sizes(), " ",
+                weight->scalar_type());
+    auto sizes = grad_in.sizes().vec();
+    sizes.back() = weight->size(1);
+    const bool is_ours = takes_onednn(ProductKind::kGradInput, grad.size(0), grad);
+    grad_x = (is_ours ? product(grad, *weight) : grad.mm(*weight)).view(sizes);
   }
-  if (want_weight) {
-    grad_weight = grad_of_weight(grad, rows, weight, want_bias ? &grad_bias : nullptr);
+  if (x) {
+    const Tensor rows = x->dim() >= 1 ? as_rows(*x) : *x;
+    TORCH_CHECK(
+        rows.dim() == 2 && rows.size(0) == grad.size(0) && rows.scalar_type() == grad.scalar_type(),
+        "linear_backward: expected a gradient [.., N] and x [.., K] of one type, got ",
+        grad_in.sizes(), " ", grad.scalar_type(), " and ", x->sizes(), " ", x->scalar_type());
+    grad_weight = grad_of_weight(grad, rows, by_columns, want_bias ? &grad_bias : nullptr);
   } else if (want_bias) {
     grad_bias = grad.sum(0);
   }

@@ -73,16 +73,10 @@ def _linear_flop(x: list[int], weight: list[int], *_: Any, **__: Any) -> int:
 
 
 def _linear_backward_flop(
-    grad: list[int],
-    x: list[int],
-    weight: list[int],
-    want_x: bool,
-    want_weight: bool,
-    *_: Any,
-    **__: Any,
+    grad: list[int], x: list[int] | None, weight: list[int] | None, *_: Any, **__: Any
 ) -> int:
-    """As many for each gradient that is wanted."""
-    return (want_x + want_weight) * _linear_flop(x, weight)
+    """One for each gradient that is wanted."""
+    return sum(2 * math.prod(grad) * given[-1] for given in (x, weight) if given is not None)
 
 
 def _pool_flop(x: list[int], positions: list[int], *shapes: Any, **_: Any) -> int:

@@ -173,10 +173,10 @@ def _products() -> dict[str, Callable[[], object]]:
         a, b = random(8, rows, 64), random(8, 64, _WIDTH)
         made[f"forward.{name}"] = lambda x=x: operators.linear(x, weight, None)
         made[f"grad_input.{name}"] = lambda x=x, g=grad: operators.linear_backward(
-            g, x, weight, True, False, False
+            g, None, weight, False, False
         )
         made[f"grad_weight.{name}"] = lambda x=x, g=grad: operators.linear_backward(
-            g, x, weight, False, True, False
+            g, x, None, False, False
         )
         made[f"batched.{name}"] = lambda a=a, b=b: operators.bmm(a, b)
     return made
