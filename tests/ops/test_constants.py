@@ -14,6 +14,7 @@ import pytest
 
 from clipfast.ops.adamw import formats, random_bits
 from clipfast.ops.attention_pool import MAX_TRITON_SAMPLES, MAX_TRITON_TOKENS
+from clipfast.ops.products import library
 from clipfast.ops.quick_gelu import plain as quick_gelu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,10 @@ def quick_gelu_in_python() -> dict[str, float]:
     return {"kSlope": quick_gelu.SLOPE}
 
 
+def products_in_python() -> dict[str, float]:
+    return {"kFewRows": library.FEW_ROWS, "kSomeRows": library.SOME_ROWS}
+
+
 def in_triton(room: str, name: str) -> float:
     """The one value of a name in the modules of kernels/<room>."""
     modules = [
@@ -100,6 +105,7 @@ def contrastive_in_triton() -> dict[str, float]:
     [
         ("adamw", adamw_in_python),
         ("quick_gelu", quick_gelu_in_python),
+        ("products", products_in_python),
         ("quick_gelu", quick_gelu_in_triton),
         ("common", rows_in_triton),
         ("contrastive", contrastive_in_triton),
@@ -114,7 +120,7 @@ def test_constants_are_the_same_in_every_language(room: str, others: Callable) -
 
 def test_constants_headers_are_all_compared() -> None:
     rooms = {path.parent.name for path in CSRC.rglob("constants.h")}
-    assert rooms == {"adamw", "common", "contrastive", "quick_gelu"}
+    assert rooms == {"adamw", "common", "contrastive", "products", "quick_gelu"}
 
 
 def test_constants_of_attention_pool_are_the_launchers() -> None:
