@@ -132,7 +132,8 @@ def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
         if new:
             print(
                 f"{new[0]['captions']} captions of {new[0]['mean_length']:.3g} tokens; matrix "
-                f"products {new[0]['gemm_flop_per_s'] / 1e12:.3g} TFLOP/s; plain model "
+                f"products {new[0]['gemm_flop_per_s'] / 1e12:.3g} TFLOP/s "
+                f"({new[0]['gemm_library']}); plain model "
                 f"{new[0]['model_flop'] / 1e12:.3g} TFLOP per step\n"
             )
             print(report.table(new))

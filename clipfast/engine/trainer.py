@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipfast.engine import cpu_products
 from clipfast.engine.builders import Builders
 from clipfast.engine.checkpoint import Checkpoints, export_final, move_aside
 from clipfast.engine.clock import TrainingClock
@@ -81,6 +82,7 @@ class Trainer:
         self.plan = resolve_recomputation(plan, self.loader)
         self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
         torch.manual_seed(options.seed)
+        self._cpu_products = cpu_products.agree(process)
         self.engine = builders.build_engine(self.plan)
         self.step = 0
         self._requests = Requests(process, options.checkpoint.every_minutes)
@@ -204,7 +206,7 @@ class Trainer:
         return [*paths, folder / "curves.png"]
 
     def _save(self) -> None:
-        state = {"loader": self.loader.state_dict()}
+        state = {"loader": self.loader.state_dict(), "cpu_products": self._cpu_products}
         self.checkpoints.save(self.engine, self.step, state)
         self._requests.saved()
 
@@ -219,6 +221,11 @@ class Trainer:
         if state is not None:
             reapply_options(self.plan.config.optimizer, self.engine)
             self.step = state["step"]
+            self._cpu_products, note = cpu_products.go_on_with(
+                state.get("cpu_products", {}), self._cpu_products
+            )
+            if note and self.plan.process.is_main:
+                print(note)
             try:
                 self.loader.load_state_dict(state["loader"])
             except ValueError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.parts.common import harness
+from benchmarks.parts.common.products import Multiply, multipliers
 from benchmarks.parts.loss.fit import free_bytes
 from benchmarks.parts.loss.peers import ROUNDING
 from benchmarks.parts.loss.problem import Case, Features
@@ -25,14 +26,25 @@ def measure_floors(
 
     With X this rank's ``[B, D]``, Y ``[G, D]`` and P ``[B, G]``: X Y^T, P Y and P^T X. Where P
     takes over a quarter of the free memory, a strip of its rows is timed and the time scaled to all
-    of them. On a CPU, whose float32 may be faster than its half precision, the floor is the faster.
+    of them. The floor is the fastest of what is here: of all libraries, and on a CPU, whose float32
+    may be faster than its half precision, of both types.
     """
     fastest: list[harness.Row] = []
-    for dtype in floor_dtypes(case):
-        rows = _time_products(case, features, runs, warmup, tick, dtype, fields)
+    for dtype, name in floor_candidates(case):
+        multiply = multipliers(dtype, case.device)[name]
+        rows = _time_products(case, features, runs, warmup, tick, dtype, multiply, fields)
+        for row in rows:
+            row["floor_library"] = name
         if not fastest or rows[0]["median_ms"] < fastest[0]["median_ms"]:
             fastest = rows
     return fastest
+
+
+def floor_candidates(case: Case) -> list[tuple[torch.dtype, str]]:
+    """The types and libraries whose products are timed; the fastest is the floor."""
+    return [
+        (dtype, name) for dtype in floor_dtypes(case) for name in multipliers(dtype, case.device)
+    ]
 
 
 def floor_dtypes(case: Case) -> list[torch.dtype]:
@@ -48,6 +60,7 @@ def _time_products(
     warmup: int,
     tick: Callable[[], None],
     dtype: torch.dtype,
+    multiply: Multiply,
     fields: dict[str, object],
 ) -> list[harness.Row]:
     x = torch.nn.functional.normalize(features.images.detach().float(), dim=1).to(dtype)
@@ -56,17 +69,14 @@ def _time_products(
     free = free_bytes(case.device) or 2**33
     strip = min(len(x), max(1, free // (4 * case.world_size * case.batch * dtype.itemsize)))
     x = x[:strip].contiguous()
-    p = torch.empty(strip, case.batch, dtype=dtype, device=case.device)
-    rows_out, columns_out = torch.empty_like(x), torch.empty_like(y)
 
-    def products(logit_passes: int) -> None:
+    def products(logit_passes: int) -> tuple[Tensor, Tensor, Tensor]:
         for _ in range(logit_passes):
-            torch.mm(x, y.T, out=p)
-        torch.mm(p, y, out=rows_out)
-        torch.mm(p.T, x, out=columns_out)
+            p = multiply(x, y.T)
+        return p, multiply(p, y), multiply(p.T, x)
 
     def check() -> None:
-        products(1)
+        p, rows_out, columns_out = products(1)
         limit = 64 * ROUNDING[dtype]
         expected = x[:8].double() @ y.double().T
         assert _error(p[:8], expected) < limit, "X Y^T"

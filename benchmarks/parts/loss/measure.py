@@ -11,7 +11,7 @@ import torch.distributed as dist
 from benchmarks.parts.common import harness
 from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.loss.fit import require_memory
-from benchmarks.parts.loss.floor import floor_dtypes, measure_floors, set_floor_ratios
+from benchmarks.parts.loss.floor import floor_candidates, measure_floors, set_floor_ratios
 from benchmarks.parts.loss.peers import Contender, our_contenders, peer_contenders
 from benchmarks.parts.loss.problem import (
     SAMPLED_ABOVE,
@@ -40,7 +40,7 @@ class Selection:
 
     def total_runs(self, case: Case) -> int:
         """Runs of a case, where every contender is timed."""
-        functions = 2 * len(floor_dtypes(case)) + len(self.contenders(case))
+        functions = 2 * len(floor_candidates(case)) + len(self.contenders(case))
         return (self.runs + self.warmup) * functions
 
 

@@ -32,7 +32,7 @@ def table(rows: Sequence[Row]) -> str:
         if name in letters:
             name = f"{letters[name]}: {name}"
         if "flop_bgd" in row:
-            name += f" ({row['floor_dtype']}, {row['tflops']:.3g} TFLOP/s)"
+            name += f" ({row['floor_dtype']}, {row['floor_library']}, {row['tflops']:.3g} TFLOP/s)"
         extra = row["peak_extra_bytes"]
         lines.append(
             [

@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -172,18 +173,14 @@ def _products() -> dict[str, Callable[[], object]]:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    operators = torch.ops.clipfast
+    linear, backward = torch.ops.clipfast.linear, torch.ops.clipfast.linear_backward
     weight = random(_WIDTH, _WIDTH)
     made: dict[str, Callable[[], object]] = {}
     for name, rows in _ROWS.items():
         x, grad = random(rows, _WIDTH), random(rows, _WIDTH)
         a, b = random(8, rows, 64), random(8, 64, _WIDTH)
-        made[f"forward.{name}"] = lambda x=x: operators.linear(x, weight, None)
-        made[f"grad_input.{name}"] = lambda x=x, g=grad: operators.linear_backward(
-            g, None, weight, False, False
-        )
-        made[f"grad_weight.{name}"] = lambda x=x, g=grad: operators.linear_backward(
-            g, x, None, False, False
-        )
-        made[f"batched.{name}"] = lambda a=a, b=b: operators.bmm(a, b)
+        made[f"forward.{name}"] = partial(linear, x, weight, None)
+        made[f"grad_input.{name}"] = partial(backward, grad, None, weight, False, False)
+        made[f"grad_weight.{name}"] = partial(backward, grad, x, None, False, False)
+        made[f"batched.{name}"] = partial(torch.ops.clipfast.bmm, a, b)
     return made
