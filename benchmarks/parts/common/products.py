@@ -10,25 +10,28 @@ from torch import Tensor
 from clipfast.ops import products
 from clipfast.ops.products import library
 
-Multiply = Callable[[Tensor, Tensor], Tensor]
+Multiply = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(a [M, K], b [K, N], out [M, N]) -> a b, in `out` where the library can write there."""
 
 
 def multipliers(dtype: torch.dtype, device: torch.device) -> dict[str, Multiply]:
     """a b by each library that multiplies this type on this device.
 
     Args:
-        dtype: Of a [M, K] and b [K, N].
+        dtype: Of the matrices.
         device: Where they are.
 
     Returns:
         By name. ``torch.mm`` is cuBLAS on a GPU; on a CPU MKL in float32, oneDNN in bfloat16.
     """
-    found: dict[str, Multiply] = {"torch.mm": torch.mm}
+    found: dict[str, Multiply] = {"torch.mm": lambda a, b, out: torch.mm(a, b, out=out)}
     if device.type == "cpu" and dtype == torch.float32:
         if torch.backends.mkldnn.is_available():
-            found["oneDNN"] = lambda a, b: torch.ops.mkldnn._linear_pointwise(
+            found["oneDNN"] = lambda a, b, out: torch.ops.mkldnn._linear_pointwise(
                 a, b.T, None, "none", [], ""
             )
         if library.has_onednn():
-            found["clipfast.ops.products"] = lambda a, b: products.linear(a, b.T)
+            found["clipfast.ops.products"] = lambda a, b, out: products.bmm(
+                a[None], b[None], out=out[None]
+            )[0]
     return found

@@ -69,19 +69,21 @@ def _time_products(
     free = free_bytes(case.device) or 2**33
     strip = min(len(x), max(1, free // (4 * case.world_size * case.batch * dtype.itemsize)))
     x = x[:strip].contiguous()
+    logits = torch.empty(strip, case.batch, dtype=dtype, device=case.device)
+    rows_out, columns_out = torch.empty_like(x), torch.empty_like(y)
 
     def products(logit_passes: int) -> tuple[Tensor, Tensor, Tensor]:
         for _ in range(logit_passes):
-            p = multiply(x, y.T)
-        return p, multiply(p, y), multiply(p.T, x)
+            p = multiply(x, y.T, logits)
+        return p, multiply(p, y, rows_out), multiply(p.T, x, columns_out)
 
     def check() -> None:
-        p, rows_out, columns_out = products(1)
+        p, by_rows, by_columns = products(1)
         limit = 64 * ROUNDING[dtype]
         expected = x[:8].double() @ y.double().T
         assert _error(p[:8], expected) < limit, "X Y^T"
-        assert _error(rows_out[:8], p[:8].double() @ y.double()) < limit, "P Y"
-        assert _error(columns_out[:8], p[:, :8].double().T @ x.double()) < limit, "P^T X"
+        assert _error(by_rows[:8], p[:8].double() @ y.double()) < limit, "P Y"
+        assert _error(by_columns[:8], p[:, :8].double().T @ x.double()) < limit, "P^T X"
 
     rows = harness.measure_together(
         {"floor 6BGD": lambda: products(1), "floor 8BGD": lambda: products(2)},
