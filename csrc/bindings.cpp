@@ -4,7 +4,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-
 #include "clipfast_build_info.h"  // written by setup.py
 #include "common/brgemm.h"
 #include "common/cpu_dispatch.h"
