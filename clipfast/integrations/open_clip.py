@@ -123,6 +123,7 @@ def patch_open_clip(model: nn.Module, *, loss: nn.Module | bool = True) -> Patch
     - a causal text tower that is read at its end-of-text token: tokens behind that one, padding
       mostly, are never computed, nor is anything but the rows that are read in the last block;
     - a ViT read at its class token: the last block computes that row alone;
+    - linear layers of these transformers, in float32 on the CPU: the faster library multiplies;
     - ``open_clip.loss.ClipLoss``: logits are never kept nor rounded (`clipfast.ClipLoss`).
 
     What does not fit one of these is left alone and named in the result. Call it before the model
