@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "common/brgemm.h"
 #include "common/packing.h"
@@ -22,6 +23,7 @@ constexpr int64_t kTransposedBlock = 64;  // of a transposed a, which lie in a b
 constexpr int64_t kStep = 64;             // rows of one block product
 constexpr int64_t kDepth = 128;           // terms of a sum before it is added to c
 constexpr int64_t kRowMultiple = 16;      // few distinct numbers of rows: each is compiled once
+constexpr int64_t kPacked = int64_t{2} << 20;  // floats that are packed at a time
 // So few rows do not repay packing b: they read it where it lies,
 constexpr int64_t kRowsUnpacked = 128;
 // or, where it lies transposed, c^T = b^T a^T is computed, and a^T packed.
@@ -53,6 +55,17 @@ float sum(const float* x, int64_t count) {
   for (const float lane : lanes) total += lane;
   for (; i < count; ++i) total += x[i];
   return static_cast<float>(total);
+}
+
+// Where b is packed: memory of the calling thread that stays, since a buffer that came and went
+// with each product would leave holes between the results that remain.
+float* scratch(int64_t count) {
+  thread_local std::vector<float> kept;
+  if (static_cast<int64_t>(kept.size()) < count) {
+    kept = {};
+    kept.resize(count);
+  }
+  return kept.data();
 }
 
 // A panel of b as the block product reads it.
@@ -178,14 +191,14 @@ void share(int64_t tasks, int64_t threads, const Run& run) {
 }
 
 void run_turned(const Product& p) {
-  PerThread<float> packed(1, p.a.columns * p.a.rows);
-  pack_panel(turned(p.a), 0, packed[0]);
+  float* packed = scratch(p.a.columns * p.a.rows);
+  pack_panel(turned(p.a), 0, packed);
   const int64_t tasks = divide_up(p.b.columns, kStep);
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   PerThread<float> tiles(threads, kStep * p.a.rows);
   share(tasks, threads, [&](int64_t task, int64_t thread) {
     const int64_t begin = task * kStep;
-    multiply_turned(p, packed[0], begin, std::min(kStep, p.b.columns - begin), tiles[thread]);
+    multiply_turned(p, packed, begin, std::min(kStep, p.b.columns - begin), tiles[thread]);
   });
 }
 
@@ -198,26 +211,32 @@ void run_product(const Product& p) {
   if (is_turned(p)) return run_turned(p);
   const int64_t panels = divide_up(p.b.columns, kPanel);
   const bool in_place = reads_b_in_place(p);
-  PerThread<float> packed(1, in_place ? 0 : panels * kPanel * depth);
-  if (!in_place) {
-    at::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) pack_panel(p.b, i, packed[0] + i * depth * kPanel);
-    });
-  }
-  const Shares shares(p.a.rows, panels, p.a.is_transposed() ? kTransposedBlock : kBlock);
+  const int64_t most = in_place ? panels : std::max<int64_t>(1, kPacked / (kPanel * depth));
+  const int64_t group = divide_up(panels, divide_up(panels, most));
+  float* packed = in_place ? nullptr : scratch(group * kPanel * depth);
+  const Shares shares(p.a.rows, group, p.a.is_transposed() ? kTransposedBlock : kBlock);
   const int64_t tasks = shares.blocks * shares.parts;
   const int64_t threads = std::min<int64_t>(tasks, at::get_num_threads());
   PerThread<float> buffers(threads, p.a.is_transposed() ? shares.rows * depth : 0);
-  share(tasks, threads, [&](int64_t task, int64_t thread) {
-    const int64_t row = task / shares.parts * shares.rows, part = task % shares.parts;
-    const int64_t rows = std::min(shares.rows, p.a.rows - row);
-    const Operand a = rows_of(p, row, rows, buffers[thread], part == 0);
-    for (int64_t i = part * panels / shares.parts; i < (part + 1) * panels / shares.parts; ++i) {
-      multiply_panel(
-          p, a, row,
-          in_place ? panel_in_place(p.b, i) : packed_panel(p.b, i, packed[0] + i * depth * kPanel));
+  for (int64_t first = 0; first < panels; first += group) {
+    const int64_t count = std::min(group, panels - first);
+    const auto panel_memory = [&](int64_t i) { return packed + (i - first) * depth * kPanel; };
+    if (!in_place) {
+      at::parallel_for(first, first + count, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) pack_panel(p.b, i, panel_memory(i));
+      });
     }
-  });
+    share(tasks, threads, [&](int64_t task, int64_t thread) {
+      const int64_t row = task / shares.parts * shares.rows, part = task % shares.parts;
+      const int64_t rows = std::min(shares.rows, p.a.rows - row);
+      const Operand a = rows_of(p, row, rows, buffers[thread], first == 0 && part == 0);
+      const int64_t end = first + (part + 1) * count / shares.parts;
+      for (int64_t i = first + part * count / shares.parts; i < end; ++i) {
+        multiply_panel(p, a, row,
+                       in_place ? panel_in_place(p.b, i) : packed_panel(p.b, i, panel_memory(i)));
+      }
+    });
+  }
 }
 
 void run_products(const Product& first, const BatchStrides& strides, int64_t count) {
