@@ -41,7 +41,7 @@ class Headline:
 
 
 def headlines(kind: str = "cpu") -> list[Headline]:
-    """All lines of one kind of device, each from its newest run of its benchmark.
+    """All lines of one kind of device, each from the newest run that measured it.
 
     Args:
         kind: ``cpu`` or ``cuda``.
@@ -56,9 +56,14 @@ def headlines(kind: str = "cpu") -> list[Headline]:
     }
     found = []
     for subject, make in makers.items():
-        runs = [run for run in read_runs(subject) if run.rows[0]["device"].startswith(kind)]
-        if runs:
-            found += make(runs[0])
+        lines: dict[tuple[str, str], Headline] = {}
+        for run in read_runs(subject):  # the newest first
+            if run.rows[0]["device"].startswith(kind):
+                for line in make(run):
+                    lines.setdefault((line.what, line.kind), line)
+        # Types of one subject stay together.
+        subjects = list(dict.fromkeys(what for what, _ in lines))
+        found += sorted(lines.values(), key=lambda line: subjects.index(line.what))
     return found
 
 
