@@ -1,6 +1,5 @@
 // Checks, allocation and registration of linear, its backward, and bmm on the CPU.
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>

@@ -8,8 +8,9 @@
 // result to rounding; every sum is float32, in blocks of at most kDepth terms, and its order does
 // not depend on the number of threads.
 //
-// b is packed into panels of kPanel columns, once a product; a is read where it lies, or, where it
-// lies transposed, transposed by blocks of rows into a thread's own cache.
+// b is packed into panels of kPanel columns, a group of them at a time; for few rows it is read
+// where it lies, or the product is turned round. a is read where it lies, or, where it lies
+// transposed, transposed by blocks of rows into a thread's own cache.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +37,8 @@ struct Product {
 // One product, shared among the threads.
 void run_product(const Product& product);
 
-// `count` products of one shape, operands and results `stride` floats apart, each on one thread.
+// `count` products of one shape, operands and results `strides` floats apart. A thread takes whole
+// products; where there are fewer products than threads, parts of their columns.
 struct BatchStrides {
   int64_t a, b, c;
 };
