@@ -5,8 +5,10 @@ folder synced. After a crash, of the process or of the machine, the name holds w
 or all of what is new.
 """
 
+import errno
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,6 +105,64 @@ def remove_stale(path: str | os.PathLike[str]) -> list[Path]:
             temporary.unlink()
             removed.append(temporary)
     return removed
+
+
+def explain(error: OSError, path: str | os.PathLike[str]) -> str:
+    """What went wrong with a file, for a person: its path, the reason, the space that is left.
+
+    Args:
+        error: what the system said.
+        path: what was to be written or read; it need not exist.
+
+    Returns:
+        One line, such as "/runs/a/final.safetensors: No space left on device; 1.2 MB free on that
+        file system".
+    """
+    reason = error.strerror or str(error) or type(error).__name__
+    return "; ".join([f"{os.fspath(path)}: {reason}", *_remains(error, path)])
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int | None:
+    """Bytes that this user may still write on the file system of a path.
+
+    Args:
+        path: a file or folder; where there is none, the nearest folder above it is asked.
+
+    Returns:
+        The bytes; None where they cannot be known.
+    """
+    try:
+        return shutil.disk_usage(_nearest_folder(path)).free
+    except OSError:
+        return None
+
+
+def _remains(error: OSError, path: str | os.PathLike[str]) -> Iterator[str]:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG):
+        return
+    free = free_bytes(path)
+    if free is not None:
+        yield f"{_size(free)} free on that file system"
+    with suppress(OSError):
+        found = os.statvfs(_nearest_folder(path))
+        # A file system can run out of files before it runs out of bytes.
+        if error.errno == errno.ENOSPC and found.f_files and not found.f_favail:
+            yield "no further file fits on it: delete files there"
+    if error.errno == errno.EDQUOT:
+        yield "a quota may be lower than that"
+
+
+def _nearest_folder(path: str | os.PathLike[str]) -> Path:
+    path = Path(path).absolute()
+    return next((p for p in (path, *path.parents) if p.is_dir()), Path("/"))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
 
 
 def process_is_alive(pid: int) -> bool:

@@ -1,6 +1,9 @@
 """Files stand whole or not at all, and what killed writers left goes."""
 
+import errno
 import os
+import re
+import shutil
 import signal
 import socket
 import stat
@@ -9,7 +12,7 @@ import sys
 
 import pytest
 
-from clipfast.files import remove_stale, sync_path, whole_file, write_whole
+from clipfast.files import explain, free_bytes, remove_stale, sync_path, whole_file, write_whole
 
 
 @pytest.mark.parametrize("name", ["file", "with space", "odd[1]*?.json", ".hidden"])
@@ -86,3 +89,42 @@ def test_files_of_killed_writers_go_and_those_of_the_living_stay(tmp_path):
 def test_files_sync_says_what_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         sync_path(tmp_path / "nothing")
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_files_explain_names_path_reason_and_free_space(tmp_path, number):
+    path = tmp_path / "run" / "not there yet" / "file"
+    text = explain(_error(number), path)
+    assert text.startswith(f"{path}: {os.strerror(number)}; ")
+    assert re.search(r"; \d[\d.]* (bytes|[KMGT]B) free on that file system", text)
+
+
+def test_files_explain_says_nothing_of_space_where_it_is_no_reason(tmp_path):
+    path = tmp_path / "file"
+    assert explain(_error(errno.EACCES), path) == f"{path}: Permission denied"
+    assert explain(OSError("a plain reason"), path) == f"{path}: a plain reason"
+
+
+def test_files_explain_says_where_files_run_out_before_bytes(tmp_path, monkeypatch):
+    found = os.statvfs_result((4096, 4096, 9, 9, 9, 10, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
+    assert "no further file fits" in explain(_error(errno.ENOSPC), tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("free", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 KB"), (1_230_000_000, "1.2 GB"),
+     (5_600_000_000_000, "5.6 TB")],
+)  # fmt: skip
+def test_files_explain_gives_sizes_that_a_person_reads(tmp_path, monkeypatch, free, text):
+    monkeypatch.setattr("clipfast.files.free_bytes", lambda _: free)
+    assert f"; {text} free on that" in explain(_error(errno.ENOSPC), tmp_path / "file")
+
+
+def test_files_free_bytes_are_those_of_the_nearest_folder(tmp_path):
+    path = tmp_path / "a" / "b"
+    assert abs(free_bytes(path) - shutil.disk_usage(tmp_path).free) < 1 << 30
