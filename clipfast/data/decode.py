@@ -33,6 +33,40 @@ class DecodedBatch:
     encoded: EncodedBatch
 
 
+class _Feed:
+    """What DALI calls for batches, ahead of the results; StopIteration ends its stream.
+
+    It knows nothing of the pipeline that holds it: in a cycle the two would live, with threads and
+    buffers, until Python looks for cycles.
+
+    Attributes:
+        in_flight: batches that the pipeline was given and whose results are not out yet.
+        failure: what the source raised.
+    """
+
+    def __init__(self, source: Iterator[EncodedBatch]) -> None:
+        self._source = source
+        self.in_flight: deque[EncodedBatch] = deque()
+        self.failure: Exception | None = None
+
+    def __call__(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        try:
+            encoded = next(self._source)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
+        self.in_flight.append(encoded)
+        return encoded.images, list(encoded.request.crops)
+
+    def close(self) -> None:
+        """Forget everything: DALI's graph, which holds this object, lies in cycles of its own."""
+        self._source = iter(())
+        self.in_flight.clear()
+        self.failure = None
+
+
 class Decoder:
     """Decodes, crops, resizes and normalises a stream of encoded batches.
 
@@ -64,15 +98,13 @@ class Decoder:
         dtype: torch.dtype,
         threads: int,
     ) -> None:
-        self._source = source
         self._reader = reader
         self._device = device
         self._dtype = dtype
-        self._in_flight: deque[EncodedBatch] = deque()
+        self._feed = _Feed(source)
         # The executor may still read the bytes of a batch whose result has just been handed out.
         self._finished: deque[EncodedBatch] = deque(maxlen=_QUEUE_DEPTH)
-        self._failure: Exception | None = None
-        self._pipeline = _build_pipeline(
+        self._pipeline: Any = _build_pipeline(
             self._feed, batch_size, image_size, device, dtype, max(1, threads)
         )
 
@@ -80,8 +112,10 @@ class Decoder:
         return self
 
     def __next__(self) -> DecodedBatch:
-        if self._failure is not None:
-            raise self._failure
+        if self._feed.failure is not None:
+            raise self._feed.failure
+        if self._pipeline is None:
+            raise StopIteration
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
         try:
             self._pipeline.schedule_run()
@@ -89,24 +123,19 @@ class Decoder:
         except StopIteration:
             raise
         except Exception as error:
-            raise (self._failure or self._explain(error)) from error
-        encoded = self._in_flight.popleft()
+            raise (self._feed.failure or self._explain(error)) from error
+        encoded = self._feed.in_flight.popleft()
         images = self._to_torch(outputs[0], stream)
         self._pipeline.release_outputs()
         self._finished.append(encoded)
         return DecodedBatch(images, encoded)
 
-    def _feed(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Called by DALI, ahead of the results; StopIteration ends its stream."""
-        try:
-            encoded = next(self._source)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self._failure = error
-            raise
-        self._in_flight.append(encoded)
-        return encoded.images, list(encoded.request.crops)
+    def close(self) -> None:
+        """End DALI's threads and give its memory back; what is under way is abandoned."""
+        # The pipeline goes with its last reference, before the bytes that it may still read.
+        self._pipeline = None
+        self._feed.close()
+        self._finished.clear()
 
     def _to_torch(self, output: Any, stream: torch.cuda.Stream | None) -> Tensor:
         from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray, to_torch_type
@@ -119,7 +148,7 @@ class Decoder:
 
     def _explain(self, error: Exception) -> Exception:
         """Find the sample that broke the pipeline, whose error names no file."""
-        for encoded in self._in_flight:
+        for encoded in self._feed.in_flight:
             samples = encoded.request.samples
             reasons = check_images([image.tobytes() for image in encoded.images], _ANY_SIZE)
             for i, reason in enumerate(reasons):

@@ -1,7 +1,8 @@
 """Batches of images and tokens: an endless shuffled stream to train on, one pass to evaluate."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipfast.data.decode import Decoder
+from clipfast.data.decode import DecodedBatch, Decoder
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
@@ -70,33 +71,39 @@ class _Loader:
         self.fields = fields
         self.reader = ShardReader(self.shards, context_length, fields)
 
-    def _batches(self, requests: Iterator[Request], batch_size: int) -> Iterator[ImageTextBatch]:
-        prefetcher = Prefetcher(
-            self.reader.read, requests, threads=min(self.threads, _READ_AHEAD), depth=_READ_AHEAD
+    def _batches(
+        self, requests: Iterator[Request], batch_size: int
+    ) -> Generator[ImageTextBatch, None, None]:
+        """Batches in order; closing the generator ends threads and closes shards."""
+        with closing(self.reader), closing(self._prefetcher(requests)) as prefetcher:
+            decoder = Decoder(
+                prefetcher,
+                self.reader,
+                batch_size,
+                self.image_size,
+                self.device,
+                self.dtype,
+                self.threads,
+            )
+            with closing(decoder):
+                for decoded in decoder:
+                    yield self._to_device(decoded)
+
+    def _prefetcher(self, requests: Iterator[Request]) -> Prefetcher:
+        threads = min(self.threads, _READ_AHEAD)
+        return Prefetcher(self.reader.read, requests, threads=threads, depth=_READ_AHEAD)
+
+    def _to_device(self, decoded: DecodedBatch) -> ImageTextBatch:
+        encoded = decoded.encoded
+        return ImageTextBatch(
+            images=decoded.images,
+            tokens=encoded.tokens.to(self.device, non_blocking=True),
+            lengths=encoded.lengths,
+            epoch=encoded.request.epoch,
+            index=encoded.request.index,
+            shard=encoded.request.samples.shard,
+            row=encoded.request.samples.row,
         )
-        decoder = Decoder(
-            prefetcher,
-            self.reader,
-            batch_size,
-            self.image_size,
-            self.device,
-            self.dtype,
-            self.threads,
-        )
-        try:
-            for decoded in decoder:
-                encoded = decoded.encoded
-                yield ImageTextBatch(
-                    images=decoded.images,
-                    tokens=encoded.tokens.to(self.device, non_blocking=True),
-                    lengths=encoded.lengths,
-                    epoch=encoded.request.epoch,
-                    index=encoded.request.index,
-                    shard=encoded.request.samples.shard,
-                    row=encoded.request.samples.row,
-                )
-        finally:
-            prefetcher.close()
 
 
 class TrainLoader(_Loader):
@@ -156,11 +163,13 @@ class TrainLoader(_Loader):
             )
         self._consumed = 0
 
-    def __iter__(self) -> Iterator[ImageTextBatch]:
+    def __iter__(self) -> Generator[ImageTextBatch, None, None]:
         """Batches from where the loader stands, without end."""
-        for batch in self._batches(self._requests(self._consumed), self._local_batch):
-            self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
-            yield batch
+        requests = self._requests(self._consumed)
+        with closing(self._batches(requests, self._local_batch)) as batches:
+            for batch in batches:
+                self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where the stream stands, and what that depends on."""
@@ -249,7 +258,7 @@ class EvalLoader(_Loader):
         """Samples of this rank."""
         return self.stop - self.start
 
-    def __iter__(self) -> Iterator[ImageTextBatch]:
+    def __iter__(self) -> Generator[ImageTextBatch, None, None]:
         return self._batches(self._requests(), self.batch_size)
 
     def _requests(self) -> Iterator[Request]:

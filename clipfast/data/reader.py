@@ -130,6 +130,12 @@ class ShardReader:
         # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
         return EncodedBatch(request, images, tokens[:, : int(lengths.max())], lengths)
 
+    def close(self) -> None:
+        """Close the shards and forget the tables; the next read opens them again."""
+        self._files.close()
+        with self._lock:
+            self._tables.clear()
+
     def _flatten(self, shard: int, row: int, data: bytes) -> np.ndarray:
         try:
             return flatten_alpha(data)
@@ -180,8 +186,9 @@ class Prefetcher:
         return result
 
     def close(self) -> None:
-        """Stop reading; what is under way is abandoned."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Stop reading: what waits is cancelled, what is under way ends and is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
 
     def _submit(self) -> None:
         request = next(self._requests, None)

@@ -4,6 +4,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,17 +141,17 @@ class RunEncoder(RunData):
         """Encode this rank's pairs. Every rank runs the same number of forwards, since under ZeRO-3
         each one gathers parameters from all ranks; one with a batch less repeats its last."""
         images, texts = [], []
-        batches = iter(loader)
         batch: Any = None
-        for _ in range(forwards):
-            fresh = next(batches, None)
-            batch = fresh or batch
-            image_features, text_features, *_ = self._engine(
-                batch.images, batch.tokens, lengths=batch.lengths
-            )
-            if fresh is not None:
-                images.append(image_features.float())
-                texts.append(text_features.float())
+        with closing(iter(loader)) as batches:
+            for _ in range(forwards):
+                fresh = next(batches, None)
+                batch = fresh or batch
+                image_features, text_features, *_ = self._engine(
+                    batch.images, batch.tokens, lengths=batch.lengths
+                )
+                if fresh is not None:
+                    images.append(image_features.float())
+                    texts.append(text_features.float())
         return torch.cat(images), torch.cat(texts)
 
 
