@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ class ImageTextBatch:
         index: number of the global batch in its epoch.
         shard: ``[B]`` int64, where each sample came from.
         row: ``[B]`` int64, its row in that shard.
+        content: ``[B, 2]`` int64 on the CPU: an id of the picture's file, and one of the caption's
+            words, equal where they are equal. From `EvalLoader` alone.
     """
 
     images: Tensor
@@ -41,10 +44,13 @@ class ImageTextBatch:
     index: int
     shard: np.ndarray
     row: np.ndarray
+    content: Tensor | None = None
 
 
 class _Loader:
     """What both loaders share: shards, reader threads, decoder."""
+
+    with_content = False
 
     def __init__(
         self,
@@ -90,8 +96,9 @@ class _Loader:
                     yield self._to_device(decoded)
 
     def _prefetcher(self, requests: Iterator[Request]) -> Prefetcher:
+        read = partial(self.reader.read, with_content=self.with_content)
         threads = min(self.threads, _READ_AHEAD)
-        return Prefetcher(self.reader.read, requests, threads=threads, depth=_READ_AHEAD)
+        return Prefetcher(read, requests, threads=threads, depth=_READ_AHEAD)
 
     def _to_device(self, decoded: DecodedBatch) -> ImageTextBatch:
         encoded = decoded.encoded
@@ -103,6 +110,7 @@ class _Loader:
             index=encoded.request.index,
             shard=encoded.request.samples.shard,
             row=encoded.request.samples.row,
+            content=encoded.content,
         )
 
 
@@ -237,6 +245,8 @@ class EvalLoader(_Loader):
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
     """
+
+    with_content = True
 
     def __init__(
         self,

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from clipfast.data.alpha import flatten_alpha, has_alpha
+from clipfast.data.content import caption_id, image_id
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
@@ -47,12 +49,15 @@ class EncodedBatch:
         images: B arrays uint8, each a whole image file.
         tokens: ``[B, L]`` int64 on the CPU, cut to the longest caption.
         lengths: ``[B]`` int64, tokens up to and including end-of-text.
+        content: ``[B, 2]`` int64, ids of picture and caption (``clipfast.data.content``), where
+            they were asked for.
     """
 
     request: Request
     images: list[np.ndarray]
     tokens: Tensor
     lengths: Tensor
+    content: Tensor | None = None
 
 
 class ShardReader:
@@ -114,27 +119,36 @@ class ShardReader:
         """Shard and key of a sample, for messages."""
         return f"sample '{self.table(shard).keys()[row]}' of shard {self.shards[shard]}"
 
-    def read(self, request: Request) -> EncodedBatch:
-        """Fetch the images and captions of a request and tokenize the captions."""
+    def read(self, request: Request, with_content: bool = False) -> EncodedBatch:
+        """Fetch the images and captions of a request and tokenize the captions.
+
+        Args:
+            request: which samples.
+            with_content: whether the batch says which pictures and captions are the same.
+        """
         pairs = list(zip(request.samples.shard.tolist(), request.samples.row.tolist(), strict=True))
-        images = []
-        for shard, row in pairs:
-            data = self.image(shard, row)
-            images.append(
-                self._flatten(shard, row, data)
-                if has_alpha(data)
-                else np.frombuffer(data, dtype=np.uint8)
-            )
+        files = [self.image(shard, row) for shard, row in pairs]
         captions = [self.caption(shard, row) for shard, row in pairs]
+        content = None
+        if with_content:
+            ids = [
+                (image_id(data), caption_id(text))
+                for data, text in zip(files, captions, strict=True)
+            ]
+            content = torch.tensor(ids, dtype=torch.int64)
+        images = [
+            self._flatten(shard, row, data)
+            if has_alpha(data)
+            else np.frombuffer(data, dtype=np.uint8)
+            for (shard, row), data in zip(pairs, files, strict=True)
+        ]
         tokens, lengths = tokenize_with_lengths(captions, self.context_length)
         # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
-        return EncodedBatch(request, images, tokens[:, : int(lengths.max())], lengths)
+        return EncodedBatch(request, images, tokens[:, : int(lengths.max())], lengths, content)
 
     def close(self) -> None:
-        """Close the shards and forget the tables; the next read opens them again."""
+        """Close the shards; the next read opens them again."""
         self._files.close()
-        with self._lock:
-            self._tables.clear()
 
     def _flatten(self, shard: int, row: int, data: bytes) -> np.ndarray:
         try:

@@ -83,14 +83,17 @@ class RunEncoder(RunData):
             threads=self.plan.decode_threads,
         )
         sizes = self._sizes(len(loader))
-        images, texts = self._encode(loader, math.ceil(max(sizes) / data.eval_batch_size))
+        images, texts, content = self._encode(loader, math.ceil(max(sizes) / data.eval_batch_size))
         first = sum(sizes[: process.rank])
+        image_ids, caption_ids = self.gather(content.to(self.device)).cpu().unbind(1)
         image, caption = _openers(source, sum(sizes))
         return Pairs(
             source=source,
             image_features=self.gather(images),
             text_features=self.gather(texts),
             mine=slice(first, first + len(loader)),
+            image_ids=image_ids,
+            caption_ids=caption_ids,
             image=image,
             caption=caption,
         )
@@ -137,10 +140,11 @@ class RunEncoder(RunData):
         dist.all_reduce(sizes)
         return sizes.tolist()
 
-    def _encode(self, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor]:
-        """Encode this rank's pairs. Every rank runs the same number of forwards, since under ZeRO-3
-        each one gathers parameters from all ranks; one with a batch less repeats its last."""
-        images, texts = [], []
+    def _encode(self, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode this rank's pairs, and pass on the ids of their content. Every rank runs the same
+        number of forwards, since under ZeRO-3 each one gathers parameters from all ranks; one with
+        a batch less repeats its last."""
+        images, texts, content = [], [], []
         batch: Any = None
         with closing(iter(loader)) as batches:
             for _ in range(forwards):
@@ -152,7 +156,8 @@ class RunEncoder(RunData):
                 if fresh is not None:
                     images.append(image_features.float())
                     texts.append(text_features.float())
-        return torch.cat(images), torch.cat(texts)
+                    content.append(fresh.content)
+        return torch.cat(images), torch.cat(texts), torch.cat(content)
 
 
 def _openers(source: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:

@@ -11,13 +11,15 @@
 ``--eval.names retrieval spread`` then measures both while a model trains.
 """
 
+from clipfast.eval.distinct import Distinct
 from clipfast.eval.evaluation import Encoder, Evaluation, Measured, Pairs, PairSource
-from clipfast.eval.ranking import RECALL_AT, pair_ranks, recalls
+from clipfast.eval.ranking import RECALL_AT, chance, pair_ranks, recalls, right_ranks
 from clipfast.eval.registry import EvaluationData, list_evaluations, register
 from clipfast.eval.retrieval import Retrieval, RetrievalEvaluation
 
 __all__ = [
     "RECALL_AT",
+    "Distinct",
     "Encoder",
     "Evaluation",
     "EvaluationData",
@@ -26,8 +28,10 @@ __all__ = [
     "Pairs",
     "Retrieval",
     "RetrievalEvaluation",
+    "chance",
     "list_evaluations",
     "pair_ranks",
     "recalls",
     "register",
+    "right_ranks",
 ]

@@ -22,6 +22,8 @@ class Pairs:
         image_features: ``[N, D]`` float32, on the run's device, not normalised.
         text_features: ``[N, D]`` likewise.
         mine: the pairs that this rank encoded, for work that the ranks share.
+        image_ids: ``[N]`` int64 on the CPU, equal where two pairs hold the same image file.
+        caption_ids: ``[N]`` likewise, equal where two captions have the same words.
         image: the i-th picture.
         caption: the i-th caption.
     """
@@ -30,6 +32,8 @@ class Pairs:
     image_features: Tensor
     text_features: Tensor
     mine: slice
+    image_ids: Tensor
+    caption_ids: Tensor
     image: Callable[[int], "Image"]
     caption: Callable[[int], str]
 

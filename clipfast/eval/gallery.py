@@ -1,13 +1,15 @@
 """A picture of what a model retrieves."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from clipfast.eval.ranking import best
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,14 +20,15 @@ _RIGHT, _WRONG = "#1a9641", "#bbbbbb"
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pairs to show, with their features.
+    """Pictures and captions to show, with their features.
 
     Attributes:
         title: heads the gallery's column.
-        image_features: ``[N, D]``.
-        text_features: ``[N, D]``.
+        image_features: ``[P, D]``.
+        text_features: ``[C, D]``.
         image: the i-th picture.
         caption: the i-th caption.
+        is_right: whether a picture and a caption, by their places, belong together.
     """
 
     title: str
@@ -33,6 +36,7 @@ class Gallery:
     text_features: Tensor
     image: Callable[[int], "Image"]
     caption: Callable[[int], str]
+    is_right: Callable[[int, int], bool] = operator.eq
 
 
 def retrieval_figure(
@@ -42,7 +46,7 @@ def retrieval_figure(
     image_queries: int = 5,
     seed: int = 0,
 ) -> None:
-    """Random queries with their five best answers, the right one framed in green.
+    """Random queries with their five best answers, the right ones framed in green.
 
     Each gallery is a column: above, captions and the pictures they find; below, pictures and the
     captions they find. The queries are drawn with ``seed``, the same for every gallery.
@@ -57,7 +61,7 @@ def retrieval_figure(
     from matplotlib.figure import Figure
 
     generator = torch.Generator().manual_seed(seed)
-    smallest = min(len(g.image_features) for g in galleries)
+    smallest = min(min(len(g.image_features), len(g.text_features)) for g in galleries)
     count = min(smallest, caption_queries + image_queries)
     queries = torch.randperm(smallest, generator=generator)[:count].tolist()
     by_caption, by_image = queries[:caption_queries], queries[caption_queries:]
@@ -76,22 +80,17 @@ def retrieval_figure(
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         for row, query in zip(axes, by_caption, strict=False):
-            best = _best(gallery.text_features[query], gallery.image_features)
+            answers = best(gallery.text_features[query], gallery.image_features, _TOP)
             _draw_caption(row[0], f"“{gallery.caption(query)}”", "black")
-            for axis, answer in zip(row[1:], best, strict=False):
-                _draw_image(axis, gallery.image(answer), answer == query)
+            for axis, answer in zip(row[1:], answers, strict=False):
+                _draw_image(axis, gallery.image(answer), gallery.is_right(answer, query))
         for row, query in zip(axes[len(by_caption) :], by_image, strict=True):
-            best = _best(gallery.image_features[query], gallery.text_features)
+            answers = best(gallery.image_features[query], gallery.text_features, _TOP)
             _draw_image(row[0], gallery.image(query), None)
-            for axis, answer in zip(row[1:], best, strict=False):
-                color = _RIGHT if answer == query else "#555555"
+            for axis, answer in zip(row[1:], answers, strict=False):
+                color = _RIGHT if gallery.is_right(query, answer) else "#555555"
                 _draw_caption(axis, gallery.caption(answer), color)
     figure.savefig(path)
-
-
-def _best(query: Tensor, candidates: Tensor) -> list[int]:
-    similarity = F.normalize(candidates.float(), dim=1) @ F.normalize(query.float(), dim=0)
-    return similarity.topk(min(_TOP, len(candidates))).indices.tolist()
 
 
 def _draw_image(axis: Any, image: "Image", is_right: bool | None) -> None:

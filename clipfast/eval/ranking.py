@@ -1,50 +1,134 @@
-"""Image-text retrieval: how high the right partner stands among all candidates."""
+"""Image-text retrieval: how high the best right partner stands among all candidates."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 RECALL_AT = (1, 5, 10)
 
+# Features become multiples of 2**-26. Products of two such rows are then integers below 2**53,
+# which float64 adds without rounding: the sum is the same in any order.
+_GRID = 2.0**26
+
 
 @torch.no_grad()
-def pair_ranks(queries: Tensor, candidates: Tensor, first: int = 0, chunk: int = 1024) -> Tensor:
-    """Place of each query's own candidate when candidates are sorted by cosine similarity.
+def right_ranks(queries: Tensor, candidates: Tensor, right: Tensor, chunk: int = 512) -> Tensor:
+    """Wrong candidates before each query's best right one, sorted by cosine similarity.
 
-        rank_i = #{j : S_ij > S_ii} + #{j < i : S_ij = S_ii}
+        b_i    = the first of the right candidates whose S_ij is largest
+        rank_i = #{wrong j : S_ij > S_ib} + #{wrong j < b : S_ij = S_ib}
 
     Candidates of equal similarity keep their order, so a collapsed model scores chance, not 1.
+    Similarities are exact on a grid of 2**-26. They depend neither on the number of threads nor on
+    ``chunk``, and equal features have equal similarities. A row that is zero or not finite has no
+    direction: its similarity is 0 to all.
+
+    Args:
+        queries: ``[Q, D]``.
+        candidates: ``[N, D]``, same device.
+        right: ``[K, 2]`` int64, pairs of a query and a right candidate; each query has one at
+            least.
+        chunk: queries compared at a time: the memory used is ``chunk * N`` doubles.
+
+    Returns:
+        ``[Q]`` int64, 0 for the best.
+    """
+    device = queries.device
+    queries, candidates = _on_grid(queries), _on_grid(candidates)
+    right = right.to(device)
+    right = right[right[:, 0].argsort(stable=True)]
+    starts = torch.arange(0, len(queries) + chunk, chunk, device=device)
+    bounds = torch.searchsorted(right[:, 0].contiguous(), starts).tolist()
+    ranks = [torch.empty(0, dtype=torch.int64, device=device)]
+    for number, start in enumerate(range(0, len(queries), chunk)):
+        similarity = queries[start : start + chunk] @ candidates.T
+        query, answer = right[bounds[number] : bounds[number + 1]].T
+        ranks.append(_ranks(similarity, query - start, answer))
+    return torch.cat(ranks)
+
+
+def pair_ranks(queries: Tensor, candidates: Tensor, first: int = 0, chunk: int = 512) -> Tensor:
+    """``right_ranks`` where each query has one right candidate, its own.
 
     Args:
         queries: ``[Q, D]``; query i belongs to candidate ``first + i``.
         candidates: ``[N, D]``, same device.
         first: offset of the queries among the candidates.
-        chunk: queries compared at a time: the memory used is ``chunk * N`` floats.
+        chunk: see ``right_ranks``.
 
     Returns:
         ``[Q]`` int64, 0 for the best.
     """
-    queries = F.normalize(queries.float(), dim=-1)
-    candidates = F.normalize(candidates.float(), dim=-1)
-    place = torch.arange(len(candidates), device=candidates.device)
-    ranks = []
-    for start in range(0, len(queries), chunk):
-        similarity = queries[start : start + chunk] @ candidates.T
-        own = first + torch.arange(start, start + len(similarity), device=place.device)
-        own_similarity = similarity.gather(1, own[:, None])
-        better = similarity > own_similarity
-        earlier = (similarity == own_similarity) & (place < own[:, None])
-        ranks.append((better | earlier).sum(1))
-    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.int64)
+    query = torch.arange(len(queries))
+    return right_ranks(queries, candidates, torch.stack([query, first + query], 1), chunk)
+
+
+@torch.no_grad()
+def best(query: Tensor, candidates: Tensor, count: int) -> list[int]:
+    """The candidates that are most similar to a query, in the order of ``right_ranks``.
+
+    Args:
+        query: ``[D]``.
+        candidates: ``[N, D]``, same device.
+        count: how many.
+
+    Returns:
+        Their places, the most similar first.
+    """
+    similarity = _on_grid(candidates) @ _on_grid(query[None])[0]
+    return similarity.argsort(descending=True, stable=True)[:count].tolist()
 
 
 def recalls(ranks: Tensor) -> dict[str, float]:
-    """Share of queries whose partner is among the first 1, 5 and 10.
+    """Share of queries with a right candidate among the first 1, 5 and 10.
 
     Args:
-        ranks: ``[N]``, as from ``pair_ranks``, of all queries.
+        ranks: ``[N]``, as from ``right_ranks``, of all queries.
 
     Returns:
         ``{"R@1": ..., "R@5": ..., "R@10": ...}``, each in [0, 1].
     """
     return {f"R@{k}": (ranks < k).float().mean().item() for k in RECALL_AT}
+
+
+def chance(right: Tensor, candidates: int) -> dict[str, float]:
+    """Recalls that are expected of candidates in random order.
+
+        R@k = mean over queries of 1 - C(N - r, k) / C(N, k),  r right ones among N candidates
+
+    Args:
+        right: ``[K, 2]``, see ``right_ranks``.
+        candidates: N.
+
+    Returns:
+        As ``recalls``.
+    """
+    counts = right[:, 0].unique(return_counts=True)[1].double()
+    expected = {}
+    for k in RECALL_AT:
+        missed = torch.ones_like(counts)
+        for drawn in range(min(k, candidates)):
+            missed *= (candidates - drawn - counts).clamp(min=0) / (candidates - drawn)
+        expected[f"R@{k}"] = 1.0 - missed.mean().item()
+    return expected
+
+
+def _on_grid(features: Tensor) -> Tensor:
+    """Rows of length 1 as whole multiples of the grid's step: ``[N, D]`` float64."""
+    rows = features.double().contiguous()
+    length = rows.square().sum(1, keepdim=True).sqrt()
+    # In float32, so that a length has one value however its squares were added.
+    return (rows / length.float()).mul(_GRID).round().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _ranks(similarity: Tensor, query: Tensor, answer: Tensor) -> Tensor:
+    """Ranks ``[Q]`` from similarities ``[Q, N]``, which are overwritten where they are right."""
+    rows, columns = similarity.shape
+    found = similarity[query, answer]
+    top = similarity.new_full((rows,), -torch.inf).scatter_reduce(0, query, found, "amax")
+    is_top = found == top[query]
+    place = torch.full((rows,), columns, device=similarity.device)
+    place = place.scatter_reduce(0, query[is_top], answer[is_top], "amin")
+    similarity[query, answer] = -torch.inf
+    before = torch.arange(columns, device=similarity.device) < place[:, None]
+    ahead = (similarity > top[:, None]) | ((similarity == top[:, None]) & before)
+    return ahead.sum(1)

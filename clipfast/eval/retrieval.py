@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from clipfast.eval.distinct import Distinct
 from clipfast.eval.evaluation import Encoder, Evaluation, Measured, Pairs, PairSource
 from clipfast.eval.gallery import Gallery, retrieval_figure
-from clipfast.eval.ranking import RECALL_AT, pair_ranks, recalls
+from clipfast.eval.ranking import RECALL_AT, chance, recalls, right_ranks
 from clipfast.eval.registry import EvaluationData, register
 
 
@@ -19,6 +21,7 @@ class Retrieval(Measured):
     Attributes:
         source: the pattern that named it.
         pairs: N, number of pairs.
+        distinct: what was compared: each picture and each caption once.
         image_to_text: R@1, R@5, R@10.
         text_to_image: R@1, R@5, R@10.
         gallery: what can be drawn of it, its features on the CPU.
@@ -26,6 +29,7 @@ class Retrieval(Measured):
 
     source: str
     pairs: int
+    distinct: Distinct
     image_to_text: dict[str, float]
     text_to_image: dict[str, float]
     gallery: Gallery
@@ -73,29 +77,51 @@ class RetrievalEvaluation(Evaluation):
         return bool(measured)
 
     def _measure(self, encoder: Encoder, pairs: Pairs) -> Retrieval:
+        distinct = Distinct.of(pairs.image_ids, pairs.caption_ids)
+        images = _Side(distinct.pictures, pairs.image_features)
+        texts = _Side(distinct.captions, pairs.text_features)
         sides = [
-            _recalls(encoder, pairs, queries, candidates)
-            for queries, candidates in (
-                (pairs.image_features, pairs.text_features),
-                (pairs.text_features, pairs.image_features),
-            )
+            _recalls(encoder, pairs.mine, images, texts, distinct.right),
+            _recalls(encoder, pairs.mine, texts, images, distinct.right.flip(1)),
         ]
         return Retrieval(
             scalars=_scalars(pairs.source, *sides),
-            lines=(_line(pairs, *sides),),
+            lines=(_line(pairs, distinct, *sides),),
             source=pairs.source,
             pairs=len(pairs),
+            distinct=distinct,
             image_to_text=sides[0],
             text_to_image=sides[1],
-            gallery=_gallery(pairs, *sides),
+            gallery=_gallery(pairs, distinct, images, texts, *sides),
         )
 
 
+class _Side:
+    """The distinct pictures, or captions, with their features.
+
+    Args:
+        firsts: ``[M]`` int64, the first pair of each.
+        features: ``[N, D]`` of all pairs.
+    """
+
+    def __init__(self, firsts: Tensor, features: Tensor) -> None:
+        self.firsts = firsts
+        self.features = features[firsts.to(features.device)]
+
+    def part(self, pairs: slice) -> tuple[int, int]:
+        """The places whose first pair is among some pairs; parts of ranks follow each other."""
+        start, stop = torch.searchsorted(self.firsts, torch.tensor([pairs.start, pairs.stop]))
+        return int(start), int(stop)
+
+
 def _recalls(
-    encoder: Encoder, pairs: Pairs, queries: Tensor, candidates: Tensor
+    encoder: Encoder, pairs: slice, queries: _Side, candidates: _Side, right: Tensor
 ) -> dict[str, float]:
-    mine = pair_ranks(queries[pairs.mine], candidates, pairs.mine.start)
-    return recalls(encoder.gather(mine[:, None])[:, 0])
+    """Each rank ranks the queries that stand first among its pairs."""
+    start, stop = queries.part(pairs)
+    mine = right[(right[:, 0] >= start) & (right[:, 0] < stop)] - torch.tensor([start, 0])
+    ranks = right_ranks(queries.features[start:stop], candidates.features, mine)
+    return recalls(encoder.gather(ranks[:, None])[:, 0])
 
 
 def _scalars(
@@ -111,24 +137,41 @@ def _scalars(
     }
 
 
-def _line(pairs: Pairs, image_to_text: dict[str, float], text_to_image: dict[str, float]) -> str:
+def _line(
+    pairs: Pairs,
+    distinct: Distinct,
+    image_to_text: dict[str, float],
+    text_to_image: dict[str, float],
+) -> str:
     sides = "; ".join(
         f"{name} " + " ".join(f"{key} {value:.3f}" for key, value in table.items())
         for name, table in (("image-to-text", image_to_text), ("text-to-image", text_to_image))
     )
-    return f"{pairs.source} ({len(pairs)} pairs): {sides}"
+    return f"{pairs.source} ({len(pairs)} pairs{distinct.note(len(pairs))}): {sides}"
 
 
 def _gallery(
-    pairs: Pairs, image_to_text: dict[str, float], text_to_image: dict[str, float]
+    pairs: Pairs,
+    distinct: Distinct,
+    images: _Side,
+    texts: _Side,
+    image_to_text: dict[str, float],
+    text_to_image: dict[str, float],
 ) -> Gallery:
     title = (
         f"{pairs.source}: image-to-text R@1 {image_to_text['R@1']:.2f}, "
         f"text-to-image R@1 {text_to_image['R@1']:.2f}\n"
-        "random queries and their five best; green: the right one"
+        "random queries and their five best; green: right"
     )
-    features = (pairs.image_features.cpu(), pairs.text_features.cpu())
-    return Gallery(title, *features, pairs.image, pairs.caption)
+    right = set(map(tuple, distinct.right.tolist()))
+    return Gallery(
+        title=title,
+        image_features=images.features.cpu(),
+        text_features=texts.features.cpu(),
+        image=lambda i: pairs.image(int(images.firsts[i])),
+        caption=lambda i: pairs.caption(int(texts.firsts[i])),
+        is_right=lambda picture, caption: (picture, caption) in right,
+    )
 
 
 def retrieval_table(results: Sequence[Retrieval], trained_on: Sequence[str]) -> list[str]:
@@ -140,19 +183,29 @@ def retrieval_table(results: Sequence[Retrieval], trained_on: Sequence[str]) -> 
     """
     names = [f"R@{k}" for k in RECALL_AT]
     labels = [f"{r.source}{' (trained on)' if r.source in trained_on else ''}" for r in results]
-    width = max(map(len, labels), default=0) + 2
+    chance_labels = [f"  chance ({r.pairs} pairs{r.distinct.note(r.pairs)})" for r in results]
+    width = max(map(len, [*labels, *chance_labels]), default=0) + 2
     header = "".join(f"{name:>8}" for name in names)
     lines = [
         f"{'':{width}}{'image to text':>24}  {'text to image':>24}",
         f"{'':{width}}{header}  {header}",
     ]
-    for label, result in zip(labels, results, strict=True):
+    for label, chance_label, result in zip(labels, chance_labels, results, strict=True):
         sides = (result.image_to_text, result.text_to_image)
         cells = ["".join(f"{side[name]:8.3f}" for name in names) for side in sides]
         lines.append(f"{label:{width}}{'  '.join(cells)}")
-        chance = "".join(f"{min(1.0, k / result.pairs):8.4f}" for k in RECALL_AT)
-        lines.append(f"{f'  chance ({result.pairs} pairs)':{width}}{chance}  {chance}")
+        cells = ["".join(f"{side[name]:8.4f}" for name in names) for side in _chance(result)]
+        lines.append(f"{chance_label:{width}}{'  '.join(cells)}")
     return lines
+
+
+def _chance(result: Retrieval) -> tuple[dict[str, float], dict[str, float]]:
+    """Recalls of a model that knows nothing, in both directions."""
+    right = result.distinct.right
+    return (
+        chance(right, len(result.distinct.captions)),
+        chance(right.flip(1), len(result.distinct.pictures)),
+    )
 
 
 register("retrieval", RetrievalEvaluation)

@@ -223,6 +223,29 @@ def test_eval_loader_parts_cover_all_samples_once(tmp_path):
     assert len(EvalLoader(shards, 8, 2, limit=4)) == 4
 
 
+def test_eval_loader_says_which_pictures_and_captions_are_the_same(tmp_path):
+    red, blue = (encoded(Image.new("RGB", (9, 9), name), "PNG") for name in ("red", "blue"))
+    samples = [
+        ("A  Dog", red),
+        ("a dog ", blue),
+        ("a cat", red),
+        ("a &amp; b", red),
+        ("A & B", red),
+    ]
+    shard = write_shard(tmp_path / "0.tar", [("png", image, text) for text, image in samples])
+    content = torch.cat([batch.content for batch in EvalLoader(shard, SIZE, 2)])
+    assert content.shape == (5, 2)
+    assert content.dtype == torch.int64
+    groups = [content[:, column].unique(return_inverse=True)[1] for column in (0, 1)]
+    assert [(group == group[0]).tolist() for group in groups] == [
+        [True, False, True, True, True],
+        [True, True, False, False, False],
+    ]
+    assert groups[1][3] == groups[1][4] != groups[1][2]
+    (batch,) = itertools.islice(TrainLoader(shard, SIZE, 5), 1)
+    assert batch.content is None
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_eval_loader_on_a_gpu_equals_the_cpu(tmp_path, dtype):
