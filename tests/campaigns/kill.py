@@ -110,7 +110,7 @@ class Chain:
         }
         condition = moments[kill.moment]
         wait_until(
-            lambda: condition() or started.process.poll() is not None, _START_SECONDS, every=0.002
+            lambda: condition() or started.process.poll() is not None, _START_SECONDS, every=0.005
         )
         time.sleep(kill.delay)
         return started.process.poll() is None
