@@ -8,6 +8,8 @@ import io
 
 import numpy as np
 
+from clipfast.data.rgb import open_rgb
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOR_TYPE = 25
 _PNG_WITH_ALPHA = (4, 6)
@@ -36,13 +38,8 @@ def flatten_alpha(encoded: bytes) -> np.ndarray:
     Returns:
         uint8 ``[N]``, the same picture as an opaque BMP, orientation applied.
     """
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(encoded)) as image:
-        image = ImageOps.exif_transpose(image).convert("RGBA")
-    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     buffer = io.BytesIO()
-    Image.alpha_composite(white, image).convert("RGB").save(buffer, "BMP")
+    open_rgb(encoded).save(buffer, "BMP")
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 

@@ -4,11 +4,11 @@ import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
-import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from clipfast.data.check import Limits, open_image
 from clipfast.data.fields import STORED_AS
+from clipfast.data.rgb import to_rgb
 
 DEFAULT_QUALITY = 95
 
@@ -31,31 +31,6 @@ class Encoding:
             raise ValueError(f"max_side must be at least 8 pixels, got {self.max_side}")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
-
-
-def _transparent(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB as a viewer would: transparency on white, 16 bits to 8.
-
-    Raises:
-        ValueError: the mode has no defined range (32-bit integers beyond 16 bits, floats).
-    """
-    if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image)
-        if grey.size and (grey.min() < 0 or grey.max() > 65535):
-            raise ValueError(f"image of mode {image.mode} exceeds 16 bits")
-        return Image.fromarray((grey.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("image of mode F (floats) has no defined range")
-    if _transparent(image):
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def encode_image(data: bytes, encoding: Encoding, limits: Limits) -> tuple[bytes, str]:

@@ -1,7 +1,6 @@
 """The model of a run as evaluations see it: encoded by all ranks together."""
 
 import functools
-import io
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader, ShardReader
 from clipfast.data.order import EpochOrder, SampleRefs
+from clipfast.data.rgb import open_rgb
 from clipfast.data.shards import counts, expand
 from clipfast.engine.plan import RunPlan
 from clipfast.eval import Pairs
@@ -161,7 +161,7 @@ class RunEncoder(RunData):
 
 
 def _openers(source: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
-    """Functions that read the i-th picture and caption. Nothing is opened until one is called."""
+    """Functions that read the i-th picture and caption, and leave no shard open."""
 
     @functools.cache
     def reader_and_places() -> tuple[ShardReader, SampleRefs]:
@@ -170,14 +170,13 @@ def _openers(source: str, pairs: int) -> tuple[Callable[[int], "Image"], Callabl
         return ShardReader(shards), order.locate(0, 0, pairs)
 
     def image(i: int) -> "Image":
-        from PIL import Image
-
         reader, places = reader_and_places()
-        data = reader.image(int(places.shard[i]), int(places.row[i]))
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        with closing(reader):
+            return open_rgb(reader.image(int(places.shard[i]), int(places.row[i])))
 
     def caption(i: int) -> str:
         reader, places = reader_and_places()
-        return reader.caption(int(places.shard[i]), int(places.row[i]))
+        with closing(reader):
+            return reader.caption(int(places.shard[i]), int(places.row[i]))
 
     return image, caption

@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipfast.data import shards
 from clipfast.data.check import Limits
-from clipfast.data.encode import Encoding, encode_image, to_rgb
+from clipfast.data.encode import Encoding, encode_image
 from clipfast.data.pack import main, pack_items
 from clipfast.data.packlist import Item, list_items
 
@@ -277,25 +277,6 @@ def test_encode_image_applies_orientation_once():
     expected = np.asarray(source.transpose(Image.Transpose.ROTATE_270)).astype(int)
     assert decoded(data).shape == (64, 32, 3)
     assert abs(decoded(data) - expected).mean() < 2
-
-
-def test_to_rgb_lays_transparency_on_white_and_scales_16_bits():
-    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
-    half = Image.new("LA", (4, 4), (0, 128))
-    assert np.asarray(to_rgb(clear)).min() == 255
-    assert abs(np.asarray(to_rgb(half)).astype(int) - 127).max() <= 1
-    palette = Image.new("P", (4, 4), 0)
-    palette.putpalette([0, 0, 0, 255, 0, 0])
-    palette.info["transparency"] = 0
-    assert np.asarray(to_rgb(palette)).min() == 255
-    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
-    assert np.asarray(to_rgb(deep))[0, :, 0].tolist() == [0, 1, 255]
-    cmyk = picture(5).convert("CMYK")
-    assert abs(np.asarray(to_rgb(cmyk)).astype(int) - np.asarray(picture(5))).mean() < 1
-    with pytest.raises(ValueError, match="floats"):
-        to_rgb(Image.new("F", (2, 2)))
-    with pytest.raises(ValueError, match="exceeds 16 bits"):
-        to_rgb(Image.new("I", (2, 2), 70000))
 
 
 @pytest.mark.parametrize("options", [{"max_side": 4}, {"quality": 0}, {"quality": 101}])

@@ -7,13 +7,16 @@ from torch import Tensor
 from clipfast.data import EvalLoader
 from clipfast.data.content import caption_id
 from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOptions
-from clipfast.engine.encoder import RunEncoder
+from clipfast.engine.encoder import RunEncoder, _openers
 from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.plan import RunPlan
 from clipfast.eval import Measured, list_evaluations, register
 from clipfast.models import create_model
 from clipfast.tokenizer import tokenize_with_lengths
+from tests.data.test_loader import write_shard
+from tests.data.test_rgb import palette_png
 from tests.engine.plans import plan
+from tests.process_use import ProcessUse
 from tests.ranks import run_ranks
 
 LIMIT = 33
@@ -81,6 +84,16 @@ def test_encoder_gives_pairs_in_the_order_of_the_shards(process_group):
     assert len(pairs.image_ids.unique()) == LIMIT
     assert torch.allclose(ours.images(batch.images), images, atol=1e-5)
     assert not pairs.image_features.requires_grad
+
+
+@pytest.mark.filterwarnings("error")
+def test_drawn_pictures_lie_on_white_and_leave_no_shard_open(tmp_path):
+    shard = write_shard(tmp_path / "0.tar", [("png", palette_png(), "three columns")])
+    image, caption = _openers(shard, 1)
+    before = ProcessUse.now().descriptors
+    assert image(0).getpixel((0, 0)) == (255, 255, 255)
+    assert caption(0) == "three columns"
+    assert ProcessUse.now().descriptors == before
 
 
 @pytest.mark.slow

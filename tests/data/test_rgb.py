@@ -1,0 +1,70 @@
+"""Pictures as they are shown: transparency on white, upright, without Pillow's warnings."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from clipfast.data.alpha import flatten_alpha, has_alpha
+from clipfast.data.rgb import open_rgb, to_rgb
+from tests.data.test_loader import encoded, picture, rotated_exif
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(to_rgb(image)).astype(int)
+
+
+def palette_png() -> bytes:
+    """Black, red and blue columns; black is clear, red is half clear, by a table of bytes."""
+    image = Image.fromarray(np.array([[0, 1, 2]] * 3, np.uint8), "P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    return encoded(image, "PNG", transparency=bytes([0, 128, 255]))
+
+
+def grey_png() -> bytes:
+    """16 bits, whose grey 257 is the transparent one."""
+    grey = np.array([[0, 257, 256, 65535]], np.uint16)
+    return encoded(Image.fromarray(grey), "PNG", transparency=257)
+
+
+def test_to_rgb_lays_transparency_on_white_and_scales_16_bits():
+    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
+    half = Image.new("LA", (4, 4), (0, 128))
+    assert np.asarray(to_rgb(clear)).min() == 255
+    assert abs(np.asarray(to_rgb(half)).astype(int) - 127).max() <= 1
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.info["transparency"] = 0
+    assert np.asarray(to_rgb(palette)).min() == 255
+    deep = Image.fromarray(np.array([[0, 257, 65535]], np.uint16))
+    assert np.asarray(to_rgb(deep))[0, :, 0].tolist() == [0, 1, 255]
+    assert abs(pixels(picture("CMYK")) - pixels(picture())).mean() < 1
+    with pytest.raises(ValueError, match="floats"):
+        to_rgb(Image.new("F", (2, 2)))
+    with pytest.raises(ValueError, match="exceeds 16 bits"):
+        to_rgb(Image.new("I", (2, 2), 70000))
+
+
+@pytest.mark.parametrize(
+    ("data", "row"),
+    [
+        (palette_png(), [(255, 255, 255), (255, 127, 127), (0, 0, 255)]),
+        (grey_png(), [(0,) * 3, (255,) * 3, (1,) * 3, (255,) * 3]),
+    ],
+    ids=["palette", "16 bits"],
+)
+def test_transparency_by_a_table_is_laid_on_white_without_a_warning(data, row):
+    assert has_alpha(data)
+    flat = Image.open(io.BytesIO(flatten_alpha(data).tobytes()))
+    for image in (open_rgb(data), flat):
+        assert image.mode == "RGB"
+        assert [image.getpixel((x, 0)) for x in range(len(row))] == row
+
+
+def test_open_rgb_turns_a_picture_upright():
+    data = encoded(picture(), "PNG", exif=rotated_exif())
+    assert open_rgb(data).size == (40, 60)
+    assert open_rgb(data) == ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
