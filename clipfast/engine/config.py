@@ -4,11 +4,15 @@ A recipe builds a ``Config``; the command line overrides any field of it (``--op
 The docstring under a field is its help text.
 """
 
+import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 import tyro
 
+from clipfast.engine.ranges import ALIASES, Range, check_fields
+from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
 from clipfast.models.recompute import Recompute
 
@@ -16,9 +20,16 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Statistics = Literal["fp32", "bf16", "fp16"]
 Weights = Literal["fp32", "remainder", "stochastic"]
 
+# Names of checkpoints hold eight digits.
+MOST_STEPS = 99_999_999
+_MOST = 2**31 - 1
+_COUNT = Range(1, _MOST)
+_LARGEST = 3.4e38  # of float32
 
-class ConfigError(ValueError):
-    """A configuration that cannot run; the message names the option and the remedy."""
+
+def _stays_below(name: str) -> bool:
+    path = PurePath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _require(condition: bool, message: str) -> None:
@@ -49,6 +60,13 @@ class ModelOptions:
     """blocks: torch.compile every residual block, equal ones once; the first steps take longer.
     auto: blocks on a GPU of compute capability 8.0 or newer with Triton, below ZeRO stage 3 and
     not with selective recomputation; none elsewhere."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "--model")
+        _require(
+            self.weights != "",
+            "--model.weights is empty: name a file, or leave the option out to start at random",
+        )
 
 
 @dataclass(frozen=True)
@@ -87,14 +105,19 @@ class DataConfig:
     """Evaluate on at most this many pairs of each pattern."""
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            "--data",
+            shuffle_window=Range(1, 2**62),
+            threads=Range(0, 4096, why="0 lets clipfast choose"),
+            eval_batch_size=Range(1, 2**20),
+            eval_limit=_COUNT,
+        )
         low, high = self.scale
         _require(
             0.0 < low <= high <= 1.0,
             f"--data.scale must satisfy 0 < smallest <= largest <= 1; got {low} {high}",
         )
-        _require(self.shuffle_window > 0, "--data.shuffle-window must be at least 1")
-        _require(self.eval_batch_size > 0, "--data.eval-batch-size must be at least 1")
-        _require(self.eval_limit > 0, "--data.eval-limit must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -109,6 +132,12 @@ class EvaluationConfig:
     """Scalars and the least they must be at the end, such as
     'eval/sample/noto/image_to_text/R@1 0.85'. A finished run that stays below one, or has not
     measured it, ends with status 1."""
+
+    def __post_init__(self) -> None:
+        for name, floor in self.floors.items():
+            _require(
+                math.isfinite(floor), f"--eval.floors {name} must be a finite number; got {floor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -149,11 +178,24 @@ class OptimizerConfig:
     """The same for the text tower; the paper's largest ResNet trained with stochastic."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"--optimizer.lr must be positive; got {self.lr}")
-        _require(self.clip_norm >= 0, "--optimizer.clip-norm is a norm; 0 turns clipping off")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"--optimizer.{name} must lie in [0, 1); got {value}")
+        share = Range(0, below=1)
+        check_fields(
+            self,
+            "--optimizer",
+            lr=Range(above=0, most=1, why="AdamW moves a weight by about so much each step"),
+            beta1=share,
+            beta2=share,
+            # The smallest number of normal precision in float32.
+            eps=Range(2.0**-126, 1, why="it keeps the division by a moment of 0 finite"),
+            weight_decay=Range(0, why="0 turns decay off"),
+            clip_norm=Range(0, _LARGEST, why="0 turns clipping off"),
+        )
+        _require(
+            self.lr * self.weight_decay < 1,
+            f"--optimizer.weight-decay {self.weight_decay}: each step multiplies the weights by "
+            f"1 - lr x decay, which must stay above 0. With --optimizer.lr {self.lr} it must be "
+            f"below {1 / self.lr:g}",
+        )
 
     @property
     def has_exact_weights(self) -> bool:
@@ -171,15 +213,18 @@ class ScheduleConfig:
     warmup_steps: int = 2000
     """Steps of linear warm-up; at most half the run is used where it is shorter than that."""
 
-    max_steps: Annotated[int | None, tyro.conf.arg(aliases=["--max-steps"])] = None
+    max_steps: Annotated[int | None, tyro.conf.arg(aliases=[ALIASES["--schedule.max-steps"]])] = (
+        None
+    )
     """Length of the run in optimizer steps, for the cosine too."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, f"--schedule.epochs must be positive; got {self.epochs}")
-        _require(self.warmup_steps >= 0, "--schedule.warmup-steps cannot be negative")
-        _require(
-            self.max_steps is None or self.max_steps > 0,
-            f"--max-steps must be at least 1; got {self.max_steps}",
+        check_fields(
+            self,
+            "--schedule",
+            epochs=Range(above=0),
+            warmup_steps=Range(0, _MOST),
+            max_steps=Range(1, MOST_STEPS),
         )
 
 
@@ -187,11 +232,16 @@ class ScheduleConfig:
 class ZeroConfig:
     """DeepSpeed's ZeRO: what the ranks share among them instead of each holding all of it."""
 
-    stage: Annotated[Literal["auto", 0, 1, 2, 3], tyro.conf.arg(aliases=["--zero-stage"])] = "auto"
+    stage: Annotated[
+        Literal["auto", 0, 1, 2, 3], tyro.conf.arg(aliases=[ALIASES["--zero.stage"]])
+    ] = "auto"
     """0: nothing; 1: optimizer states; 2: gradients too; 3: parameters too. auto: 1; 0 for one
     process in float32, where there is nothing to share and no master copy to keep; 2 for
     micro-batches in bf16 with remainder or stochastic weights, whose gradients stage 1 would sum in
     bf16 and the others sum in float32."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "--zero")
 
 
 @dataclass(frozen=True)
@@ -222,8 +272,16 @@ class LoggingConfig:
     """Show a progress bar on rank 0."""
 
     def __post_init__(self) -> None:
-        _require(self.every_steps > 0, "--logging.every-steps must be at least 1")
-        _require(self.eval_every_steps >= 0, "--logging.eval-every-steps: 0 turns it off")
+        check_fields(
+            self,
+            "--logging",
+            every_steps=_COUNT,
+            eval_every_steps=Range(0, _MOST, why="0 evaluates at the end only"),
+        )
+        _require(
+            not self.name or _stays_below(self.name),
+            f"--logging.name {self.name!r} must name a folder below --logging.dir",
+        )
 
 
 @dataclass(frozen=True)
@@ -239,14 +297,22 @@ class CheckpointConfig:
     keep: int = 2
     """Number of checkpoints kept; older ones are deleted once a newer one is complete."""
 
-    resume: Annotated[str | None, tyro.conf.arg(aliases=["--resume"])] = None
+    resume: Annotated[str | None, tyro.conf.arg(aliases=[ALIASES["--checkpoint.resume"]])] = None
     """'latest' goes on from the newest complete checkpoint of this run (from the beginning where
     there is none); a path names one."""
 
     def __post_init__(self) -> None:
-        _require(self.keep > 0, "--checkpoint.keep must be at least 1")
-        _require(self.every_steps >= 0, "--checkpoint.every-steps: 0 turns it off")
-        _require(self.every_minutes >= 0, "--checkpoint.every-minutes: 0 turns it off")
+        check_fields(
+            self,
+            "--checkpoint",
+            every_steps=Range(0, _MOST, why="0 saves none by steps"),
+            every_minutes=Range(0, why="0 saves none by time"),
+            keep=_COUNT,
+        )
+        _require(
+            self.resume != "",
+            "--resume is empty: pass 'latest' or a path, or leave the option out to start anew",
+        )
 
 
 @dataclass(frozen=True)
@@ -278,10 +344,12 @@ class Config:
     """Of initialisation, order and crops."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size > 1, "--batch-size must be at least 2: one pair has no contrast")
-        _require(self.seed >= 0, "--seed cannot be negative")
-        _require(
-            self.micro_batch is None or self.micro_batch > 0, "--micro-batch must be at least 1"
+        check_fields(
+            self,
+            "",
+            batch_size=Range(2, _MOST, why="one pair alone has no contrast"),
+            micro_batch=_COUNT,
+            seed=Range(0, 2**63 - 1),
         )
 
     @property
