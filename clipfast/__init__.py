@@ -18,6 +18,7 @@ _HOME = {
     "list_models": "clipfast.models",
     "load_weights": "clipfast.models",
     "export": "clipfast.models",
+    "read_metadata": "clipfast.models",
     "tokenize": "clipfast.tokenizer",
     "decode": "clipfast.tokenizer",
     "l2_normalize": "clipfast.ops",

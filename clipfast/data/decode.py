@@ -11,10 +11,8 @@ from torch import Tensor
 
 from clipfast.data.check import Limits, check_images
 from clipfast.data.reader import EncodedBatch, ShardReader, broken_image
+from clipfast.preprocessing import MEAN, STD
 
-# Mean and standard deviation of the paper's training images, per channel, for pixels in [0, 1].
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 _QUEUE_DEPTH = 2
 # Looking for what cannot be decoded: a shape that the index would refuse is no reason.
 _ANY_SIZE = Limits(min_side=1, max_aspect=1e9, max_pixels=10**12)

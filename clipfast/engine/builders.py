@@ -1,5 +1,6 @@
 """The parts of a run, each built from its plan, and the place where others are passed in."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,9 @@ from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import initialise_engine
 from clipfast.engine.optimizer import build_optimizer
 from clipfast.engine.plan import RunPlan
-from clipfast.models import CLIP, create_model, load_weights
+from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
+from clipfast.preprocessing import Preprocessing
 
 
 def build_loader(plan: RunPlan) -> TrainLoader:
@@ -52,8 +54,13 @@ def build_model(plan: RunPlan) -> CLIP:
     if options.weights:
         try:
             load_weights(model, options.weights, resize_positions=True)
+            found = read_metadata(options.weights)
         except ValueError as error:
             raise ConfigError(f"--model.weights: {error}") from error
+        if found is not None and plan.process.is_main:
+            wanted = Preprocessing(plan.architecture.vision.image_size)
+            for difference in found.preprocessing.differences(wanted):
+                warnings.warn(f"--model.weights {options.weights}: {difference}", stacklevel=2)
     if plan.compile:
         compile_blocks(model)
     return model

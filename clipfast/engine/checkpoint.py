@@ -8,14 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from clipfast.engine.config import ConfigError
-from clipfast.engine.deepspeed.masters import exact_parameters
+from clipfast.engine.export import export_final as export_final
+from clipfast.engine.export import full_state_dict as full_state_dict
 from clipfast.engine.launch import Process
-from clipfast.models import export
 
 _NAME = re.compile(r"step(\d{8,})")
 _COMPLETE = "complete.json"
@@ -146,32 +144,3 @@ def move_aside(folder: Path) -> Path | None:
         return None
     number = next(n for n in itertools.count(1) if not Path(f"{folder}.{n}").exists())
     return folder.rename(f"{folder}.{number}")
-
-
-def full_state_dict(engine: Any, process: Process) -> dict[str, Tensor] | None:
-    """The model's parameters and buffers, whole and in float32: the exact weights where a master or
-    a remainder is kept, the half-precision ones where nothing else exists.
-
-    A collective: every rank calls it.
-
-    Returns:
-        Tensors on the CPU by name on rank 0, None elsewhere.
-    """
-    state = {}
-    for name, parameter in exact_parameters(engine):
-        if process.is_main:
-            state[name] = parameter.detach().cpu().clone()
-    if not process.is_main:
-        return None
-    state.update({name: buffer.cpu() for name, buffer in engine.module.named_buffers()})
-    return state
-
-
-def export_final(engine: Any, path: Path, process: Process) -> None:
-    """Write the weights as safetensors in OpenCLIP's names. A collective."""
-    state = full_state_dict(engine, process)
-    if state is not None:
-        export(state, path)
-    dist.barrier()
-    if process.device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -104,7 +104,8 @@ class Trainer:
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
             if finished:
-                export_final(self.engine, plan.folder / "final.safetensors", plan.process)
+                final = plan.folder / "final.safetensors"
+                export_final(self.engine, final, plan.process, self.step)
             measured = self._evaluate(metrics) if finished else {}
             result = Result(
                 folder=plan.folder,

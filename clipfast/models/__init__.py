@@ -16,11 +16,13 @@ from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import frozen_statistics
 from clipfast.models.catalogue import list_models, register_model
 from clipfast.models.clip import CLIP, create_model, num_parameters
+from clipfast.models.from_file import create_model_from_file
+from clipfast.models.metadata import WeightsMetadata
 from clipfast.models.renamed import warn_renamed
 from clipfast.models.resnet import ResNetConfig
 from clipfast.models.towers import Tower, TowerConfig, register_tower
 from clipfast.models.vit import ViTConfig
-from clipfast.models.weights import export, load_weights
+from clipfast.models.weights import export, load_weights, read_metadata
 
 __all__ = [
     "CLIP",
@@ -31,12 +33,15 @@ __all__ = [
     "Tower",
     "TowerConfig",
     "ViTConfig",
+    "WeightsMetadata",
     "create_model",
+    "create_model_from_file",
     "export",
     "frozen_statistics",
     "list_models",
     "load_weights",
     "num_parameters",
+    "read_metadata",
     "register_model",
     "register_tower",
 ]

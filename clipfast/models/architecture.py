@@ -98,6 +98,11 @@ class Architecture:
         return self.recompute
 
     @property
+    def activation(self) -> str:
+        """The activation of the transformer blocks, as files of weights name it."""
+        return "quick_gelu"
+
+    @property
     def checkpoint(self) -> Recompute:
         """The old name of `recompute`."""
         warn_renamed("checkpoint", "recompute")
@@ -132,6 +137,16 @@ class Architecture:
             text=replace(self.text, **changes["text"]),
             **changes[None],
         )
+
+    def flat(self) -> dict[str, Any]:
+        """What the model computes, by the flat names of `override`: all but `recompute`, which
+        changes no result, and `scalars`, which the objective brings."""
+        places = {None: self, "vision": self.vision, "text": self.text}
+        return {
+            name: getattr(places[tower], field)
+            for name, (tower, field) in self._flat_names().items()
+            if name not in ("recompute", "scalars")
+        }
 
     def _flat_names(self) -> dict[str, tuple[str | None, str]]:
         names: dict[str, tuple[str | None, str]] = {

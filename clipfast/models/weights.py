@@ -7,79 +7,153 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from clipfast.models.catalogue import list_models
+from clipfast.models import weight_files
+from clipfast.models.architecture import Architecture
 from clipfast.models.checks import some_of
-from clipfast.models.clip import CLIP, create_model
-from clipfast.models.published import from_published, to_published, tower_of_state, unwrap
-from clipfast.models.weight_files import check_suffix, read_state, write_state
-
-Shapes = dict[str, tuple[int, ...]]
+from clipfast.models.clip import CLIP
+from clipfast.models.fitting import as_here, check_tensors
+from clipfast.models.metadata import (
+    WeightsMetadata,
+    check_activation,
+    check_architecture,
+    describe,
+)
+from clipfast.models.published import to_published, tower_of_state, unwrap
 
 
 def load_weights(
-    model: CLIP, path: str | os.PathLike[str], *, resize_positions: bool = False
+    model: CLIP,
+    path: str | os.PathLike[str],
+    *,
+    resize_positions: bool = False,
+    other_activation: bool = False,
 ) -> None:
     """Fill a model with the weights of a file, cast to the model's dtypes.
 
     Nothing that the file contains is run: pickles are read by `torch.load(weights_only=True)`,
-    TorchScript archives through their tensors alone. The model changes only if everything fits.
+    TorchScript archives through their tensors alone. The model changes only if everything fits,
+    what the file says of itself included (`read_metadata`). Files of other programs say nothing:
+    whether they were trained with QuickGELU is then yours to know.
     Scalars of an objective (`Architecture.scalars`) that the file lacks keep their value.
     Load before `deepspeed.initialize`: a model that ZeRO-3 has partitioned has no shapes to fill.
 
     Args:
         model: what to fill; its parameters must have memory (no meta tensors).
         path: OpenAI's TorchScript `.pt`; OpenCLIP's `.pt`, bare or under "state_dict", names
-            with or without "module."; a state dict of this package; or `.safetensors`.
+            with or without "module."; a state dict of this package; `.safetensors`; or what
+            DeepSpeed's `zero_to_fp32.py` wrote: its `.bin`, its `.index.json`, or its folder.
         resize_positions: interpolate the image positions (bicubic) where the file was trained at
             another image size, as when ViT-L/14@336px starts from ViT-L/14.
+        other_activation: load weights that were trained with another activation than the model
+            computes. Their features are wrong until they are trained on.
 
     Raises:
-        ValueError: if the file does not exist, cannot be read, or holds no CLIP; or if names or
-            shapes differ, with the first of them, how many, and the model they belong to.
+        ValueError: if the file does not exist, cannot be read, or holds no CLIP; if names, shapes
+            or kinds of numbers differ, with the first of them, how many, and the model they belong
+            to; or if the file says that it is of another model or activation.
     """
     path = Path(path)
-    tower = model.tower
-    state = from_published(read_state(path), tower)
-    target = model.state_dict()
-    if any(tensor.is_meta for tensor in target.values()):
-        raise ValueError("the model is on the meta device: call model.to_empty(device=...) first")
-    if resize_positions:
-        for position in tower.positions:
-            name = f"visual.{position}"
-            if name in state and name in target:
-                state[name] = tower.resize(state[name], tuple(target[name].shape))
-    for name, _ in model.config.scalars:
-        state.setdefault(name, target[name])
-    _check(model, path, _shapes(state), _shapes(target))
-    model.load_state_dict(state)
+    found = weight_files.read_metadata(path)
+    if found is not None and not other_activation:
+        check_activation(found, model.config, path)
+    state = weight_files.read_state(path)
+    fill(model, path, state, found, resize_positions=resize_positions)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata | None:
+    """What a file of weights says of itself: model, activation, preprocessing, step.
+
+    Args:
+        path: as `load_weights` takes it.
+
+    Returns:
+        The metadata that `export` wrote; None where the file has none, as those of other programs.
+
+    Raises:
+        ValueError: the file does not exist or cannot be read, or its metadata is malformed.
+    """
+    return weight_files.read_metadata(Path(path))
 
 
 def export(
-    model_or_state_dict: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]
+    model_or_state_dict: nn.Module | Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    architecture: Architecture | None = None,
+    step: int | None = None,
 ) -> None:
     """Write weights under the names that OpenCLIP and OpenAI use, `logit_scale` with shape [].
 
-    The file appears whole or not at all: it is written under a temporary name beside `path`,
-    then renamed.
+    The file appears whole or not at all, with its bytes on the disk. It says which model and
+    activation it is of and how images are prepared (`read_metadata`): `.safetensors` among its
+    metadata, `.pt` in an entry `clipfast.json` of the zip, beside a plain state dict.
 
     Args:
         model_or_state_dict: a CLIP model, or its state dict (names with or without "module.");
             parameters that ZeRO-3 has partitioned must be gathered first.
         path: where to write; `.pt` gives a plain state dict, `.safetensors` that format.
+        architecture: of the model; needed with a state dict only, whose file says nothing of
+            itself without it.
+        step: optimizer steps taken.
 
     Raises:
         ValueError: for another suffix, or if this is not the state of a whole CLIP model.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written, with path and free space.
     """
     path = Path(path)
-    check_suffix(path)
+    weight_files.check_suffix(path)
     given = model_or_state_dict
+    if architecture is None:
+        architecture = architecture_of(given)
     state = unwrap(given.state_dict() if isinstance(given, nn.Module) else given)
     _check_complete(state)
-    write_state(to_published(state), path)
+    metadata = None
+    if architecture is not None:
+        names = [name for name, _ in architecture.scalars if name != "logit_scale"]
+        scalars = {name: state[name].item() for name in names if name in state}
+        metadata = describe(architecture, scalars, step)
+    weight_files.write_state(to_published(state), path, metadata)
+
+
+def architecture_of(module: object) -> Architecture | None:
+    """The architecture of a model here, whatever is wrapped around it; None of other modules."""
+    while isinstance(module, nn.Module):
+        if isinstance(module, CLIP):
+            return module.config
+        module = getattr(module, "module", None) or getattr(module, "_orig_mod", None)
+    return None
+
+
+def fill(
+    model: CLIP,
+    path: Path,
+    state: Mapping[str, Tensor],
+    found: WeightsMetadata | None,
+    *,
+    resize_positions: bool,
+) -> None:
+    """Put the tensors of a file into a model, once all of them fit.
+
+    Args:
+        model: what to fill.
+        path: the file, for messages.
+        state: its tensors.
+        found: what it says of itself.
+        resize_positions: see `load_weights`.
+
+    Raises:
+        ValueError: they are not those of this model.
+    """
+    config, target = model.config, model.state_dict()
+    if any(tensor.is_meta for tensor in target.values()):
+        raise ValueError("the model is on the meta device: call model.to_empty(device=...) first")
+    given = as_here(state, config, target, resize_positions)
+    check_tensors(given, target, config, path, found)
+    if found is not None:
+        check_architecture(found, config, path, resized=resize_positions)
+    model.load_state_dict(given)
 
 
 def _check_complete(state: dict[str, Any]) -> None:
@@ -95,49 +169,3 @@ def _check_complete(state: dict[str, Any]) -> None:
             f"{len(hollow)} tensors hold no values ({some_of(hollow)}): gather partitioned "
             "parameters before the export"
         )
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _check(model: CLIP, path: Path, given: Shapes, wanted: Shapes) -> None:
-    if given == wanted:
-        return
-    if not given.keys() & wanted.keys():
-        raise ValueError(f"{path} holds no CLIP weights: its names are {some_of(given)}")
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    differing = [
-        f"{name} is {list(given[name])} in the file, {list(wanted[name])} in the model"
-        for name in wanted
-        if name in given and given[name] != wanted[name]
-    ]
-    problems = [
-        f"{len(items)} {what}: {some_of(items)}"
-        for what, items in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", differing),
-        )
-        if items
-    ]
-    raise ValueError(
-        f"{path} does not fit {model.config.name}. {'; '.join(problems)}. {_identify(given)}"
-    )
-
-
-def _identify(given: Shapes) -> str:
-    """A sentence that names the model whose parameters have these names and shapes."""
-    items = set(given.items())
-    scores: dict[str, float] = {}
-    for name in list_models():
-        with torch.device("meta"):
-            own = set(_shapes(create_model(name).state_dict()).items())
-        scores[name] = len(items & own) / len(items | own)
-    best = max(scores, key=scores.__getitem__)
-    if scores[best] == 1.0:
-        return f"The file's shapes are those of {best!r}: use create_model({best!r})."
-    if scores[best] >= 0.5:
-        return f"The nearest model is {best!r}, with {scores[best]:.0%} of the shapes."
-    return "Its shapes are near those of no model in list_models()."

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 import clipfast.data
 from clipfast.data import EvalLoader, ImageTextBatch, TrainLoader
 from clipfast.data.alpha import has_alpha
-from clipfast.data.decode import MEAN, STD
+from clipfast.preprocessing import MEAN, STD
 
 SIZE = 32
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from clipfast.data import ImageTextBatch
 from clipfast.engine import Config, ConfigError, LossOptions, ModelOptions
 from clipfast.engine.builders import Builders
-from clipfast.engine.checkpoint import Checkpoints, export_final
+from clipfast.engine.checkpoint import Checkpoints
 from clipfast.engine.deepspeed.wrap import set_learning_rate
+from clipfast.engine.export import export_final
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.step import train_step

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from clipfast.engine.builders import Builders
-from clipfast.engine.checkpoint import full_state_dict
 from clipfast.engine.deepspeed.masters import exact_parameters
 from clipfast.engine.deepspeed.wrap import set_learning_rate
+from clipfast.engine.export import full_state_dict
 from tests.engine.launching import free_port, start_rank
 from tests.engine.plans import EXACT, PAPER, plan
 from tests.engine.state_cases import tiny_model
