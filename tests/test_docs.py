@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfast.engine import openclip
 from clipfast.engine.cli import parse
 from tests.docs_pages import PAGES, ROOT, Block, blocks_of, commands_of, name_of
 
@@ -199,6 +200,16 @@ def test_docs_migrating_has_every_argument_of_open_clip():
     assert len(theirs) > 80
     assert set(ours) == theirs
     assert len(ours) == len(set(ours))
+
+
+def test_docs_migrating_says_what_the_command_line_says():
+    text = (ROOT / "docs" / "migrating.md").read_text()
+    rows = re.findall(r"^\| (`--[\w-]+`) \| (.*) \|$", text, re.MULTILINE)
+    assert {flag.strip("`"): cell for flag, cell in rows} == openclip.FLAGS
+    values = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`--precision .*) \|$", text, re.MULTILINE)
+    told = {name: cell for names, cell in values for name in re.findall(r"\w+", names)}
+    assert {name: told[name] for name in openclip.PRECISIONS} == openclip.PRECISIONS
+    assert set(told) - set(openclip.PRECISIONS) == {"fp32", "fp16", "bf16"}
 
 
 @cache

@@ -26,6 +26,8 @@ RANKS = {
     "clipfast.files": 1,
     # How pixels are prepared: the loaders do it, and files of weights tell it.
     "clipfast.preprocessing": 1,
+    # What a mistyped name probably meant.
+    "clipfast.names": 1,
     # Everything else in clipfast is a sibling in the middle: rank 2.
     "clipfast.engine": 3,
     # Other people's models with our parts in them: beside the engine, which does not need it.

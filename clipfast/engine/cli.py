@@ -11,8 +11,10 @@ import tyro
 
 from clipfast.engine.config import Config, ConfigError
 from clipfast.engine.launch import current_process, start
+from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
+from clipfast.engine.typed import idle_options
 
 if TYPE_CHECKING:
     from clipfast.engine.builders import Builders
@@ -41,7 +43,8 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
 
     Raises:
         SystemExit: an option does not exist or does not parse; the message says which and why.
-        ConfigError: a combination cannot work.
+        ConfigError: a combination cannot work, or flags of OpenCLIP were typed; the message has
+            those to pass here.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     arguments, lines = renamed_options(arguments, _RENAMED)
@@ -55,6 +58,8 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
             skip = True
         elif not argument.startswith(("--local_rank=", "--local-rank=")):
             kept.append(argument)
+    if theirs := answer(kept, int(os.environ.get("WORLD_SIZE", 1))):
+        raise ConfigError(theirs)
     return tyro.cli(Config, default=default, args=kept, description=Config.__doc__)
 
 
@@ -90,6 +95,8 @@ def main(
         process = current_process()
         _check(config)
         plan = decide(config, process)
+        for line in idle_options(sys.argv[1:] if arguments is None else arguments, plan):
+            _log.warning(line)
     except (ConfigError, FileNotFoundError, ValueError) as error:
         # Once a node: what is missing on one of them may be there on the others.
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -118,14 +125,15 @@ def main(
 def _check(config: Config) -> None:
     """What can be known to fail before a model is built."""
     from clipfast.data.shards import expand
-    from clipfast.models import list_models
+    from clipfast.models.catalogue import get_config
 
     if not config.data.train:
         raise ConfigError(_NO_DATA)
-    if config.model.name not in list_models():
-        raise ConfigError(
-            f"--model.name {config.model.name}: no such model; there are {', '.join(list_models())}"
-        )
+    try:
+        get_config(config.model.name)
+    except ValueError as error:
+        note = activation_note(config.model.name)
+        raise ConfigError(f"--model.name: {error}.{note}") from error
     if config.model.weights and not os.path.isfile(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
     for pattern in (*config.data.train, *config.data.eval):

@@ -102,8 +102,8 @@ def check_fields(options: Any, group: str, **ranges: Range) -> None:
 
 
 def _check_number(option: str, value: Any, whole: bool, numbers: Range) -> None:
-    kind = Integral if whole else Real
-    if not isinstance(value, kind) or isinstance(value, bool):
+    fits = isinstance(value, Integral if whole else Real)
+    if not fits or isinstance(value, bool):
         what = "a whole number" if whole else "a number"
         raise ConfigError(f"{option} must be {what}; got {value!r}")
     try:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from clipfast.eval.evaluation import Evaluation
+from clipfast.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -55,5 +56,6 @@ def build_evaluations(names: Sequence[str], data: EvaluationData) -> dict[str, E
     for name in names:
         if name not in _BUILDERS:
             known = ", ".join(_BUILDERS)
-            raise ValueError(f"--eval.names {name}: no such evaluation; there are {known}")
+            hint = did_you_mean(name, _BUILDERS)
+            raise ValueError(f"--eval.names {name}: no such evaluation.{hint} Known: {known}")
     return {name: _BUILDERS[name](data) for name in names}

@@ -17,7 +17,6 @@ Legend: B local batch, G global batch, D embedding width, W ranks.
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -26,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from clipfast.loss.contrastive import clip_loss, gather_texts
+from clipfast.names import did_you_mean
 
 
 class Objective(ABC):
@@ -147,7 +147,6 @@ def get_objective(name: str) -> Objective:
         ValueError: for an unknown name, with the nearest one and all there are.
     """
     if name not in _OBJECTIVES:
-        close = difflib.get_close_matches(name, _OBJECTIVES, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, _OBJECTIVES)
         raise ValueError(f"unknown objective {name!r}.{hint} Known: {', '.join(_OBJECTIVES)}")
     return _OBJECTIVES[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from clipfast.names import did_you_mean
 
 _SHOWN = 4
 
@@ -35,10 +36,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], of: str = "") -> st
         One line of text.
     """
     known = list(known)
-    lower = {item.lower(): item for item in known}
-    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
-    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
-    return f"unknown {kind} {name!r}{of}.{hint} Known: {', '.join(known)}"
+    return f"unknown {kind} {name!r}{of}.{did_you_mean(name, known)} Known: {', '.join(known)}"
 
 
 def some_of(items: Iterable[str]) -> str:

@@ -146,7 +146,7 @@ def test_evaluations_find_the_right_partners(process_group):
 
 def test_evaluations_refuse_an_unknown_name_and_too_few_pairs():
     assert list_evaluations()[0] == "retrieval"
-    with pytest.raises(ConfigError, match=r"--eval\.names zero-shot: no such.* are retrieval"):
+    with pytest.raises(ConfigError, match=r"--eval\.names zero-shot: no such.*Known: retrieval"):
         Evaluations(made(eval=EvaluationConfig(("zero-shot",))))
     with pytest.raises(ConfigError, match=r"--data\.eval sample/twemoji holds 33 pairs, less than"):
         Evaluations(made(ranks=64, batch_size=64))

@@ -1,0 +1,52 @@
+"""The command line as it was typed: its options, and those of them that do not count."""
+
+from collections.abc import Iterator, Sequence
+
+from clipfast.engine.plan import RunPlan
+
+
+def typed_options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Options in the order typed, each with the words up to the next one.
+
+    Args:
+        arguments: without the program's name. ``--a=b`` and ``--a b`` are the same, and ``_`` in an
+            option is ``-``.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            found.append((option.replace("_", "-"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(argument)
+    return found
+
+
+def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
+    """A line for each option that was typed and changes nothing.
+
+    Args:
+        arguments: as typed.
+        plan: what came of them.
+    """
+    options = [option for option, _ in typed_options(arguments)]
+    config = plan.config
+    for option in sorted({each for each in options if options.count(each) > 1}):
+        yield f"{option} was given {options.count(option)} times: the last one counts"
+    if "--schedule.epochs" in options and config.schedule.max_steps is not None:
+        yield (
+            f"--schedule.epochs {config.schedule.epochs:g} does not count: --max-steps "
+            f"{config.schedule.max_steps} is the length of the run"
+        )
+    if config.micro_batch is not None and config.micro_batch > plan.local_batch:
+        yield (
+            f"--micro-batch {config.micro_batch} does not count: a rank's share of the batch is "
+            f"{plan.local_batch}"
+        )
+    if not config.data.eval and config.eval.names == ("retrieval",):
+        for option in ("--data.eval-limit", "--data.eval-batch-size", "--logging.eval-every-steps"):
+            if option in options:
+                yield f"{option} does not count: there is no --data.eval to measure on"
+    saves = config.checkpoint.every_steps > 0 or config.checkpoint.every_minutes > 0
+    if "--checkpoint.keep" in options and not saves:
+        yield "--checkpoint.keep does not count: --checkpoint.every-steps 0 saves none"
