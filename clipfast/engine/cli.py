@@ -136,5 +136,5 @@ def _check(config: Config) -> None:
         raise ConfigError(f"--model.name: {error}.{note}") from error
     if config.model.weights and not os.path.isfile(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
-    for pattern in (*config.data.train, *config.data.eval):
+    for pattern in (*config.data.train, *config.data.eval_sources.values()):
         expand(pattern)

@@ -14,6 +14,7 @@ import tyro
 from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
+from clipfast.engine.sources import named_sources
 from clipfast.models.recompute import Recompute
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -87,7 +88,9 @@ class DataConfig:
     allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings."""
 
     eval: tuple[str, ...] = ()
-    """Shards to measure retrieval on, each pattern by itself. Empty: no retrieval."""
+    """Shards to measure retrieval on, each pattern by itself, such as coco='coco/{0..3}.tar'. The
+    name stands in tables and in tags, eval/coco/image_to_text/R@1; a pattern without one gets the
+    last part of its path that says something. Empty: no retrieval."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
@@ -118,6 +121,15 @@ class DataConfig:
             0.0 < low <= high <= 1.0,
             f"--data.scale must satisfy 0 < smallest <= largest <= 1; got {low} {high}",
         )
+        try:
+            named_sources(self.eval)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def eval_sources(self) -> dict[str, str]:
+        """The patterns of ``eval`` by their names."""
+        return named_sources(self.eval)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class EvaluationConfig:
     """How the model is measured while it trains and at the end."""
 
     names: tuple[str, ...] = ("retrieval",)
-    """Evaluations to run. retrieval: R@1, R@5 and R@10 on every pattern of --data.eval. Others
+    """Evaluations to run. retrieval: R@1, R@5 and R@10 on every set of --data.eval. Others
     are registered by a recipe, with clipfast.eval.register."""
 
     floors: dict[str, float] = field(default_factory=dict)

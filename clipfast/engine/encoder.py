@@ -31,6 +31,7 @@ class RunData:
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
+        self._patterns = plan.config.data.eval_sources
 
     @property
     def world_size(self) -> int:
@@ -38,12 +39,16 @@ class RunData:
         return self.plan.process.world_size
 
     def count(self, source: str) -> int:
-        """Pairs in the shards of a pattern, at most ``--data.eval-limit``.
+        """Pairs of a set, at most ``--data.eval-limit``.
 
         Raises:
             ValueError: a shard or its index is unfit.
         """
-        return min(int(counts(expand(source)).sum()), self.plan.config.data.eval_limit)
+        shards = expand(self._pattern(source))
+        return min(int(counts(shards).sum()), self.plan.config.data.eval_limit)
+
+    def _pattern(self, source: str) -> str:
+        return self._patterns.get(source, source)
 
 
 class RunEncoder(RunData):
@@ -68,11 +73,11 @@ class RunEncoder(RunData):
         """All pairs of some shards: each rank encodes one contiguous part.
 
         Args:
-            source: a pattern of shards.
+            source: a set's name, or a pattern of shards.
         """
         data, process = self.plan.config.data, self.plan.process
         loader = EvalLoader(
-            source,
+            self._pattern(source),
             self.plan.architecture.vision.image_size,
             data.eval_batch_size,
             rank=process.rank,
@@ -86,7 +91,7 @@ class RunEncoder(RunData):
         images, texts, content = self._encode(loader, math.ceil(max(sizes) / data.eval_batch_size))
         first = sum(sizes[: process.rank])
         image_ids, caption_ids = self.gather(content.to(self.device)).cpu().unbind(1)
-        image, caption = _openers(source, sum(sizes))
+        image, caption = _openers(self._pattern(source), sum(sizes))
         return Pairs(
             source=source,
             image_features=self.gather(images),
@@ -160,12 +165,12 @@ class RunEncoder(RunData):
         return torch.cat(images), torch.cat(texts), torch.cat(content)
 
 
-def _openers(source: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
+def _openers(pattern: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
     """Functions that read the i-th picture and caption, and leave no shard open."""
 
     @functools.cache
     def reader_and_places() -> tuple[ShardReader, SampleRefs]:
-        shards = expand(source)
+        shards = expand(pattern)
         order = EpochOrder(counts(shards), shuffle=False)
         return ShardReader(shards), order.locate(0, 0, pairs)
 

@@ -1,14 +1,17 @@
 """The evaluations of a run: refused before it is built, run while it trains, drawn at its end."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfast.engine.config import ConfigError
+from clipfast.engine.config import ConfigError, DataConfig
 from clipfast.engine.encoder import RunData, RunEncoder
 from clipfast.engine.plan import RunPlan
 from clipfast.eval import Evaluation, EvaluationData, Measured
 from clipfast.eval.registry import build_evaluations
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluations:
@@ -26,7 +29,7 @@ class Evaluations:
         self._plan = plan
         try:
             self._by_name: Mapping[str, Evaluation] = build_evaluations(
-                plan.config.eval.names, EvaluationData(data.eval, data.train)
+                plan.config.eval.names, _evaluation_data(data)
             )
             for evaluation in self._by_name.values():
                 evaluation.check(RunData(plan))
@@ -72,7 +75,8 @@ class Evaluations:
             for name, value in entry.scalars.items()
         }
         lines = []
-        for name, floor in self._plan.config.eval.floors.items():
+        for given, floor in self._plan.config.eval.floors.items():
+            name = self._scalar(given)
             if name not in scalars:
                 known = ", ".join(scalars) or "nothing"
                 lines.append(f"--eval.floors {name}: not measured; there are {known}")
@@ -80,6 +84,15 @@ class Evaluations:
             elif not scalars[name] >= floor:
                 lines.append(f"{name} is {scalars[name]:.3f}, below its floor of {floor:g}")
         return lines
+
+    def _scalar(self, name: str) -> str:
+        """A scalar's name, where a floor still has the pattern in the place of the set's name."""
+        for source, pattern in self._plan.config.data.eval_sources.items():
+            old, new = f"eval/{pattern}/", f"eval/{source}/"
+            if name.startswith(old) and old != new:
+                _log.warning("%s is now %s; the old name goes in version 0.3", old, new)
+                return new + name.removeprefix(old)
+        return name
 
     def draw(self, measured: Mapping[str, Sequence[Measured]], folder: Path) -> list[Path]:
         """Draw NAME.png for every evaluation that has a picture.
@@ -95,3 +108,9 @@ class Evaluations:
         return [
             path for name, path in paths.items() if self._by_name[name].figure(measured[name], path)
         ]
+
+
+def _evaluation_data(data: DataConfig) -> EvaluationData:
+    sources = data.eval_sources
+    names = {pattern: name for name, pattern in sources.items()}
+    return EvaluationData(tuple(sources), tuple(names.get(p, p) for p in data.train))

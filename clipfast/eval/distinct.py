@@ -38,8 +38,8 @@ class Distinct:
     def note(self, pairs: int) -> str:
         """How many there are where that is less than the pairs, such as ", 7 distinct captions"."""
         return "".join(
-            f", {len(firsts)} distinct {name}"
-            for name, firsts in (("pictures", self.pictures), ("captions", self.captions))
+            f", {len(firsts)} distinct {name}{'s' if len(firsts) > 1 else ''}"
+            for name, firsts in (("picture", self.pictures), ("caption", self.captions))
             if len(firsts) < pairs
         )
 

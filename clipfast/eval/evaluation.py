@@ -18,7 +18,7 @@ class Pairs:
     """Image-text pairs in their order, encoded; the same on every rank.
 
     Attributes:
-        source: the shards' pattern.
+        source: the set's name, or the shards' pattern, as it was asked for.
         image_features: ``[N, D]`` float32, on the run's device, not normalised.
         text_features: ``[N, D]`` likewise.
         mine: the pairs that this rank encoded, for work that the ranks share.
@@ -53,7 +53,10 @@ class PairSource(Protocol):
     def world_size(self) -> int: ...
 
     def count(self, source: str) -> int:
-        """Pairs in the shards of a pattern, at most ``--data.eval-limit``.
+        """Pairs of a set, at most ``--data.eval-limit``.
+
+        Args:
+            source: its name, or a pattern of shards.
 
         Raises:
             ValueError: a shard or its index is unfit.
@@ -75,7 +78,7 @@ class Encoder(PairSource, Protocol):
         """All pairs of some shards, encoded by all ranks together.
 
         Args:
-            source: a pattern of shards.
+            source: a set's name, one of ``EvaluationData.sources``, or a pattern of shards.
         """
         ...
 

@@ -9,11 +9,12 @@ from clipfast.names import did_you_mean
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """The patterns of shards of a run.
+    """What a run is measured on.
 
     Attributes:
-        sources: to measure on, as ``--data.eval`` says.
-        trained_on: the training data.
+        sources: names of the sets of ``--data.eval``. The encoder takes them, and scalars are named
+            after them: ``eval/NAME/...``.
+        trained_on: the training data: the name of a set that is measured too, else the pattern.
     """
 
     sources: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ class Retrieval(Measured):
     """Retrieval over one set of pairs.
 
     Attributes:
-        source: the pattern that named it.
+        source: its name.
         pairs: N, number of pairs.
         distinct: what was compared: each picture and each caption once.
         image_to_text: R@1, R@5, R@10.
@@ -36,7 +36,7 @@ class Retrieval(Measured):
 
 
 class RetrievalEvaluation(Evaluation):
-    """R@1, R@5 and R@10 in both directions, on every pattern of ``--data.eval``.
+    """R@1, R@5 and R@10 in both directions, on every set of ``--data.eval``.
 
     Args:
         data: of the run.
@@ -179,7 +179,7 @@ def retrieval_table(results: Sequence[Retrieval], trained_on: Sequence[str]) -> 
 
     Args:
         results: one entry per set.
-        trained_on: the patterns of the training data, marked as such.
+        trained_on: names of those that are the training data, marked as such.
     """
     names = [f"R@{k}" for k in RECALL_AT]
     labels = [f"{r.source}{' (trained on)' if r.source in trained_on else ''}" for r in results]

@@ -168,6 +168,30 @@ def test_evaluations_say_what_is_below_its_floor_or_was_not_measured():
     assert Evaluations(made()).below_floors(measured) == []
 
 
+def test_a_set_has_its_short_name_in_tags_lines_tables_and_floors(process_group, tmp_path, caplog):
+    shard = write_shard(tmp_path / "few.tar", [("png", palette_png(), "columns")] * 2)
+    data = DataConfig(
+        train=(shard, "sample/noto"), eval=("emoji=sample/twemoji", shard), eval_limit=5
+    )
+    tag = "image_to_text/R@1"
+    floors = {f"eval/emoji/{tag}": 2.0, f"eval/{shard}/{tag}": 3.0}
+    evaluations = Evaluations(made(data=data, eval=EvaluationConfig(floors=floors)))
+    measured = evaluations.run(Engine(), lambda entry: None)
+    emoji, few = measured["retrieval"]
+    assert f"eval/emoji/{tag}" in emoji.scalars
+    assert f"eval/few/{tag}" in few.scalars
+    assert emoji.lines[0].startswith("emoji (5 pairs")
+    # One picture with one caption, twice.
+    assert few.lines[0].startswith("few (2 pairs, 1 distinct picture, 1 distinct caption): ")
+    assert few.gallery.title.startswith("few: ")
+    labels = [line.split("  ")[0] for line in evaluations.summary(measured)]
+    assert "emoji" in labels
+    assert "few (trained on)" in labels
+    lines = evaluations.below_floors(measured)
+    assert [line.split(" is ")[0] for line in lines] == [f"eval/emoji/{tag}", f"eval/few/{tag}"]
+    assert f"eval/{shard}/ is now eval/few/; the old name goes in version 0.3" in caplog.text
+
+
 def test_evaluations_of_no_data_measure_nothing(process_group):
     data = DataConfig(train=("sample/noto",))
     evaluations = Evaluations(made(data=data))
