@@ -14,7 +14,8 @@ from clipfast.names import nearest_name
 FLAGS = {
     "--train-data": "`--data.train`; several patterns follow each other instead of `::`",
     "--train-data-upsampling-factors": "not there: each sample is seen once per epoch",
-    "--val-data": "`--data.eval`; measures retrieval, not a validation loss",
+    "--val-data": "`--data.eval`; measures retrieval, not a validation loss; "
+    "`coco='coco/*.tar'` names a set",
     "--train-num-samples": "not needed: the samples are counted",
     "--val-num-samples": "not needed; `--data.eval-limit` bounds it",
     "--dataset-type": (
