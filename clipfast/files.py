@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,9 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)@(?P<host>[^/@]+)\.tmp")
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
+def whole_file(
+    path: str | os.PathLike[str], *, sync: bool = True, clean: bool = True
+) -> Iterator[Path]:
     """A temporary name to write to, put in place of ``path`` where the block ends well.
 
     Temporaries of the same file that killed processes of this machine left are deleted. The file's
@@ -28,15 +30,19 @@ def whole_file(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
     Args:
         path: the final name.
         sync: wait until file and folder are on the disk.
+        clean: look for such temporaries, which lists the folder. Whoever writes many files into one
+            folder calls ``remove_stale_in`` once instead.
 
     Yields:
         The name to write to; an empty file is there.
 
     Raises:
-        OSError: it cannot be written; nothing is left of it, and ``path`` holds what it held.
+        OSError: it cannot be written, with what ``explain`` says; nothing is left of it, and
+            ``path`` holds what it held.
     """
     path = Path(path)
-    remove_stale(path)
+    if clean:
+        remove_stale(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
     try:
         temporary.write_bytes(b"")
@@ -46,12 +52,16 @@ def whole_file(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[P
         if sync:
             sync_path(temporary)
         os.replace(temporary, path)
-    except BaseException:
+        if sync:
+            sync_path(path.parent)
+    except BaseException as error:
+        # Before the temporary's bytes are given back, and would count as free.
+        named = _named(error, temporary, path)
         with suppress(OSError):
             temporary.unlink()
-        raise
-    if sync:
-        sync_path(path.parent)
+        if named is error:
+            raise
+        raise named from error
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
@@ -82,6 +92,15 @@ def sync_path(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def _named(error: BaseException, temporary: Path, path: Path) -> BaseException:
+    """The same error under the file's final name, where it is about this file."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return error
+    if error.filename is None or Path(error.filename) in (temporary, path, path.parent):
+        return OSError(error.errno, explain(error, path))
+    return error
+
+
 def remove_stale(path: str | os.PathLike[str]) -> list[Path]:
     """Delete the temporaries of a file whose writers are dead.
 
@@ -92,15 +111,33 @@ def remove_stale(path: str | os.PathLike[str]) -> list[Path]:
         What was deleted.
     """
     path = Path(path)
+    pattern = f".{_glob_escaped(path.name)}.*.tmp"
+    return _remove(t for t in path.parent.glob(pattern) if _name_of(t) == path.name)
+
+
+def remove_stale_in(folder: str | os.PathLike[str]) -> list[Path]:
+    """Delete the temporaries of all files of a folder whose writers are dead.
+
+    Args:
+        folder: it is listed once; folders in it are not looked at.
+
+    Returns:
+        What was deleted.
+    """
+    return _remove(t for t in Path(folder).glob(".*.tmp") if _name_of(t))
+
+
+def _name_of(temporary: Path) -> str | None:
+    """The final name of a temporary whose writer is dead; None of every other file."""
+    found = _TEMPORARY.fullmatch(temporary.name)
+    if found is None or _may_be_alive(found["pid"], found["host"]):
+        return None
+    return found["name"]
+
+
+def _remove(temporaries: Iterable[Path]) -> list[Path]:
     removed = []
-    for temporary in path.parent.glob(f".{_glob_escaped(path.name)}.*.tmp"):
-        found = _TEMPORARY.fullmatch(temporary.name)
-        if (
-            found is None
-            or found["name"] != path.name
-            or _may_be_alive(found["pid"], found["host"])
-        ):
-            continue
+    for temporary in list(temporaries):
         with suppress(OSError):
             temporary.unlink()
             removed.append(temporary)
@@ -119,6 +156,8 @@ def explain(error: OSError, path: str | os.PathLike[str]) -> str:
         file system".
     """
     reason = error.strerror or str(error) or type(error).__name__
+    if reason.startswith(f"{os.fspath(path)}: "):
+        return reason
     return "; ".join([f"{os.fspath(path)}: {reason}", *_remains(error, path)])
 
 

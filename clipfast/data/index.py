@@ -24,6 +24,7 @@ from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
 from clipfast.data.table import count
 from clipfast.data.workers import make_executor
+from clipfast.files import explain
 
 REPORT_NAME = "index_report.tsv"
 
@@ -45,7 +46,7 @@ def _check_writable(folders: Iterable[str]) -> None:
             storage_of(folder).check_writable(folder)
         except OSError as error:
             raise PermissionError(
-                f"cannot write an index into {folder or '.'!r} ({error.strerror or error}); an "
+                f"cannot write an index into {explain(error, folder or '.')}; an "
                 "index lies beside its shard: make the folder writable, or link the shards into "
                 "one that is and index them there"
             ) from None
@@ -82,6 +83,8 @@ def index_shards(
     """
     began = time.perf_counter()
     report = report or join(split(shards[0])[0], REPORT_NAME)
+    for folder in sorted({split(path)[0] for path in [*shards, report]}):
+        storage_of(folder).remove_leftovers(folder)
     good = {} if force else {shard: _up_to_date(shard, fields) for shard in shards}
     skipped = [shard for shard in shards if good.get(shard) is not None]
     todo = [shard for shard in shards if good.get(shard) is None]

@@ -111,6 +111,7 @@ def _results(
 def _prepare_output(output: str, force: bool) -> None:
     storage = storage_of(output)
     storage.make_folder(output)
+    storage.remove_leftovers(output)
     present = sorted(each.name for each in storage.list(output) if each.name.endswith(".tar"))
     if present and not force:
         raise FileExistsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -219,7 +220,7 @@ def _write_safetensors(state: dict[str, Tensor], path: Path, block: str | None) 
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise OSError(errno.EIO, str(error)) from error
-        raise OSError(int(number[1]), str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 _WRITERS: dict[str, Callable[[dict[str, Tensor], Path, str | None], None]] = {

@@ -204,6 +204,10 @@ class Storage(ABC):
         """
         return
 
+    def remove_leftovers(self, folder: str) -> None:
+        """Delete what killed writers left in `folder`, where a storage can have such."""
+        return
+
     def resolve(self, path: str) -> str:
         """The path to use for what a person wrote, such as one with ``~``."""
         return path

@@ -3,8 +3,11 @@
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 
 from clipfast.data.storage.base import Listed, Reader, Storage, Writer
+from clipfast.files import remove_stale_in, whole_file
 
 _FILE_URL = "file://"
 
@@ -40,29 +43,53 @@ class FileReader(Reader):
     __del__ = close
 
 
+class _Dropped(Exception):
+    """What ends the writing of a file that nobody wants any more."""
+
+
 class FileWriter(Writer):
-    """A file beside the final one, renamed over it at `commit`."""
+    """A file beside the final one, synced and renamed over it at `commit`.
+
+    What goes wrong is an OSError that names the file and the space that is left.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        # Two processes may write one report at the same time.
-        self._partial = f"{path}.{os.getpid()}.partial"
-        self._file = open(self._partial, "wb")  # noqa: SIM115
+        # Folders of many shards are cleaned once per run: see `remove_leftovers`.
+        whole = whole_file(path, clean=False)
+        self._file = open(whole.__enter__(), "wb")  # noqa: SIM115
+        self._whole: AbstractContextManager[Path] | None = whole
 
     def write(self, data: bytes) -> None:
         """Append `data`."""
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self._end(error)
 
     def commit(self) -> None:
-        """Put the file in place."""
-        self._file.close()
-        os.replace(self._partial, self._path)
+        """Put the file in place; its bytes are on the disk by then."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._end(error)
+        self._end(None)
 
     def abort(self) -> None:
         """Delete what was written. After `commit` it does nothing."""
-        self._file.close()
-        if os.path.exists(self._partial):
-            os.remove(self._partial)
+        with suppress(OSError):
+            self._file.close()
+        with suppress(_Dropped):
+            self._end(_Dropped())
+
+    def _end(self, error: Exception | None) -> None:
+        whole, self._whole = self._whole, None
+        if whole is None:
+            return
+        if error is None:
+            whole.__exit__(None, None, None)
+        elif not whole.__exit__(type(error), error, error.__traceback__):
+            raise error
 
 
 class FileStorage(Storage):
@@ -144,6 +171,10 @@ class FileStorage(Storage):
         """See `Storage.check_writable`."""
         with tempfile.TemporaryFile(dir=folder or "."):
             pass
+
+    def remove_leftovers(self, folder: str) -> None:
+        """See `Storage.remove_leftovers`."""
+        remove_stale_in(folder or ".")
 
     def resolve(self, path: str) -> str:
         """The path with ``~`` replaced and without ``file://``."""
