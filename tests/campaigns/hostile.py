@@ -1,0 +1,188 @@
+"""Checkpoints, weights and shards made to run something: nothing runs, each is refused by name.
+
+A canary file tells whether anything ran; a file outside of the run's folder, whether anything was
+reached there.
+"""
+
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.campaigns.damage import clone
+from tests.campaigns.hostile_folders import FOLDERS, Trap, as_before, sign
+from tests.campaigns.payloads import FORMS, calls
+from tests.campaigns.program import Setting, main
+from tests.campaigns.resumer import Resumed, Resumer
+from tests.campaigns.table import Table
+from tests.campaigns.traces import checkpoints
+
+_OPTIONS = ["--max-steps", "7", "--zero-stage", "1", "--checkpoint.keep", "3"]
+_SECRET = b"a file of somebody else"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One hostile thing.
+
+    Attributes:
+        case: its kind.
+        name: which of its kind.
+        lay: puts it there; returns the options that meet it and the name that must be said.
+        status: that the run must end with; None for any.
+    """
+
+    case: str
+    name: str
+    lay: Callable[[Trap], tuple[list[str], str]]
+    status: int | None
+
+
+def campaign(setting: Setting) -> Table:
+    """Try all attacks, or the first ``setting.count`` of each kind where that is less."""
+    table = Table("hostile")
+    attacks = _pickles() + _folders() + _weights() + _shards(setting)
+    setting.random.shuffle(attacks)
+    # Every kind has its turn before a second of one.
+    turns: dict[str, int] = {}
+    order = []
+    for attack in attacks:
+        turns[attack.case] = turns.get(attack.case, -1) + 1
+        order.append((turns[attack.case], attack))
+    chosen = [attack for _, attack in sorted(order, key=lambda pair: pair[0])][: setting.count]
+    with Resumer(setting.subject, 1) as resumer:
+        saved = setting.folder / "saved"
+        done = resumer.resume(["--logging.dir", str(saved), *_OPTIONS], train=True)
+        assert done.status == 0, done.said
+        for number, attack in enumerate(chosen):
+            _try(table, setting, resumer, attack, setting.folder / f"attack-{number}")
+    return table
+
+
+def _try(table: Table, setting: Setting, resumer: Resumer, attack: Attack, folder: Path) -> None:
+    trap = Trap(folder / "runs" / "run", folder / "victim", folder / "canary")
+    trap.victim.mkdir(parents=True)
+    (trap.victim / "secret").write_bytes(_SECRET)
+    clone(setting.folder / "saved" / "run", trap.run)
+    options, named = attack.lay(trap)
+    assert not trap.canary.exists()
+    everything = ["--logging.dir", str(folder / "runs"), *_OPTIONS, *options]
+    done = resumer.resume(everything, train=attack.status is None)
+    outcome = _judge(attack, trap, named, done)
+    table.add(attack.case, attack.name, not outcome, outcome or "nothing ran")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judge(attack: Attack, trap: Trap, named: str, done: Resumed) -> str:
+    if trap.canary.exists():
+        return "EXECUTED"
+    secret = trap.victim / "secret"
+    if not secret.is_file() or secret.read_bytes() != _SECRET:
+        return "a file outside of the run's folder was changed"
+    if attack.status is not None and done.status != attack.status:
+        return f"status {done.status}, not {attack.status}: {done.said[-250:]}"
+    if attack.status is None and done.status not in (0, 2):
+        return f"status {done.status}: {done.said[-250:]}"
+    return f"does not name {named}: {done.said[-250:]}" if named not in done.said else ""
+
+
+def _pickles() -> list[Attack]:
+    """Checkpoints with pickles, each with a manifest that is true of them."""
+
+    def attack(call: str, form: str, file: str, version: str, which: str) -> Attack:
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            newest = checkpoints(trap.run)[-1]
+            path = next(newest.glob(f"*{file}*"))
+            path.unlink()
+            FORMS[form](calls(trap.canary)[call], trap.canary, path)
+            if version == "now":
+                sign(newest)
+            else:
+                as_before(newest)
+            return ["--resume", "latest" if which == "latest" else str(newest)], path.name
+
+        return Attack(f"checkpoint, {form}", f"{call}, {file}, {version}, {which}", lay, 2)
+
+    names = list(_names_of_calls())
+    attacks = [
+        attack(name, "zip", ("model_states", "optim_states")[i % 2], "now", "latest")
+        for i, name in enumerate(names)
+    ]
+    for form in FORMS:
+        for file in ("model_states", "optim_states"):
+            attacks.append(attack("os.system", form, file, "now", "by its path"))
+        attacks.append(attack("exec", form, "optim_states", "of 0.2", "latest"))
+    return attacks
+
+
+def _names_of_calls() -> list[str]:
+    """Names of all calls."""
+    with tempfile.TemporaryDirectory() as folder:
+        return list(calls(Path(folder) / "canary"))
+
+
+def _folders() -> list[Attack]:
+    def attack(name: str) -> Attack:
+        lay_trap, status = FOLDERS[name]
+
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            lay_trap(trap)
+            return ["--resume", "latest"], ""
+
+        return Attack("run's folder", name, lay, status)
+
+    return [attack(name) for name in FOLDERS]
+
+
+def _weights() -> list[Attack]:
+    def attack(call: str, form: str, suffix: str) -> Attack:
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            path = trap.victim.parent / f"weights{suffix}"
+            FORMS[form](calls(trap.canary)[call], trap.canary, path)
+            return ["--model.weights", str(path)], path.name
+
+        return Attack(f"weights, {form}", f"{call}, {suffix}", lay, 2)
+
+    def header(data: bytes) -> Attack:
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            path = trap.victim.parent / "weights.safetensors"
+            path.write_bytes(data)
+            return ["--model.weights", str(path)], path.name
+
+        return Attack("weights, safetensors header", repr(data[:24]), lay, 2)
+
+    attacks = [attack(name, "zip", ".pt") for name in _names_of_calls()]
+    attacks += [attack("os.system", form, ".pt") for form in FORMS]
+    attacks += [attack("exec", form, ".safetensors") for form in ("zip", "plain pickle")]
+    overlap = b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}'
+    outside = b'{"../a":{"dtype":"F32","shape":[1],"data_offsets":[0,4294967296]}}'
+    for head in (overlap, outside, b"[" * 65536):
+        attacks.append(header(len(head).to_bytes(8, "little") + head + bytes(4)))
+    attacks.append(header((1 << 62).to_bytes(8, "little") + b"{}"))
+    return attacks
+
+
+def _shards(setting: Setting) -> list[Attack]:
+    def attack(name: str, make: Callable[[Path, bytes], bytes]) -> Attack:
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            source = setting.subject.repository / "clipfast" / "data" / "sample"
+            shard = trap.victim.parent / "shard.tar"
+            shutil.copy(source / "noto-emoji.tar", shard)
+            index = (source / "noto-emoji.idx").read_bytes()
+            shard.with_suffix(".idx").write_bytes(make(trap.canary, index))
+            return ["--data.train", str(shard)], "shard"
+
+        return Attack("index of a shard", name, lay, 2)
+
+    return [
+        attack("a pickle", lambda canary, _: pickle.dumps(calls(canary)["os.system"])),
+        attack("a count without end", lambda _, index: b"v1.2 99999999999999\n" + index[9:]),
+        attack("offsets outside", lambda _, index: index.replace(b" 512 ", b" 99999999999 ")),
+        attack("not UTF-8", lambda _, index: b"v1.2 1\n\xff\xfe \x80 \x81 \x82\n"),
+    ]
+
+
+if __name__ == "__main__":
+    main({"hostile": (campaign, 100)}, __doc__)
