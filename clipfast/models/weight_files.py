@@ -246,12 +246,16 @@ def _read_with(path: Path, read: Callable[[Path], Any], kind: str) -> Any:
     try:
         return read(path)
     except Exception as error:  # a damaged file can raise nearly anything
-        text = str(error)
-        # torch's own advice is to load without the check.
-        asked = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported global: GLOBAL (\S+)", text)
-        if asked:
-            text = f"it asks for {asked[1] or asked[2]}, which no weights need"
+        text = _without_advice(str(error))
         raise ValueError(f"cannot read {path} as a {kind}: {text[:500]}") from error
+
+
+def _without_advice(text: str) -> str:
+    """torch's reason alone: its advice is to load without the check."""
+    if asked := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {asked[1]}, which no weights need"
+    text = re.sub(r"(?s)Weights only load failed.*?trusted source\.\s*", "", text)
+    return re.sub(r"(?s)\s*(Please file an issue|Check the documentation).*", "", text)
 
 
 def _torch_load(path: Path) -> Any:

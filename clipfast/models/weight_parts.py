@@ -79,6 +79,7 @@ def _places(path: Path) -> dict[str, str]:
 def _is_plain_name(part: str) -> bool:
     return (
         PurePath(part).name == part
+        and part not in ("", "..")
         and "\\" not in part
         and "\0" not in part
         and not part.endswith(INDEX)

@@ -20,8 +20,8 @@ def entry_names(path: Path) -> list[str] | None:
         The names; None where this is no zip.
 
     Raises:
-        ValueError: its directory is damaged, or its entries claim many times the file's size, as in
-            an archive that is made to fill the memory.
+        ValueError: its directory is damaged; its entries claim many times the file's size, as in an
+            archive that is made to fill the memory; or a name leads out of a folder.
     """
     if not zipfile.is_zipfile(path):
         return None
@@ -35,7 +35,12 @@ def entry_names(path: Path) -> list[str] | None:
         raise ValueError(
             f"refused to read {path}: it has {size:,} bytes, and its entries claim {claimed:,}"
         )
-    return [entry.filename for entry in entries]
+    names = [entry.filename for entry in entries]
+    # Nothing is unpacked here, and an honest archive has no such name for others to unpack.
+    leading_out = [n for n in names if n.startswith("/") or "\\" in n or ".." in n.split("/")]
+    if leading_out:
+        raise ValueError(f"refused to read {path}: it names files outside: {leading_out[0][:99]!r}")
+    return names
 
 
 def small_entry(path: Path, end: str, limit: int) -> bytes | None:
