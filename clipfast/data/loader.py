@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipfast.data.decode import DecodedBatch, Decoder
 from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.fingerprint import fingerprint
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
 from clipfast.data.reader import Prefetcher, Request, ShardReader
@@ -179,12 +180,12 @@ class TrainLoader(_Loader):
                 self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
                 yield batch
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what that depends on."""
         epoch, index = divmod(self._consumed, self.batches_per_epoch)
         return {"epoch": epoch, "index": index, **self._identity()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches a saved state had handed out, on any number of ranks.
 
         Raises:
@@ -194,7 +195,8 @@ class TrainLoader(_Loader):
         changed = [
             f"{name} was {state.get(name)}, is {value}"
             for name, value in ours.items()
-            if state.get(name) != value
+            # States of before there was a fingerprint have none.
+            if state.get(name) != value and (name in state or name != "shards")
         ]
         if changed:
             raise ValueError(
@@ -204,8 +206,9 @@ class TrainLoader(_Loader):
             )
         self._consumed = state["epoch"] * self.batches_per_epoch + state["index"]
 
-    def _identity(self) -> dict[str, int]:
+    def _identity(self) -> dict[str, Any]:
         return {
+            "shards": fingerprint(self.shards, self.order.counts),
             "samples": len(self.order),
             "batch_size": self.batch_size,
             "seed": self.order.seed,

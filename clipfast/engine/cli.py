@@ -15,10 +15,14 @@ from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
 from clipfast.engine.typed import idle_options
+from clipfast.engine.watch import end_with_launcher
 
 if TYPE_CHECKING:
     from clipfast.engine.builders import Builders
     from clipfast.engine.trainer import Result
+
+# What a wrapper sees of a run that a signal ended, and that can go on: EX_TEMPFAIL of sysexits.h.
+INTERRUPTED = 75
 
 _log = logging.getLogger(__name__)
 _RENAMED = {"--model.checkpoint": "--model.recompute"}
@@ -82,8 +86,8 @@ def main(
         What the run leaves.
 
     Raises:
-        SystemExit: with status 2 for options that cannot work, with status 1 for a finished run
-            that stayed below one of ``--eval.floors``.
+        SystemExit: with status 2 for options that cannot work, 75 for a run that a signal ended
+            and that can go on, 1 for a finished run that stayed below one of ``--eval.floors``.
     """
     # Ranks other than 0 stay silent, in tyro's complaints too.
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -108,6 +112,7 @@ def main(
 
     if is_main and process.device.type == "cpu":
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
+    end_with_launcher()
     start(process)
     try:
         result = Trainer(plan, builders).run()
@@ -117,6 +122,8 @@ def main(
         raise SystemExit(2) from error
     # Not after a failure: tearing the group down would wait for ranks that wait for this one.
     dist.destroy_process_group()
+    if not result.finished:
+        raise SystemExit(INTERRUPTED)
     if result.below_floors:
         raise SystemExit(1)
     return result

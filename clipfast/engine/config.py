@@ -310,8 +310,18 @@ class CheckpointConfig:
     """Number of checkpoints kept; older ones are deleted once a newer one is complete."""
 
     resume: Annotated[str | None, tyro.conf.arg(aliases=[ALIASES["--checkpoint.resume"]])] = None
-    """'latest' goes on from the newest complete checkpoint of this run (from the beginning where
-    there is none); a path names one."""
+    """'latest' goes on from the newest intact checkpoint of this run (from the beginning where
+    there is none); a path names one, of another run too, from which a new run then branches off."""
+
+    resume_with_changes: Annotated[
+        bool, tyro.conf.arg(aliases=[ALIASES["--checkpoint.resume-with-changes"]])
+    ] = False
+    """Go on though options or data differ that change what is trained. Without it such a resume is
+    refused, and the differences are named."""
+
+    fsync: bool = True
+    """Wait until checkpoints, records and final weights are on the disk. Without it a crash of the
+    machine can cost the newest checkpoint; a crash of the run cannot."""
 
     def __post_init__(self) -> None:
         check_fields(

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from clipfast.engine.agreement import from_main
 from clipfast.engine.deepspeed.masters import exact_parameters
 from clipfast.engine.launch import Process
 from clipfast.models import export
@@ -46,11 +46,14 @@ def export_final(engine: Any, path: Path, process: Process, step: int | None = N
         step: optimizer steps taken.
 
     Raises:
-        OSError: rank 0 cannot write them, with path and free space.
+        OSError: on every rank, where rank 0 cannot write them, with path and free space.
     """
     state = full_state_dict(engine, process)
-    if state is not None:
-        export(state, path, architecture=architecture_of(engine.module), step=step)
-    dist.barrier()
+
+    def write() -> None:
+        if state is not None:
+            export(state, path, architecture=architecture_of(engine.module), step=step)
+
+    from_main(process, write)
     if process.device.type == "cuda":
         torch.cuda.empty_cache()

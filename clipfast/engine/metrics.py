@@ -5,9 +5,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from clipfast.engine.config import LoggingConfig
+from clipfast.engine.rows import Rows
 
 
 def rate(per_second: float) -> str:
@@ -24,10 +25,23 @@ class Metrics:
         total_steps: length of the run.
         first_step: steps taken before, by the run that is resumed.
         active: whether this is rank 0.
+        run: id of the run.
+        sync: rows that are rewritten are on the disk before the old ones go.
+
+    Raises:
+        ConfigError: the rows that are there are another run's.
     """
 
     def __init__(
-        self, folder: Path, config: LoggingConfig, total_steps: int, first_step: int, active: bool
+        self,
+        folder: Path,
+        config: LoggingConfig,
+        total_steps: int,
+        first_step: int,
+        active: bool,
+        *,
+        run: str = "",
+        sync: bool = True,
     ) -> None:
         self._active = active
         self._bar = None
@@ -35,7 +49,7 @@ class Metrics:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = _open_rows(folder / "metrics.jsonl", first_step)
+        self._rows = Rows(folder / "metrics.jsonl", run, first_step, sync=sync)
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -51,6 +65,7 @@ class Metrics:
                 # A log file is not redrawn: a line every so often is enough there.
                 mininterval=0.5 if sys.stderr.isatty() else 20,
             )
+        self.say(*self._rows.notes)
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar."""
@@ -58,19 +73,25 @@ class Metrics:
             self._bar.update(steps)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write scalars of a step; the ones a person watches go to the bar too."""
+        """Write scalars of a step; the ones a person watches go to the bar too. What cannot be
+        written now is kept and written later; a line says so once."""
         if not self._active:
             return
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}))
+        for name, value in values.items():
+            self._to_board("add_scalar", name if "/" in name else f"train/{name}", value, step)
         if self._bar is not None and "loss" in values:
             self._bar.set_postfix_str(
                 f"loss {values['loss']:.3f}, {rate(values['images_per_second'])} images/s, "
                 f"scale {values['logit_scale']:.1f}, lr {values['lr']:.1e}",
                 refresh=False,
             )
+
+    def describe(self, name: str, text: str) -> None:
+        """Show a text, such as the configuration, in TensorBoard."""
+        # Markdown: indented, it stays as it is.
+        lines = "\n".join("    " + line for line in text.splitlines())
+        self._to_board("add_text", name, lines, 0)
 
     def say(self, *lines: Any) -> None:
         """Print above the bar."""
@@ -89,18 +110,18 @@ class Metrics:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._board is not None:
-            self._board.close()
+        self._to_board("close")
+        self._board = None
+        self.say(*self._rows.close())
+
+    def _write(self, row: str) -> None:
+        self.say(*self._rows.write(row))
+
+    def _to_board(self, method: str, *arguments: Any) -> None:
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, method)(*arguments)
+        except Exception as error:  # its writer thread hands on whatever the disk gave it
             self._board = None
-        self._file.close()
-
-
-def _open_rows(path: Path, first_step: int) -> TextIO:
-    """Append to the rows of the run that is resumed, without those after its checkpoint."""
-    kept = []
-    if first_step and path.exists():
-        rows = path.read_text().splitlines()
-        # A killed run may have left half a line.
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= first_step]
-    path.write_text("".join(row + "\n" for row in kept))
-    return open(path, "a", buffering=1)
+            self.say(f"TensorBoard is no longer written: {error}. metrics.jsonl has everything")

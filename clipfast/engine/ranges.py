@@ -12,6 +12,7 @@ ALIASES = {
     "--schedule.max-steps": "--max-steps",
     "--zero.stage": "--zero-stage",
     "--checkpoint.resume": "--resume",
+    "--checkpoint.resume-with-changes": "--resume-with-changes",
 }
 
 

@@ -1,13 +1,21 @@
-"""What ranks ask of each other between steps: save a checkpoint, or stop."""
+"""What ranks ask of each other after every step: save a checkpoint, or stop."""
 
 import signal
 import time
 from enum import IntEnum
+from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from clipfast.engine.launch import Process
+
+# A failed save is tried again after so long.
+RETRY_SECONDS = 60.0
+# Ctrl-C reaches a rank from the terminal, and once more from its launcher. A person who means it
+# waits longer between the two.
+_IMPATIENT_SECONDS = 1.0
 
 
 class Request(IntEnum):
@@ -19,7 +27,7 @@ class Request(IntEnum):
 
 
 class Requests:
-    """Signals to stop, and the minutes between checkpoints.
+    """Signals to stop, the minutes between checkpoints, and saves to be tried again.
 
     Args:
         process: this rank.
@@ -27,31 +35,84 @@ class Requests:
     """
 
     def __init__(self, process: Process, every_minutes: float) -> None:
-        self._device = process.device
-        self._every_minutes = every_minutes
-        self._signalled = False
+        self._shared = _Shared(process)
+        self._every_seconds = 60 * every_minutes
         self._saved_at = time.monotonic()
+        self._retry_at: float | None = None
+        self._signalled_at: float | None = None
+        self.signal_name = ""
 
     def listen(self) -> None:
-        """Take SIGTERM and SIGUSR1, as torchrun and schedulers send them, for a request to stop."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        """Take Ctrl-C, SIGTERM and SIGUSR1, as launchers and schedulers send them, for a request to
+        stop. A second Ctrl-C ends the process where it stands."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
     def saved(self) -> None:
         """A checkpoint was saved now."""
         self._saved_at = time.monotonic()
+        self._retry_at = None
+
+    def failed(self) -> None:
+        """A checkpoint could not be saved; it is asked for again after a while."""
+        self._retry_at = time.monotonic() + RETRY_SECONDS
 
     def agree(self) -> Request:
         """The largest request of any rank, since clocks differ and signals reach ranks one by one.
-        A collective."""
-        request = Request.GO_ON
-        if 0 < self._every_minutes <= (time.monotonic() - self._saved_at) / 60:
-            request = Request.SAVE
-        if self._signalled:
-            request = Request.STOP
-        shared = torch.tensor(int(request), device=self._device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return Request(int(shared.item()))
+        Called by every rank after every step; on several GPUs it tells what was asked for a step
+        before, and nobody waits."""
+        return Request(self._shared.largest(int(self._wanted())))
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self._signalled = True
+    def _wanted(self) -> Request:
+        if self._signalled_at is not None:
+            return Request.STOP
+        now = time.monotonic()
+        if self._retry_at is not None:
+            return Request.SAVE if now >= self._retry_at else Request.GO_ON
+        is_due = 0 < self._every_seconds <= now - self._saved_at
+        return Request.SAVE if is_due else Request.GO_ON
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        again = self._signalled_at is not None and now - self._signalled_at > _IMPATIENT_SECONDS
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signalled_at is None:
+            self._signalled_at = now
+            self.signal_name = signal.Signals(number).name
+
+
+class _Shared:
+    """The largest of the ranks' numbers.
+
+    On GPUs the sum of a step's work would have to be waited for; there a number is on its way while
+    the next step runs.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._under_way: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def largest(self, number: int) -> int:
+        if self._process.world_size == 1:
+            return number
+        if self._process.device.type != "cuda":
+            shared = torch.tensor(number)
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+            return int(shared)
+        before = self._arrived()
+        shared = torch.full((), number, dtype=torch.int32, device=self._process.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        host = torch.empty((), dtype=torch.int32, pin_memory=True)
+        host.copy_(shared, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._under_way = (host, event)
+        return before
+
+    def _arrived(self) -> int:
+        if self._under_way is None:
+            return 0
+        host, event = self._under_way
+        event.synchronize()
+        return int(host)

@@ -2,21 +2,31 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from clipfast.checkpoint import find
 from clipfast.engine import cpu_products
+from clipfast.engine.agreement import from_main
 from clipfast.engine.builders import Builders
-from clipfast.engine.checkpoint import Checkpoints, export_final, move_aside
+from clipfast.engine.checkpoint import LATEST, Checkpoints, Chosen
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate, step_figures
+from clipfast.engine.differences import (
+    WITH_CHANGES,
+    Difference,
+    differences,
+    plain,
+    refuse_changes,
+)
 from clipfast.engine.evaluate import Evaluations
+from clipfast.engine.export import export_final
 from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
@@ -24,9 +34,12 @@ from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests
+from clipfast.engine.runfolder import RunFolder
 from clipfast.engine.step import train_step
+from clipfast.env import stamp
 from clipfast.eval import Measured, Retrieval
 from clipfast.eval.curves import curves_figure
+from clipfast.files import explain
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
 
@@ -71,32 +84,25 @@ class Trainer:
     """
 
     def __init__(self, plan: RunPlan, builders: Builders | None = None) -> None:
-        builders = builders or Builders()
-        process, options = plan.process, plan.config
-        self.checkpoints = Checkpoints(
-            plan.folder / "checkpoints", options.checkpoint.keep, process, plan.layout
-        )
+        options = plan.config
+        self._process = plan.process
         # Refuse before minutes of building.
         self._evaluations = Evaluations(plan)
-        self.loader = builders.loader(plan)
-        self.plan = resolve_recomputation(plan, self.loader)
-        self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
-        torch.manual_seed(options.seed)
-        self._cpu_products = cpu_products.agree(process)
-        self.engine = builders.build_engine(self.plan)
+        self.folder = RunFolder(plan.folder, sync=options.checkpoint.fsync)
         self.step = 0
-        self._requests = Requests(process, options.checkpoint.every_minutes)
-        self._resume()
-        if process.device.type == "cpu":
-            keep_freed_memory()
+        try:
+            self._open(plan)
+            self._build(plan, builders or Builders())
+        except BaseException:
+            self.folder.close()
+            raise
 
     def run(self) -> Result:
         """Train to the end, or to a signal; then evaluate and export."""
         plan, options = self.plan, self.plan.config
+        status = "failed"
         self._requests.listen()
-        metrics = Metrics(
-            plan.folder, options.logging, self.length.steps, self.step, plan.process.is_main
-        )
+        metrics = self._make_metrics()
         parameters = num_parameters(self.engine.module)
         metrics.say(*headline(plan, self.loader, self.length, parameters, self.step))
         first_step, clock = self.step, TrainingClock()
@@ -116,11 +122,129 @@ class Trainer:
                 measured=measured,
                 below_floors=self._evaluations.below_floors(measured) if finished else (),
             )
+            status = "finished" if finished else "interrupted"
             metrics.close()
             metrics.say(*self._summary(result))
             return result
         finally:
             metrics.close()
+            if plan.process.is_main:
+                self.folder.end(status, self.step)
+            self.folder.close()
+
+    def _open(self, plan: RunPlan) -> None:
+        """Take the run's folder, and choose what to go on from."""
+        process, options = plan.process, plan.config.checkpoint
+        folder, which = plan.folder / "checkpoints", options.resume
+        # Another run's checkpoint begins a run of its own.
+        self._goes_on = which == LATEST or (
+            bool(which) and Path(which or "").resolve().parent == folder.resolve()
+        )
+
+        def open_folder() -> str:
+            newest = find(folder)[-1:] if self._goes_on else []
+            known = next((f.manifest.run for f in newest if f.manifest), "")
+            for line in self.folder.open(resumes=self._goes_on, known=known):
+                print(line, flush=True)
+            return self.folder.run_id
+
+        self.run_id = from_main(process, open_folder)
+        self.checkpoints = Checkpoints(
+            folder, options.keep, process, plan.layout, run=self.run_id, sync=options.fsync
+        )
+        self._chosen: Chosen | None = None
+        self._differences: list[Difference] = []
+        if not which:
+            return
+        if self._goes_on:
+            self.checkpoints.tidy()
+        self._chosen = self.checkpoints.choose(which)
+        if self._chosen is None:
+            return
+        self._tell(*self._chosen.notes)
+        saved = self._chosen.manifest.state.get("config", {})
+        self._differences = differences(saved, plan.config)
+        refuse_changes(self._differences, allowed=options.resume_with_changes)
+        if self._differences:
+            self._tell("Differs from the run that was saved:")
+            self._tell(*(f"  {difference}" for difference in self._differences))
+
+    def _build(self, plan: RunPlan, builders: Builders) -> None:
+        """Everything that trains, and where it stands."""
+        process, options = plan.process, plan.config
+        self.loader = builders.loader(plan)
+        self.plan = resolve_recomputation(plan, self.loader)
+        self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
+        torch.manual_seed(options.seed)
+        self._cpu_products = cpu_products.agree(process)
+        self._requests = Requests(process, options.checkpoint.every_minutes)
+        if self._chosen is not None:
+            self._place_loader(self._chosen)
+        self.engine = builders.build_engine(self.plan)
+        if self._chosen is not None:
+            self._load(self._chosen)
+        self._tell(*from_main(process, self._begin))
+        if process.device.type == "cpu":
+            keep_freed_memory()
+
+    def _place_loader(self, chosen: Chosen) -> None:
+        try:
+            self.loader.load_state_dict(chosen.manifest.state["loader"])
+        except ValueError as error:
+            if not self.plan.config.checkpoint.resume_with_changes:
+                raise ConfigError(f"--resume: {error}, or pass {WITH_CHANGES}") from error
+            self._tell(f"{error}: data are read from their beginning")
+
+    def _load(self, chosen: Chosen) -> None:
+        self.checkpoints.load(self.engine, chosen)
+        reapply_options(self.plan.config.optimizer, self.engine)
+        self.step = chosen.manifest.step
+        self._cpu_products, note = cpu_products.go_on_with(
+            chosen.manifest.state.get("cpu_products", {}), self._cpu_products
+        )
+        self._tell(*[note] if note else [])
+
+    def _begin(self) -> list[str]:
+        """Write down this start, on rank 0."""
+        chosen = self._chosen
+        start = {
+            "ranks": self.plan.process.world_size,
+            "config": plain(self.plan.config),
+            "environment": stamp(),
+            "resumed": chosen and {"checkpoint": str(chosen.path), "step": self.step},
+            "differs": [str(difference) for difference in self._differences],
+        }
+        return self.folder.begin(start, resumed=self._goes_on)
+
+    def _make_metrics(self) -> Metrics:
+        plan, options = self.plan, self.plan.config
+
+        def make() -> Metrics:
+            return Metrics(
+                plan.folder,
+                options.logging,
+                self.length.steps,
+                self.step,
+                plan.process.is_main,
+                run=self.run_id,
+                sync=options.checkpoint.fsync,
+            )
+
+        made: list[Metrics] = []
+        try:
+            # What rank 0 cannot write ends every rank.
+            from_main(plan.process, lambda: made.append(make()))
+        except OSError as error:
+            raise ConfigError(f"cannot write metrics: {explain(error, plan.folder)}") from error
+        metrics = made[0] if made else make()
+        metrics.describe("run/config", json.dumps(plain(options), indent=1))
+        metrics.describe("run/command", " ".join(sys.argv))
+        return metrics
+
+    def _tell(self, *lines: str) -> None:
+        if self._process.is_main:
+            for line in lines:
+                print(line, flush=True)
 
     def _loop(self, metrics: Metrics, clock: TrainingClock) -> bool:
         """Steps until the end (True) or a signal (False)."""
@@ -139,7 +263,6 @@ class Trainer:
             self.step += 1
             metrics.advance()
             last = self.step == self.length.steps
-            request = Request.GO_ON
             if self._due(options.logging.every_steps) or last:
                 values = self._values(loss, logit_scale, lr)
                 images = (self.step - logged_step) * options.batch_size
@@ -147,17 +270,15 @@ class Trainer:
                 logged_step, logged_seconds = self.step, clock.seconds
                 metrics.log(self.step, values)
                 self._require_finite(values["loss"])
-                request = self._requests.agree()
+            request = self._requests.agree()
+            stops = request == Request.STOP and not last
             with clock.paused():
-                if self._due(options.logging.eval_every_steps) and not last:
+                if self._due(options.logging.eval_every_steps) and not last and not stops:
                     self._evaluate(metrics)
                 if request or self._checkpoint_due(last):
                     self._require_finite(loss.item())
-                    self._save()
-            if request == Request.STOP and not last:
-                metrics.say(
-                    f"A signal ended the run after step {self.step}; go on with --resume latest"
-                )
+                    self._save(metrics, stops=stops)
+            if stops:
                 return False
         return True
 
@@ -181,11 +302,10 @@ class Trainer:
     def _require_finite(self, loss: float) -> None:
         if math.isfinite(loss):
             return
-        complete = self.checkpoints.complete()
         raise FloatingPointError(
             f"the loss is {loss} after step {self.step}. Last complete checkpoint: "
-            f"{complete[-1] if complete else 'none'}. Go on from it with a lower --optimizer.lr or "
-            "with --optimizer.clip-norm 1"
+            f"{self.checkpoints.latest() or 'none'}. Go on from it with a lower --optimizer.lr or "
+            f"with --optimizer.clip-norm 1, and {WITH_CHANGES}"
         )
 
     def _evaluate(self, metrics: Metrics) -> dict[str, Sequence[Measured]]:
@@ -206,31 +326,32 @@ class Trainer:
         curves_figure([json.loads(line) for line in lines], folder / "curves.png")
         return [*paths, folder / "curves.png"]
 
-    def _save(self) -> None:
-        state = {"loader": self.loader.state_dict(), "cpu_products": self._cpu_products}
-        self.checkpoints.save(self.engine, self.step, state)
-        self._requests.saved()
-
-    def _resume(self) -> None:
-        which = self.plan.config.checkpoint.resume
-        if not which:
-            if self.plan.process.is_main and (old := move_aside(self.plan.folder)):
-                print(f"An earlier run was here: it is now {old} (to go on: --resume latest)")
-            dist.barrier()
-            return
-        state = self.checkpoints.resume(self.engine, which)
-        if state is not None:
-            reapply_options(self.plan.config.optimizer, self.engine)
-            self.step = state["step"]
-            self._cpu_products, note = cpu_products.go_on_with(
-                state.get("cpu_products", {}), self._cpu_products
-            )
-            if note and self.plan.process.is_main:
-                print(note)
+    def _save(self, metrics: Metrics, *, stops: bool) -> None:
+        """Save a checkpoint; one that fails costs the attempt, not the run."""
+        state = {
+            "loader": self.loader.state_dict(),
+            "cpu_products": self._cpu_products,
+            "config": plain(self.plan.config),
+        }
+        # There is no later attempt for a run that stops.
+        for attempts_left in (1, 0) if stops else (0,):
             try:
-                self.loader.load_state_dict(state["loader"])
-            except ValueError as error:
-                raise ConfigError(f"--resume {which}: {error}") from error
+                from_main(self.plan.process, self.folder.require)
+                self.checkpoints.save(self.engine, self.step, state)
+            except OSError as error:
+                self._requests.failed()
+                if not attempts_left:
+                    metrics.say(f"NOT SAVED after step {self.step}: {error}")
+            else:
+                self._requests.saved()
+                break
+        if stops:
+            by = self._requests.signal_name or "a signal"
+            saved = self.checkpoints.latest()
+            metrics.say(
+                f"Interrupted by {by} after step {self.step}. Go on from {saved or 'the start'} "
+                "with the same command and --resume latest"
+            )
 
     def _summary(self, result: Result) -> list[str]:
         lines = [

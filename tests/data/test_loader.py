@@ -276,13 +276,32 @@ def test_batch_keeps_its_old_name_for_one_release():
         assert clipfast.data.Batch is ImageTextBatch
 
 
+def test_train_loader_knows_its_data_from_others_of_the_same_size_wherever_they_lie(tmp_path):
+    for name, color in (("here", 10), ("there", 10), ("others", 200)):
+        (tmp_path / name).mkdir()
+        image = encoded(Image.new("RGB", (8, 8), (color, 0, 0)), "PNG")
+        for shard in range(40):
+            write_shard(tmp_path / name / f"{shard}.tar", [("png", image, "a caption")] * 2)
+    here, there, others = (
+        TrainLoader([str(tmp_path / name / "{0..39}.tar")], 8, 4)
+        for name in ("here", "there", "others")
+    )
+    there.load_state_dict(here.state_dict())
+    with pytest.raises(ValueError, match=r"shards was [0-9a-f]{16}, is [0-9a-f]{16}"):
+        others.load_state_dict(here.state_dict())
+    fewer = TrainLoader([str(tmp_path / "here" / "{1..39}.tar")], 8, 4)
+    assert fewer.state_dict()["shards"] != here.state_dict()["shards"]
+
+
 def test_train_loader_resumes_from_a_state_of_version_0_1(tmp_path):
     shards = numbered_shards(tmp_path, [5, 17, 1, 9])
     uninterrupted = take(TrainLoader(shards, 8, 4, seed=2), 12)
     loader = TrainLoader(shards, 8, 4, seed=2)
     saved = {"epoch": 1, "index": 2, "samples": 32, "batch_size": 4, "seed": 2, "window": 262144}
     loader.load_state_dict(saved)
-    assert loader.state_dict() == saved
+    state = loader.state_dict()
+    assert len(state.pop("shards")) == 16
+    assert state == saved
     for resumed, expected in zip(take(loader, 2), uninterrupted[10:], strict=True):
         assert places(resumed) == places(expected)
         assert torch.equal(resumed.images, expected.images)

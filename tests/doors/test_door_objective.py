@@ -128,7 +128,7 @@ def train(folder: str, port: int) -> dict[str, Any]:
             checkpoints.save(engine, 2, {})
             export_final(engine, Path(folder) / "final.safetensors", process)
     resumed = build(plan(None))
-    checkpoints.resume(resumed, "latest")
+    checkpoints.load(resumed, checkpoints.choose("latest"))
     found["resumed"] = {k: p.detach().clone() for k, p in resumed.module.named_parameters()}
     return found
 

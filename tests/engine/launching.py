@@ -20,6 +20,10 @@ QUICK = [
 ]
 
 
+# Processes whose losses are compared bit for bit must not each race the libraries for themselves.
+SAME_SUMS = {"CLIPFAST_CPU_PRODUCTS": "mkl"}
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -39,7 +43,7 @@ def environment() -> dict[str, str]:
     # Ranks of a test share two cores; a rank alone may use both.
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     scripts = str(Path(sys.executable).parent)
-    return {**clean, "PATH": f"{scripts}{os.pathsep}{clean.get('PATH', '')}"}
+    return {**clean, **SAME_SUMS, "PATH": f"{scripts}{os.pathsep}{clean.get('PATH', '')}"}
 
 
 def run(recipe: str, *options: str, ranks: int = 0, timeout: float = 600) -> str:
@@ -102,6 +106,7 @@ def _trainings(folder: str, runs: dict[str, Sequence[str]], port: int) -> None:
     from clipfast.engine.plan import decide
     from clipfast.engine.trainer import Trainer
 
+    os.environ.update(SAME_SUMS)
     process = start_rank(port)
     specification = importlib.util.spec_from_file_location(
         "recipe", REPOSITORY / "recipes/emoji.py"

@@ -1,15 +1,21 @@
-"""Checkpoints are complete or not there at all, the last few are kept, and 0.1's still load."""
+"""Checkpoints stand whole or not at all, are verified before they load, and 0.1's still load."""
 
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from clipfast.checkpoint import Manifest
+from clipfast.checkpoint.manifest import NAME
 from clipfast.data import TrainLoader
 from clipfast.engine import ConfigError
-from clipfast.engine.checkpoint import Checkpoints, move_aside
+from clipfast.engine.checkpoint import Checkpoints, SaveFailed
+from clipfast.engine.deepspeed.files import CheckpointFiles
+from tests.checkpoint.damage import DAMAGES
 from tests.engine.plans import plan
 
 WRITTEN_BY_0_1 = Path(__file__).parent / "written_by_0_1"
@@ -17,27 +23,39 @@ pytestmark = pytest.mark.usefixtures("process_group")
 
 
 class Engine:
-    """DeepSpeed's two calls, with a file for its tensors."""
+    """DeepSpeed's two calls, with one small file of tensors and one of the optimizer."""
 
     def __init__(self) -> None:
+        self.checkpoint_engine = CheckpointFiles()
         self.fails = False
-        self.loaded: list[tuple[str, str]] = []
+        self.loaded: list[str] = []
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
         assert not save_latest
-        path = Path(folder, tag)
-        path.mkdir(parents=True, exist_ok=True)
-        (path / "tensors").write_text(tag)
-        if self.fails:
-            raise OSError("no space left")
+        for name in ("model.pt", "optimizer.pt"):
+            state = {"tag": tag, "values": torch.arange(5000.0)}
+            self.checkpoint_engine.save(state, str(Path(folder, tag, name)))
+            if self.fails:
+                self.checkpoint_engine.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
     def load_checkpoint(self, folder: str, tag: str) -> None:
-        self.loaded.append((folder, tag))
+        for name in ("model.pt", "optimizer.pt"):
+            path = Path(folder, tag, name)
+            if path.exists():
+                self.checkpoint_engine.load(str(path), "cpu")
+        self.loaded.append(tag)
 
 
-def checkpoints(folder: Path, keep: int = 2, **options) -> Checkpoints:
+def checkpoints(folder: Path, keep: int = 2, run: str = "a-run", **options) -> Checkpoints:
     made = plan(**options)
-    return Checkpoints(folder, keep, made.process, made.layout)
+    return Checkpoints(folder, keep, made.process, made.layout, run=run)
+
+
+def resume(saved: Checkpoints, engine: Engine, which: str) -> Manifest | None:
+    chosen = saved.choose(which)
+    if chosen is not None:
+        saved.load(engine, chosen)
+    return chosen and chosen.manifest
 
 
 def names(folder: Path) -> list[str]:
@@ -50,51 +68,138 @@ def test_checkpoints_keep_the_last_and_say_what_is_in_them(tmp_path):
     for step in (10, 20, 30):
         path = saved.save(engine, step, {"loader": {"epoch": step}})
     assert names(folder) == ["step00000020", "step00000030"]
-    assert saved.complete() == [folder / "step00000020", path]
-    state = json.loads((path / "complete.json").read_text())
-    assert state == {"step": 30, "layout": saved.layout, "loader": {"epoch": 30}}
+    assert names(path) == [NAME, "model.pt", "optimizer.pt"]
+    manifest = Manifest.read(path)
+    assert (manifest.run, manifest.counter, manifest.step) == ("a-run", 2, 30)
+    assert (manifest.layout, manifest.state) == (saved.layout, {"loader": {"epoch": 30}})
+    assert saved.latest() == path
 
 
-def test_checkpoints_of_a_save_that_failed_do_not_count_and_go(tmp_path):
+def test_checkpoints_of_a_save_that_failed_leave_nothing_and_harm_nothing(tmp_path):
     folder = tmp_path / "checkpoints"
     saved, engine = checkpoints(folder), Engine()
     saved.save(engine, 10, {})
     engine.fails = True
-    with pytest.raises(OSError, match="no space"):
-        saved.save(engine, 20, {})
-    # A failed save over a complete checkpoint takes its mark away first.
-    with pytest.raises(OSError, match="no space"):
-        saved.save(engine, 10, {})
-    assert saved.complete() == []
+    for step in (10, 20):
+        with pytest.raises(SaveFailed, match=r"rank 0: .*step000000.0.*No space left.*free"):
+            saved.save(engine, step, {})
+    assert names(folder) == ["step00000010"]
+    assert resume(saved, engine, "latest").step == 10
     engine.fails = False
-    saved.save(engine, 30, {})
-    assert names(folder) == ["step00000030"]
+    saved.save(engine, 20, {})
+    assert names(folder) == ["step00000010", "step00000020"]
 
 
-def test_checkpoints_resume_the_newest_by_time_or_the_one_named(tmp_path):
-    folder = tmp_path / "checkpoints"
-    saved, engine = checkpoints(folder), Engine()
-    assert saved.resume(engine, "latest") is None
-    for age, step in enumerate((20, 10)):
+def test_checkpoints_look_for_room_before_they_write(tmp_path, monkeypatch):
+    saved, engine = checkpoints(tmp_path), Engine()
+    saved.save(engine, 10, {})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000))
+    with pytest.raises(SaveFailed, match=r"the last checkpoint had 0\.00 GB"):
+        saved.save(engine, 20, {})
+    assert names(tmp_path) == ["step00000010"]
+
+
+def test_checkpoints_that_a_kill_left_half_done_are_finished_or_go(tmp_path):
+    saved, engine = checkpoints(tmp_path, keep=5), Engine()
+    for step in (10, 20, 30):
+        saved.save(engine, step, {})
+    # Killed between the manifest and the last rename; between two renames; while deleting; before.
+    (tmp_path / "step00000030").rename(tmp_path / ".step00000030.0a1b2c3d.partial")
+    (tmp_path / "step00000020").rename(tmp_path / ".step00000020.replaced")
+    shutil.copytree(tmp_path / "step00000010", tmp_path / ".step00000010.deleted")
+    (tmp_path / ".step00000040.0a1b2c3d.partial").mkdir()
+    saved.tidy()
+    assert names(tmp_path) == ["step00000010", "step00000020", "step00000030"]
+    assert resume(saved, engine, "latest").step == 30
+
+
+def test_checkpoints_resume_the_newest_by_counter_whatever_clocks_said(tmp_path):
+    saved, engine = checkpoints(tmp_path), Engine()
+    assert resume(saved, engine, "latest") is None
+    for age, step in ((2_000_000_000, 20), (1, 10)):
         path = saved.save(engine, step, {})
         # Saved later, though of an earlier step, as after a resume from there.
-        os.utime(path / "complete.json", (age, age))
-    assert saved.resume(engine, "latest")["step"] == 10
-    assert saved.resume(engine, str(folder / "step00000020"))["step"] == 20
-    assert [tag for _, tag in engine.loaded] == ["step00000010", "step00000020"]
+        os.utime(path / NAME, (age, age))
+        os.utime(path, (age, age))
+    assert resume(saved, engine, "latest").step == 10
+    assert resume(saved, engine, str(tmp_path / "step00000020")).step == 20
+    assert engine.loaded == ["step00000010", "step00000020"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoints_that_are_damaged_are_named_and_passed_over(tmp_path, damage):
+    saved, engine = checkpoints(tmp_path, keep=3), Engine()
+    for step in (10, 20, 30):
+        saved.save(engine, step, {})
+    newest = tmp_path / "step00000030"
+    DAMAGES[damage](newest, tmp_path / "step00000020")
+    chosen = saved.choose("latest")
+    assert chosen.manifest.step == 20
+    assert chosen.notes[0].startswith("DAMAGED")
+    assert "step00000030" in chosen.notes[0]
+    # It is kept, and no longer counted.
+    assert "step00000030.damaged" in names(tmp_path)
+    saved.load(engine, chosen)
+    saved.save(engine, 30, {})
+    assert resume(saved, engine, "latest").step == 30
+    assert "step00000030.damaged" in names(tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_checkpoints_that_are_damaged_are_refused_by_name_and_where_all_are(tmp_path, damage):
+    saved, engine = checkpoints(tmp_path), Engine()
+    for step in (10, 20):
+        saved.save(engine, step, {})
+    newest, other = tmp_path / "step00000020", tmp_path / "step00000010"
+    DAMAGES[damage](newest, other)
+    with pytest.raises(ConfigError, match=r"no checkpoint is intact.*step00000020"):
+        saved.choose(str(newest))
+    (other / "model.pt").unlink()
+    with pytest.raises(ConfigError, match=r"no checkpoint is intact.*step000000"):
+        saved.choose("latest")
+    assert engine.loaded == []
+
+
+def test_checkpoints_of_another_run_are_not_taken_for_ones_own(tmp_path):
+    own, other = checkpoints(tmp_path / "a"), checkpoints(tmp_path / "b", run="other")
+    engine = Engine()
+    own.save(engine, 10, {})
+    for step in (10, 20):
+        theirs = other.save(engine, step, {})
+    shutil.copytree(theirs, tmp_path / "a" / theirs.name)
+    chosen = own.choose("latest")
+    assert chosen.manifest.step == 10
+    assert "saved by run other, this is run a-run" in chosen.notes[0]
+    # Nor are they deleted, or renamed.
+    own.save(engine, 30, {})
+    own.save(engine, 40, {})
+    assert theirs.name in names(tmp_path / "a")
+    # From elsewhere a run may branch off.
+    assert own.choose(str(theirs)).manifest.run == "other"
 
 
 def test_checkpoints_refuse_what_is_incomplete_or_of_another_layout(tmp_path):
     saved, engine = checkpoints(tmp_path, stage=1), Engine()
     path = saved.save(engine, 10, {})
     with pytest.raises(ConfigError, match=r"--resume nowhere: no complete checkpoint there"):
-        saved.resume(engine, "nowhere")
+        saved.choose("nowhere")
     other = checkpoints(tmp_path, stage=3)
-    with pytest.raises(ConfigError, match=r"ZeRO stage 1, not 3\. Resume with what"):
-        other.resume(engine, str(path))
-    with pytest.raises(ConfigError, match=r"ranks 1, not 2.*precision torch\.float32, not"):
-        checkpoints(tmp_path, stage=1, ranks=2, precision="bf16").resume(engine, "latest")
+    with pytest.raises(ConfigError, match=r"ZeRO stage 1, not 3\. What is saved.*zero_to_fp32"):
+        other.choose(str(path))
+    with pytest.raises(
+        ConfigError, match=r"ranks 1, not 2.*precision torch\.float32, not.*part of"
+    ):
+        checkpoints(tmp_path, stage=1, ranks=2, precision="bf16").choose("latest")
     assert engine.loaded == []
+
+
+def test_checkpoints_of_stage_0_fit_any_number_of_ranks(tmp_path):
+    saved, engine = checkpoints(tmp_path, stage=0), Engine()
+    saved.save(engine, 10, {})
+    other = checkpoints(tmp_path, stage=0)
+    other.layout["ranks"] = 2
+    assert resume(other, engine, "latest").step == 10
 
 
 @pytest.mark.parametrize("masters", [True, False], ids=["0.1", "before masters were named"])
@@ -106,20 +211,26 @@ def test_checkpoints_of_the_version_before_load_with_the_place_in_the_data(tmp_p
         del state["layout"]["masters"]
         (path / "complete.json").write_text(json.dumps(state))
     engine = Engine()
-    state = checkpoints(tmp_path, stage=1).resume(engine, "latest")
-    assert engine.loaded == [(str(tmp_path), path.name)]
-    assert state["step"] == 2
+    saved = checkpoints(tmp_path, stage=1)
+    chosen = saved.choose("latest")
+    assert "earlier version" in chosen.notes[0]
+    saved.load(engine, chosen)
+    assert engine.loaded == [path.name]
+    assert chosen.manifest.step == 2
     loader = TrainLoader(["sample/noto"], 64, 16, threads=1)
-    loader.load_state_dict(state["loader"])
+    loader.load_state_dict(chosen.manifest.state["loader"])
     assert (loader.state_dict()["epoch"], loader.state_dict()["index"]) == (0, 2)
+    # What is saved now is newer than all of that.
+    saved.save(engine, 1, {})
+    assert saved.choose("latest").manifest.step == 1
 
 
-def test_move_aside_numbers_earlier_runs_and_leaves_an_empty_folder(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    assert move_aside(run) is None
-    for number in (1, 2):
-        run.mkdir(exist_ok=True)
-        (run / "metrics.jsonl").write_text("")
-        assert move_aside(run) == tmp_path / f"run.{number}"
-    assert not run.exists()
+@pytest.mark.parametrize(
+    "text", ["null", "[]", "{}", "", '{"step": -1, "layout": {}}', "{" * 100_000]
+)
+def test_checkpoints_of_the_version_before_are_damaged_where_their_marker_is(tmp_path, text):
+    path = tmp_path / "step00000002"
+    path.mkdir()
+    (path / "complete.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"no checkpoint is intact.*complete\.json"):
+        checkpoints(tmp_path).choose("latest")

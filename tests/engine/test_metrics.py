@@ -24,6 +24,7 @@ def test_metrics_writes_a_row_per_call_at_once(tmp_path):
     # A run that is killed now has lost nothing.
     written = rows(tmp_path / "run")
     metrics.close()
+    assert written.pop(0) == {"step": 0, "run": ""}
     assert [row.pop("step") for row in written] == [1, 1]
     assert all(row.pop("time") > 1e9 for row in written)
     assert written == [STEP, {"eval/sample/R@1": 0.5}]
@@ -33,17 +34,21 @@ def test_metrics_of_a_resumed_run_drop_rows_after_its_checkpoint(tmp_path):
     before = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
     half = '{"step": 6, "lo'
     (tmp_path / "metrics.jsonl").write_text("\n".join([*before, half]))
-    metrics = Metrics(tmp_path, QUIET, 10, 3, active=True)
+    metrics = Metrics(tmp_path, QUIET, 10, 3, active=True, run="a-run")
     metrics.log(4, STEP)
     metrics.close()
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2, 3, 4]
+    assert rows(tmp_path)[0]["run"] == "a-run"
     assert rows(tmp_path)[-1]["loss"] == 2.5
+    # What is no longer in them is not lost.
+    aside = (tmp_path / "metrics.set-aside.jsonl").read_text().splitlines()
+    assert aside == [*before[3:], half]
 
 
 def test_metrics_of_a_new_run_begin_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     Metrics(tmp_path, QUIET, 10, 0, active=True).close()
-    assert rows(tmp_path) == []
+    assert rows(tmp_path) == [{"step": 0, "run": ""}]
 
 
 def test_metrics_of_other_ranks_write_and_say_nothing(tmp_path, capsys):

@@ -145,6 +145,8 @@ def test_a_whole_config_travels_no_further_than_the_plan():
         # The command line makes it, and refuses what is not there.
         "cli.py": ["parse", "main", "_check"],
         "plan.py": ["decide", "_zero_stage"],
+        # It is written down, and compared with what was.
+        "differences.py": ["plain", "differences"],
     }
 
 

@@ -30,6 +30,8 @@ def initialise_engine(
     """
     import deepspeed
 
+    from clipfast.engine.deepspeed.files import CheckpointFiles, copy_scripts
+
     # Its warnings here are about choices made on purpose, such as an optimizer of our own.
     deepspeed.utils.logger.setLevel(logging.ERROR)
     leaves = list(tower_of(plan.architecture.vision).zero3_leaves)
@@ -43,6 +45,8 @@ def initialise_engine(
         config=deepspeed_settings(plan) if settings is None else settings,
     )
     forget_first_step(engine)
+    engine.checkpoint_engine = files = CheckpointFiles()
+    engine._copy_recovery_script = copy_scripts(files, engine._copy_recovery_script)
     return engine
 
 

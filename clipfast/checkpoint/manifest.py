@@ -1,0 +1,227 @@
+"""``manifest.json``: a checkpoint's files with their hashes, and where it stands in its run.
+
+    {"sha256": of "content" as canonical JSON, "content": {"format": 1, "run": ..., "counter": ...,
+     "step": ..., "layout": {...}, "state": {...}, "files": {NAME: {"size": ..., "sha256": ...}}}}
+
+It is written last, so that a folder without one is what a killed run left.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipfast.files import write_whole
+
+NAME = "manifest.json"
+# Of versions 0.1 and 0.2: a step, a layout and a state, and no word of the files.
+OLD_NAME = "complete.json"
+FORMAT = 1
+_LARGEST = 256 << 20
+_CHUNK = 4 << 20
+# A hash takes a core, so that several files at a time reach the rate of the disk.
+_THREADS = 4
+
+
+class Damaged(ValueError):
+    """A checkpoint is not what was saved; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file as it was written.
+
+    Attributes:
+        size: bytes.
+        sha256: of its content, in hexadecimal digits.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is.
+
+    Attributes:
+        run: id of the run that saved it; empty in those of earlier versions.
+        counter: of checkpoints saved in this run's folder: the largest is the newest, whatever
+            clocks said; -1 in those of earlier versions.
+        step: optimizer steps taken.
+        layout: what the run that loads it must share, such as the ZeRO stage.
+        state: what else a run needs to go on.
+        files: by name; empty in those of earlier versions.
+    """
+
+    run: str
+    counter: int
+    step: int
+    layout: Mapping[str, Any]
+    state: Mapping[str, Any]
+    files: Mapping[str, Entry] = field(default_factory=dict)
+
+    @property
+    def is_verifiable(self) -> bool:
+        """Whether there are hashes to compare with."""
+        return bool(self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files.values())
+
+    def write(self, folder: Path, *, sync: bool = True) -> None:
+        """Write it into a checkpoint's folder.
+
+        Args:
+            folder: of the checkpoint; its files are there.
+            sync: wait until it is on the disk.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = {"format": FORMAT, **asdict(self)}
+        document = {"sha256": _hash_of(content), "content": content}
+        write_whole(folder / NAME, json.dumps(document, indent=1).encode(), sync=sync)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest | None":
+        """Of a checkpoint's folder.
+
+        Returns:
+            None where the folder has none: it was not finished.
+
+        Raises:
+            Damaged: it is there and cannot be what was written.
+            OSError: it cannot be read.
+        """
+        if os.path.lexists(folder / NAME):
+            return _read(folder / NAME, folder.name)
+        if os.path.lexists(folder / OLD_NAME):
+            return _read_old(folder / OLD_NAME)
+        return None
+
+
+def problems(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+    """Compare the files of a checkpoint with its manifest: every byte of them is read.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of it.
+        names: of the files to look at; None for all.
+
+    Returns:
+        A line for each file that is not what was saved; it begins with the file's path.
+    """
+    chosen = list(manifest.files if names is None else names)
+    with ThreadPoolExecutor(min(_THREADS, max(1, len(chosen)))) as pool:
+        found = pool.map(lambda name: _problem(folder / name, manifest.files[name]), chosen)
+        return [line for line in found if line]
+
+
+def _problem(path: Path, entry: Entry) -> str:
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path} is no plain file"
+        if status.st_size != entry.size:
+            return f"{path} has {status.st_size:,} bytes, {entry.size:,} were saved"
+        if _sha256(path) != entry.sha256:
+            return f"{path} has other content than was saved"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    buffer = bytearray(_CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def _hash_of(content: Any) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parse(path: Path) -> Any:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise Damaged(f"{path} is no plain file")
+    if path.stat().st_size > _LARGEST:
+        raise Damaged(f"{path} has {path.stat().st_size:,} bytes: no manifest is so large")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is no JSON: {error}") from error
+
+
+def _read(path: Path, folder_name: str) -> Manifest:
+    document = _parse(path)
+    try:
+        content = document["content"]
+        if document["sha256"] != _hash_of(content):
+            raise Damaged(f"{path} has other content than was saved")
+        if content["format"] > FORMAT:
+            raise Damaged(f"{path} has format {content['format']}, of a later version of clipfast")
+        files = {name: Entry(**entry) for name, entry in content["files"].items()}
+        manifest = Manifest(
+            content["run"],
+            content["counter"],
+            content["step"],
+            content["layout"],
+            content["state"],
+            files,
+        )
+        _check(manifest, path, folder_name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is no manifest: {type(error).__name__} {error}") from error
+    return manifest
+
+
+def _check(manifest: Manifest, path: Path, folder_name: str) -> None:
+    """Raise unless every value is of its kind, and no name leads out of the folder."""
+    numbers = (manifest.counter, manifest.step, *(e.size for e in manifest.files.values()))
+    texts = (manifest.run, *(e.sha256 for e in manifest.files.values()))
+    tables = (manifest.layout, manifest.state)
+    if not (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and all(isinstance(text, str) for text in texts)
+        and all(isinstance(table, dict) for table in tables)
+    ):
+        raise Damaged(f"{path} is no manifest: a value is of another kind")
+    if not manifest.files:
+        raise Damaged(f"{path} names no file")
+    for name in manifest.files:
+        if name != os.path.basename(name) or name in ("", ".", ".."):
+            raise Damaged(f"{path} names {name!r}, which is no file of this folder")
+    expected = folder_name_of(manifest.step)
+    if folder_name.startswith("step") and folder_name != expected:
+        raise Damaged(f"{path} belongs to {expected}, not to {folder_name}")
+
+
+def folder_name_of(step: int) -> str:
+    """Of the checkpoint after a step."""
+    return f"step{step:08d}"
+
+
+def _read_old(path: Path) -> Manifest:
+    document = _parse(path)
+    if not isinstance(document, dict) or not isinstance(document.get("layout"), dict):
+        raise Damaged(f"{path} says nothing of a checkpoint")
+    state = {key: value for key, value in document.items() if key not in ("step", "layout")}
+    step = document.get("step")
+    if type(step) is not int or step < 0:
+        raise Damaged(f"{path} has no step")
+    return Manifest("", -1, step, document["layout"], state)

@@ -1,0 +1,126 @@
+"""What a run that goes on does otherwise than the one that saved its checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.ranges import ALIASES
+
+WITH_CHANGES = "--resume-with-changes"
+# What may differ without a word more than that: where it writes, how often, how it is measured,
+# how fast it is. Every other option changes what is trained. `data.train` may name other places of
+# the same shards: the loader's state tells them from others.
+FREE = (
+    *("logging", "checkpoint", "eval"),
+    *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
+    *("model.recompute", "model.compile", "micro_batch"),
+)
+# No flag makes these fit.
+_IMPOSSIBLE = ("model.name",)
+# The effect of the first three is in the layout, where "auto" has become a value; the others are
+# how a run is resumed.
+_SAID_ELSEWHERE = (
+    *("zero.stage", "precision", "loss.name"),
+    *("checkpoint.resume", "checkpoint.resume_with_changes"),
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option that has another value now.
+
+    Attributes:
+        name: of the field, dotted.
+        saved: its value then.
+        now: its value now.
+    """
+
+    name: str
+    saved: Any
+    now: Any
+
+    @property
+    def changes_training(self) -> bool:
+        """Whether other weights come out."""
+        return not any(self.name == free or self.name.startswith(f"{free}.") for free in FREE)
+
+    def __str__(self) -> str:
+        return f"{option_of(self.name)} was {_shown(self.saved)}, is {_shown(self.now)}"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as JSON gives it back."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def differences(saved: Mapping[str, Any], config: Config) -> list[Difference]:
+    """Options that differ.
+
+    Args:
+        saved: ``plain`` of the run before; empty where that is unknown.
+        config: of this run.
+
+    Returns:
+        One entry per option that both know, in the order of the fields.
+    """
+    then, now = _flat(saved), _flat(plain(config))
+    return [
+        Difference(name, then[name], value)
+        for name, value in now.items()
+        if name in then and then[name] != value and name not in _SAID_ELSEWHERE
+    ]
+
+
+def refuse_changes(found: list[Difference], *, allowed: bool) -> None:
+    """Raise where the run would be another one.
+
+    Args:
+        found: as ``differences`` gave it.
+        allowed: ``--resume-with-changes`` was passed.
+
+    Raises:
+        ConfigError: an option changes what is trained, and that was not asked for; or nothing makes
+            it fit.
+    """
+    impossible = [entry for entry in found if entry.name in _IMPOSSIBLE]
+    if impossible:
+        raise ConfigError(
+            f"--resume: {impossible[0]}. A checkpoint fits its own model alone: start a new run "
+            "(--logging.name), with --model.weights for weights that fit"
+        )
+    meant = [entry for entry in found if entry.changes_training]
+    if meant and not allowed:
+        raise ConfigError(
+            f"--resume: this would no longer be the run that was saved: "
+            f"{'; '.join(map(str, meant))}. Pass what it was started with, or "
+            f"{WITH_CHANGES} where that is meant"
+            + (
+                ". --model.weights is for new runs: a resumed one has its checkpoint's"
+                if any(entry.name == "model.weights" for entry in meant)
+                else ""
+            )
+        )
+
+
+def option_of(name: str) -> str:
+    """How a field is spelled on the command line."""
+    long = "--" + name.replace("_", "-")
+    return ALIASES.get(long, long)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key != "floors":
+            fields.update({f"{key}.{name}": inner for name, inner in _flat(value).items()})
+        else:
+            fields[key] = value
+    return fields
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "nothing"
+    return "not given" if value is None else str(value)

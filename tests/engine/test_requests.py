@@ -1,0 +1,72 @@
+"""Signals, minutes and failed saves become requests that all ranks agree on."""
+
+import os
+import signal
+
+import pytest
+
+from clipfast.engine import requests
+from clipfast.engine.requests import Request, Requests
+from tests.engine.plans import plan
+from tests.ranks import run_ranks
+
+
+@pytest.fixture
+def asked():
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    made = Requests(plan().process, every_minutes=0)
+    made.listen()
+    yield made
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_requests_stop_on_each_signal_at_the_next_step(asked, name):
+    assert asked.agree() == Request.GO_ON
+    os.kill(os.getpid(), signal.Signals[name])
+    assert asked.agree() == Request.STOP
+    assert asked.signal_name == name
+
+
+def test_requests_take_one_ctrl_c_from_terminal_and_launcher_and_a_second_as_meant(
+    asked, monkeypatch
+):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert asked.agree() == Request.STOP
+    monkeypatch.setattr(requests, "_IMPATIENT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_requests_save_by_the_minute_and_again_after_a_failure(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(requests.time, "monotonic", lambda: clock[0])
+    asked = Requests(plan().process, every_minutes=10)
+    clock[0] = 599
+    assert asked.agree() == Request.GO_ON
+    clock[0] = 600
+    assert asked.agree() == Request.SAVE
+    asked.failed()
+    assert asked.agree() == Request.GO_ON
+    clock[0] = 600 + requests.RETRY_SECONDS
+    assert asked.agree() == Request.SAVE
+    asked.saved()
+    assert asked.agree() == Request.GO_ON
+
+
+def _stop_one() -> list[int]:
+    import torch.distributed as dist
+
+    asked = Requests(plan(ranks=2, rank=dist.get_rank()).process, every_minutes=0)
+    asked.listen()
+    found = [int(asked.agree())]
+    if dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return [*found, int(asked.agree())]
+
+
+def test_requests_of_one_rank_reach_the_others_in_the_same_step():
+    assert run_ranks(2, _stop_one) == [[Request.GO_ON, Request.STOP]] * 2
