@@ -19,14 +19,13 @@ from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import index_path
 from clipfast.data.indexrun import IndexRun, Rule, Summary
 from clipfast.data.patterns import expand
-from clipfast.data.report import Report, read_rows
+from clipfast.data.reasons import reasons_of
+from clipfast.data.report import INDEX_REPORT, Report, read_rows
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
 from clipfast.data.table import count
 from clipfast.data.workers import make_executor
 from clipfast.files import explain
-
-REPORT_NAME = "index_report.tsv"
 
 
 def _up_to_date(shard: str, fields: Fields) -> int | None:
@@ -67,7 +66,7 @@ def index_shards(
     Args:
         shards: paths, as `expand` returns them.
         workers: processes; default all cores, 1 stays in this process.
-        report: path of the report; default `REPORT_NAME` beside the first shard.
+        report: path of the report; default `INDEX_REPORT` beside the first shard.
         force: also index shards whose index is newer than the tar.
         limits: image sizes to refuse.
         dali: decode with DALI too.
@@ -82,7 +81,7 @@ def index_shards(
         RuntimeError: a worker process died.
     """
     began = time.perf_counter()
-    report = report or join(split(shards[0])[0], REPORT_NAME)
+    report = report or join(split(shards[0])[0], INDEX_REPORT)
     for folder in sorted({split(path)[0] for path in [*shards, report]}):
         storage_of(folder).remove_leftovers(folder)
     good = {} if force else {shard: _up_to_date(shard, fields) for shard in shards}
@@ -138,14 +137,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             dali: decode with DALI's CPU decoder too, as training will.
             limits: image sizes to refuse.
         """
-        summary = index_shards(
-            expand(shards), workers, path_of(report) if report else None, force, limits, dali
-        )
+        paths = expand(shards)
+        report = path_of(report) if report else None
+        summary = index_shards(paths, workers, report, force, limits, dali)
         print("\n".join(summary.lines()))
         if summary.report:
             print(f"report: {summary.report}")
         if not summary.good + summary.already_good:
-            return fail("no sample is good; the report gives the reasons")
+            reasons = reasons_of(paths, [report] if report else [])
+            return fail(reasons.after("no sample is good:"))
         if summary.failed:
             return fail(
                 f"{summary.failed} shards are unreadable; replace them or leave them out of the "

@@ -17,6 +17,7 @@ from clipfast.data.fingerprint import fingerprint
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
 from clipfast.data.reader import Prefetcher, Request, ShardReader
+from clipfast.data.reasons import reasons_of
 from clipfast.data.table import counts
 
 _READ_AHEAD = 4
@@ -167,8 +168,10 @@ class TrainLoader(_Loader):
         self.batches_per_epoch = len(self.order) // batch_size
         if self.batches_per_epoch == 0:
             raise ValueError(
-                f"{len(self.shards)} shard(s) hold {len(self.order)} samples, less than one global "
-                f"batch of {batch_size}: pass more data or a smaller --batch-size"
+                reasons_of(self.shards).after(
+                    f"{len(self.shards)} shard(s) hold {len(self.order)} samples, less than one "
+                    f"global batch of {batch_size}: pass more data or a smaller --batch-size"
+                )
             )
         self._consumed = 0
 

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from tqdm import tqdm
@@ -23,6 +23,8 @@ from clipfast.data.command import fail, path_of, run_command
 from clipfast.data.encode import Encoding, encode_image
 from clipfast.data.fields import FIELDS, clean_caption
 from clipfast.data.packlist import Item, list_items
+from clipfast.data.packnext import check_folder, next_command
+from clipfast.data.reasons import Reasons
 from clipfast.data.report import Report
 from clipfast.data.shardwriter import ShardWriter
 from clipfast.data.storage import storage_of
@@ -36,7 +38,8 @@ _CHUNK = 16
 
 @dataclass
 class PackSummary:
-    """What a packing run did: totals, wall time in seconds, path of the report."""
+    """What a packing run did: totals, wall time in seconds, path of the report, why items were
+    left out."""
 
     shards: int = 0
     samples: int = 0
@@ -44,6 +47,7 @@ class PackSummary:
     image_bytes: int = 0
     seconds: float = 0.0
     report: str = ""
+    reasons: Reasons = field(default_factory=Reasons)
 
 
 @dataclass(frozen=True)
@@ -179,11 +183,13 @@ def pack_items(
         ):
             for source, reason in rejected:
                 report.row(source, reason)
+                summary.reasons.add(source, reason)
             for item, one in results:
                 bar.update()
                 if one.reason:
                     summary.rejected += 1
                     report.row(item.source, one.reason)
+                    summary.reasons.add(item.source, one.reason)
                 else:
                     writer.add(one.image, one.extension, one.caption)
                     summary.image_bytes += len(one.image)
@@ -234,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dali: check the result with DALI's CPU decoder too.
         """
         output = path_of(output)
+        check_folder(output)
         items, rejected = list_items(
             path_of(source), path_of(images) if images else None, image_column, caption_column
         )
@@ -255,9 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"({summary.seconds:.1f} s, {rate:,.0f} samples/s)\nreport: {summary.report}"
         )
         if not summary.samples:
-            return fail("no sample is good; the report gives the reasons")
-        last = f"{{00000..{summary.shards - 1:05d}}}" if summary.shards > 1 else "00000"
-        print(f"next: deepspeed recipes/rn50.py --data.train '{output}/{last}.tar'")
+            return fail(summary.reasons.after("no sample is good:"))
+        print(f"next: {next_command(output, summary.shards, summary.samples)}")
         return 0
 
     return run_command(pack, argv, "clipfast.data.pack")

@@ -4,20 +4,24 @@ from collections.abc import Iterable
 
 from clipfast.data.storage import storage_of
 
+# Beside the first shard of an indexing run.
+INDEX_REPORT = "index_report.tsv"
+
 
 def clean_field(text: str) -> str:
     """`text` as one field of a report: no tab, no line break, always encodable."""
     return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
 
 
-def read_rows(path: str, firsts: Iterable[str]) -> list[str]:
-    """Rows of an earlier report, as lines, whose first field is one of `firsts`."""
-    keep = {clean_field(first) for first in firsts}
+def read_rows(path: str, firsts: Iterable[str] | None = None) -> list[str]:
+    """Rows of an earlier report, as lines, whose first field is one of `firsts`; None: all."""
+    keep = None if firsts is None else {clean_field(first) for first in firsts}
     try:
-        lines = storage_of(path).read(path).decode("utf-8").splitlines(keepends=True)
+        text = storage_of(path).read(path).decode("utf-8", "replace")
     except OSError:
         return []
-    return [line for line in lines if line.split("\t", 1)[0] in keep]
+    lines = text.splitlines(keepends=True)
+    return [line for line in lines if keep is None or line.split("\t", 1)[0] in keep]
 
 
 class Report:

@@ -16,6 +16,7 @@ from clipfast.data.indexfile import (
     read_count,
     read_keys,
 )
+from clipfast.data.reasons import Reasons
 from clipfast.data.scan import scan
 
 # From this many shards on, scanning at each start costs minutes and is worth a warning.
@@ -114,10 +115,13 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
     rows = [sample.entry for sample in samples if sample.entry]
     left_out = len(samples) - len(rows)
     if not rows:
-        why = next((s.problem for s in samples), "it holds no file with an extension")
+        why = Reasons((sample.key, sample.problem) for sample in samples)
         raise ValueError(
-            f"shard {shard!r} has no complete sample among {len(samples)} ({why}); each needs "
-            f"{fields.wants()}, side by side"
+            why.after(
+                f"shard {shard!r} has no complete sample among {len(samples)}; each needs "
+                f"{fields.wants()}, side by side"
+                + ("" if samples else ". It holds no file with an extension")
+            )
         )
     if left_out:
         _log.warning("%s: %d samples without image or caption are left out", shard, left_out)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from clipfast.data import check, index, shards
+from clipfast.data import TrainLoader, check, index, shards
 from clipfast.data.workers import make_executor
 
 Y, X = np.mgrid[0:48, 0:64]
@@ -239,8 +239,15 @@ def test_main_reports_unreadable_shards_and_goes_on(tmp_path, capsys):
 
 def test_main_without_a_good_sample_fails(tmp_path, capsys):
     path = make_shard(tmp_path / "a.tar", {"x": BAD["text"], "y": BAD["empty"]})
-    assert index.main([path, "--workers", "1"]) == 1
-    assert "no sample is good" in capsys.readouterr().err
+    for _ in range(2):
+        assert index.main([path, "--workers", "1"]) == 1
+        # The second run finds the shard up to date, and gives the reasons of the first.
+        said = capsys.readouterr().err
+        assert "no sample is good" in said
+        assert re.search(r"1 x image .* \(x of .*a\.tar\)", said)
+        assert re.search(r"1 x .* \(y of .*a\.tar\)", said)
+    with pytest.raises(ValueError, match=r"hold 0 samples(.|\n)*1 x image .* \(x of .*a\.tar\)"):
+        TrainLoader(path, 32, 2)
     # An index of nothing keeps the shard from being scanned and trained on unchecked.
     assert len(shards.read_table(path)) == 0
     assert index.main([str(tmp_path / "none*.tar")]) == 1

@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import shlex
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -15,6 +18,9 @@ from clipfast.data.check import Limits
 from clipfast.data.encode import Encoding, encode_image
 from clipfast.data.pack import main, pack_items
 from clipfast.data.packlist import Item, list_items
+from clipfast.data.packnext import next_command
+from clipfast.engine import Config
+from clipfast.engine.cli import parse
 
 N = 25
 
@@ -146,6 +152,73 @@ def test_pack_reports_what_it_leaves_out(folder, tmp_path, capsys):
     assert reasons["b/blank.jpg"] == "caption is empty"
     assert "not UTF-8" in reasons["b/latin.jpg"]
     assert "image is no" in reasons["b/fake.jpg"]
+
+
+def test_pack_without_a_good_sample_says_why(folder, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    for i in range(3):
+        (tmp_path / "bad" / f"{i}.jpg").write_bytes(encode(picture(i)))
+        (tmp_path / "bad" / f"{i}.txt").write_text(" ")
+    (tmp_path / "bad" / "lonely.jpg").write_bytes(encode(picture(1)))
+    assert main([str(tmp_path / "bad"), "--output", str(tmp_path / "out"), "--workers", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "no sample is good" in said
+    assert "3 x caption is empty (" in said
+    assert "1 x image has no caption file lonely.txt" in said
+
+
+def packed_next(capsys, source: Path, output: str, *options: str) -> list[str]:
+    """Pack, and take the words of the command that is printed."""
+    assert main([str(source), "--output", output, "--workers", "1", *options]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("next: "))
+    return shlex.split(line.removeprefix("next: "))
+
+
+@pytest.mark.parametrize("output", ["out", "with space", "it's", "a[1]", "a*b", "-dash", "~x"])
+def test_pack_prints_a_command_that_finds_recipe_and_shards(
+    folder, tmp_path, output, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    option = [f"--output={output}"] if output.startswith("-") else ["--output", output]
+    assert main([str(folder), *option, "--workers", "1", "--shard-size", "10"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("next: "))
+    words = shlex.split(line.removeprefix("next: "))
+    assert shutil.which(words[0])
+    recipe = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    assert Path(words[recipe]).is_file()
+    config = parse(Config(), words[recipe + 1 :])
+    found = shards.expand(config.data.train)
+    assert len(found) == 3
+    assert config.batch_size == 16 <= shards.counts(found).sum()
+
+
+@pytest.mark.slow
+def test_pack_prints_a_command_that_trains(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = packed_next(capsys, folder, "my shards", "--shard-size", "10")
+    words += ["--model.name", "RN-tiny", "--max-steps", "1", "--logging.no-tensorboard"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Finished after 1 steps" in done.stdout
+
+
+def test_pack_refuses_a_folder_that_no_pattern_names(folder, tmp_path, capsys):
+    assert main([str(folder), "--output", str(tmp_path / "a{b"), "--workers", "1"]) == 1
+    assert "braces" in capsys.readouterr().err
+    assert not (tmp_path / "a{b").exists()
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (1, "pack more samples"),
+        (2, "--batch-size 2"),
+        (3000, "--batch-size 2048 --micro-batch 256"),
+        (400_000_000, "00000..00002}.tar' --micro-batch 256"),
+    ],
+)
+def test_next_command_takes_a_batch_that_the_samples_fill(samples, words):
+    assert words in next_command("out", 3, samples)
 
 
 def test_pack_reports_bad_rows(folder, tmp_path):
