@@ -1,15 +1,19 @@
 """From a recipe's configuration and the command line to a finished run."""
 
+import contextlib
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 import tyro
 
 from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.failure import fail, leave_quietly, refuse, refuse_together
 from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
@@ -74,8 +78,9 @@ def main(
 ) -> "Result":
     """Run a recipe: the last line of each.
 
-    Configuration errors end every rank with status 2 before anything is built on a device; one rank
-    of each node prints the reason.
+    Configuration errors end every rank with status 2 before anything is built on a device. The
+    reason is printed once, or once per node where it lies in a node's files. Of an exception that
+    ends the run the first rank to meet one prints its traceback.
 
     Args:
         default: the recipe's configuration.
@@ -89,23 +94,22 @@ def main(
         SystemExit: with status 2 for options that cannot work, 75 for a run that a signal ended
             and that can go on, 1 for a finished run that stayed below one of ``--eval.floors``.
     """
-    # Ranks other than 0 stay silent, in tyro's complaints too.
     is_main = int(os.environ.get("RANK", 0)) == 0
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    config = _agreed(default, arguments, is_main)
     try:
-        config = parse(default, arguments)
         process = current_process()
-        _check(config)
+        _check_files(config)
         plan = decide(config, process)
-        for line in idle_options(sys.argv[1:] if arguments is None else arguments, plan):
-            _log.warning(line)
-    except (ConfigError, FileNotFoundError, ValueError) as error:
-        # Once a node: what is missing on one of them may be there on the others.
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except (ConfigError, OSError, ValueError) as error:
+        # Once a node: what is missing on one of them may be there on the others. The first rank
+        # without a GPU is the only one of its node that knows it.
+        first = int(os.environ.get("LOCAL_RANK", 0)) in (0, torch.cuda.device_count())
+        refuse(error, speaks=first)
+    for line in idle_options(sys.argv[1:] if arguments is None else arguments, plan):
+        _log.warning(line)
 
     # Only now: a mistyped option is answered before all of this is imported.
     from clipfast.engine.trainer import Trainer
@@ -114,12 +118,17 @@ def main(
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
     end_with_launcher()
     start(process)
+    log_folder = None
     try:
-        result = Trainer(plan, builders).run()
+        trainer = Trainer(plan, builders)
+        # Before that the folder may be another run's.
+        log_folder = plan.folder / "logs"
+        result = trainer.run()
     except ConfigError as error:
-        if process.local_rank == 0:
-            print(f"error on rank {process.rank}: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse_together(process, error)
+    except Exception as error:
+        fail(process, error, log_folder)
+        raise
     # Not after a failure: tearing the group down would wait for ranks that wait for this one.
     dist.destroy_process_group()
     if not result.finished:
@@ -129,9 +138,24 @@ def main(
     return result
 
 
-def _check(config: Config) -> None:
-    """What can be known to fail before a model is built."""
-    from clipfast.data.shards import expand
+def _agreed(default: Config, arguments: Sequence[str] | None, speaks: bool) -> Config:
+    """The configuration, with what every rank finds wrong with it said by one."""
+    silence = contextlib.nullcontext() if speaks else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with silence:
+            config = parse(default, arguments)
+        _check_names(config)
+    except (ConfigError, ValueError) as error:
+        refuse(error, speaks)
+    except SystemExit as stop:
+        # tyro's: a complaint, or --help.
+        if stop.code:
+            leave_quietly(2, speaks)
+        raise
+    return config
+
+
+def _check_names(config: Config) -> None:
     from clipfast.models.catalogue import get_config
 
     if not config.data.train:
@@ -141,6 +165,11 @@ def _check(config: Config) -> None:
     except ValueError as error:
         note = activation_note(config.model.name)
         raise ConfigError(f"--model.name: {error}.{note}") from error
+
+
+def _check_files(config: Config) -> None:
+    from clipfast.data.shards import expand
+
     if config.model.weights and not os.path.isfile(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
     for pattern in (*config.data.train, *config.data.eval_sources.values()):

@@ -1,0 +1,138 @@
+"""How ranks fail together: one account for the run, and nothing lost.
+
+A rank that raises ends, its connections close, and the others raise in the collective that they
+wait in. Only the first has something to say.
+"""
+
+import os
+import socket
+import sys
+import time
+import traceback
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from typing import NoReturn
+
+from clipfast.engine.launch import Process
+from clipfast.files import write_whole
+
+_KEY = "clipfast/failures"
+# A launcher ends all ranks as soon as one of them has failed. One that has nothing to say therefore
+# waits for the one that has: as long as ranks may start apart, or as long as a traceback takes.
+_STARTED_APART = 30.0
+_PRINTED = 2.0
+
+
+class Turn(Enum):
+    """Whether a rank that fails is the first of the run."""
+
+    FIRST = "first"
+    LATER = "later"
+    UNKNOWN = "unknown"
+
+
+def take_turn() -> Turn:
+    """Count this rank's failure where all ranks see it.
+
+    Returns:
+        UNKNOWN where that place is gone: rank 0 holds it under some launchers, and has ended.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return Turn.FIRST
+    try:
+        count = dist.distributed_c10d._get_default_store().add(_KEY, 1)
+    except Exception:
+        return Turn.UNKNOWN
+    return Turn.FIRST if count == 1 else Turn.LATER
+
+
+def fail(process: Process, error: Exception, log_folder: Path | None = None) -> None:
+    """Account for an exception that ends a rank.
+
+    The first rank of the run returns, so that its caller raises the exception. The others end
+    here, and print nothing: what they met comes from the first.
+
+    Args:
+        process: this rank.
+        error: what it met.
+        log_folder: where every rank leaves its own traceback, as rank00003.log, if the folder above
+            is there; None: nowhere.
+
+    Raises:
+        SystemExit: with status 1, on ranks other than the first.
+    """
+    if log_folder is not None:
+        _log(process, error, log_folder)
+    if process.world_size == 1:
+        return
+    turn = take_turn()
+    who = f"rank {process.rank} on {socket.gethostname()}"
+    if turn is Turn.FIRST:
+        print(f"error: {who} failed first, and the run ends:", file=sys.stderr, flush=True)
+        return
+    # The place to count is gone with rank 0. Where something killed it nobody has spoken yet.
+    if turn is Turn.UNKNOWN and _speaks_without_rank_0(process):
+        kind = type(error).__name__
+        print(f"error: {who} lost rank 0: {kind}: {error}", file=sys.stderr, flush=True)
+    time.sleep(_PRINTED)
+    raise SystemExit(1)
+
+
+def refuse(error: Exception, speaks: bool) -> NoReturn:
+    """End a rank whose configuration cannot work, before the ranks have met.
+
+    Args:
+        error: the reason.
+        speaks: whether this rank prints it.
+
+    Raises:
+        SystemExit: with status 2.
+    """
+    if speaks:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    leave_quietly(2, speaks)
+
+
+def refuse_together(process: Process, error: Exception) -> NoReturn:
+    """End a rank whose configuration cannot work, once the ranks have met: the first one prints.
+
+    Args:
+        process: this rank.
+        error: the reason.
+
+    Raises:
+        SystemExit: with status 2.
+    """
+    turn = take_turn()
+    if turn is Turn.FIRST or (turn is Turn.UNKNOWN and _speaks_without_rank_0(process)):
+        print(f"error on rank {process.rank}: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_PRINTED)
+    raise SystemExit(2)
+
+
+def leave_quietly(status: int, speaks: bool) -> NoReturn:
+    """End this rank; one that has not spoken waits for the one that does.
+
+    Raises:
+        SystemExit: always.
+    """
+    if not speaks and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        time.sleep(_STARTED_APART)
+    raise SystemExit(status)
+
+
+def _speaks_without_rank_0(process: Process) -> bool:
+    """The first rank that is left on each node."""
+    return process.local_rank == (1 if process.rank == process.local_rank else 0)
+
+
+def _log(process: Process, error: Exception, log_folder: Path) -> None:
+    text = "".join(traceback.format_exception(error))
+    # What was met matters more than that it could not be written.
+    with suppress(OSError):
+        log_folder.mkdir(exist_ok=True)
+        write_whole(log_folder / f"rank{process.rank:05d}.log", text.encode(errors="replace"))
