@@ -10,7 +10,7 @@ import torch
 
 from clipfast.checkpoint import Manifest
 from clipfast.engine.cli import INTERRUPTED
-from clipfast.models import create_model, export, load_weights
+from clipfast.models import create_model, export, load_weights, read_metadata
 from tests.engine.launching import (
     QUICK,
     fail,
@@ -279,6 +279,8 @@ def test_the_logit_scale_stays_at_100_on_the_master_under_every_stage(alone, sta
     assert after == pytest.approx(100.0, rel=1e-4 if precision == "fp32" else 0.016)
     model = create_model("RN-tiny")
     load_weights(model, folder / "final.safetensors")
+    found = read_metadata(folder / "final.safetensors")
+    assert (found.model, found.step) == ("RN-tiny", 2)
     # The exact weight was written; the bf16 values on both sides are 98.9 and 102.
     assert 99.8 < model.logit_scale.exp().item() <= 100.0
 
