@@ -260,13 +260,20 @@ class Checkpoints:
             if saved.get("ranks") != wanted.get("ranks", saved.get("ranks"))
             else "What is saved and what this run keeps are of different kinds"
         )
+        # Where the optimizer holds what makes weights exact, the script finds their bf16 values.
+        has_masters = saved.get("masters") == "float32" and saved.get("ZeRO stage") != 0
+        script = (
+            f", or rebuild them without a run: python {path.parent}/zero_to_fp32.py "
+            f"{path.parent} OUT -t {path.name}"
+            if has_masters
+            else ""
+        )
         raise ConfigError(
             f"--resume {which}: {path} was saved with {', '.join(differing)}. {reason}. Resume "
             "with what it was saved with. To go on otherwise, with new Adam statistics, let that "
             "run write its exact weights (resume as saved, with --max-steps at the checkpoint's "
-            "step and --resume-with-changes: final.safetensors), or, for weights as DeepSpeed's "
-            f"script rebuilds them without a run: python {path.parent}/zero_to_fp32.py "
-            f"{path.parent} OUT -t {path.name}. Then start from them with --model.weights"
+            f"step and --resume-with-changes: final.safetensors){script}. Then start from them "
+            "with --model.weights"
         )
 
     def _prepare(self, partial: Path) -> None:

@@ -18,6 +18,7 @@ from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
+from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
 from clipfast.engine.watch import end_with_launcher
 
@@ -92,12 +93,16 @@ def main(
 
     Raises:
         SystemExit: with status 2 for options that cannot work, 75 for a run that a signal ended
-            and that can go on, 1 for a finished run that stayed below one of ``--eval.floors``.
+            and that can go on, 1 for a finished run that stayed below one of ``--eval.floors`` or
+            could not write its weights.
     """
     is_main = int(os.environ.get("RANK", 0)) == 0
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format="%(message)s")
+    # Of other packages warnings alone: setuptools tells of every compiler that it starts.
+    logging.basicConfig(level=logging.WARNING if is_main else logging.ERROR, format="%(message)s")
+    if is_main:
+        logging.getLogger("clipfast").setLevel(logging.INFO)
     config = _agreed(default, arguments, is_main)
     try:
         process = current_process()
@@ -117,12 +122,14 @@ def main(
     if is_main and process.device.type == "cpu":
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
     end_with_launcher()
-    start(process)
-    log_folder = None
+    log, log_folder = StartLog(), None
     try:
-        trainer = Trainer(plan, builders)
+        with log.captured():
+            start(process)
+            trainer = Trainer(plan, builders)
         # Before that the folder may be another run's.
-        log_folder = plan.folder / "logs"
+        log_folder = plan.folder / LOGS
+        log.keep(log_folder, process.rank)
         result = trainer.run()
     except ConfigError as error:
         refuse_together(process, error)
@@ -133,7 +140,7 @@ def main(
     dist.destroy_process_group()
     if not result.finished:
         raise SystemExit(INTERRUPTED)
-    if result.below_floors:
+    if result.below_floors or result.lost:
         raise SystemExit(1)
     return result
 

@@ -63,6 +63,18 @@ class Requests:
         before, and nobody waits."""
         return Request(self._shared.largest(int(self._wanted())))
 
+    def wait(self, seconds: float) -> Request:
+        """Wait, all ranks together, or until one of them is asked to stop.
+
+        Args:
+            seconds: at most, on each rank's own clock.
+        """
+        for _ in range(max(1, round(seconds))):
+            if self.agree() == Request.STOP:
+                return Request.STOP
+            time.sleep(1)
+        return Request.GO_ON
+
     def _wanted(self) -> Request:
         if self._signalled_at is not None:
             return Request.STOP

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,9 @@ from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
-from clipfast.engine.requests import Request, Requests
+from clipfast.engine.requests import RETRY_SECONDS, Request, Requests
 from clipfast.engine.runfolder import RunFolder
+from clipfast.engine.startlog import tell
 from clipfast.engine.step import train_step
 from clipfast.env import stamp
 from clipfast.eval import Measured, Retrieval
@@ -42,6 +43,9 @@ from clipfast.eval.curves import curves_figure
 from clipfast.files import explain
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
+
+# At the end of a run nobody comes back to what could not be written.
+_ATTEMPTS = 11
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Result:
         images_per_second: over those seconds, all ranks.
         measured: what each evaluation gave at the end, by its name.
         below_floors: a line for each scalar of a finished run that stayed below its floor.
+        lost: a line for each thing that the run could not write.
     """
 
     folder: Path
@@ -65,6 +70,7 @@ class Result:
     images_per_second: float
     measured: Mapping[str, Sequence[Measured]] = field(default_factory=dict)
     below_floors: Sequence[str] = ()
+    lost: Sequence[str] = ()
 
     @property
     def retrieval(self) -> list[Retrieval]:
@@ -109,9 +115,7 @@ class Trainer:
         try:
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
-            if finished:
-                final = plan.folder / "final.safetensors"
-                export_final(self.engine, final, plan.process, self.step)
+            lost = self._export(metrics) if finished else []
             measured = self._evaluate(metrics) if finished else {}
             result = Result(
                 folder=plan.folder,
@@ -121,8 +125,9 @@ class Trainer:
                 images_per_second=(self.step - first_step) * options.batch_size / seconds,
                 measured=measured,
                 below_floors=self._evaluations.below_floors(measured) if finished else (),
+                lost=lost,
             )
-            status = "finished" if finished else "interrupted"
+            status = "interrupted" if not finished else "failed" if lost else "finished"
             metrics.close()
             metrics.say(*self._summary(result))
             return result
@@ -144,8 +149,7 @@ class Trainer:
         def open_folder() -> str:
             newest = find(folder)[-1:] if self._goes_on else []
             known = next((f.manifest.run for f in newest if f.manifest), "")
-            for line in self.folder.open(resumes=self._goes_on, known=known):
-                print(line, flush=True)
+            tell(*self.folder.open(resumes=self._goes_on, known=known))
             return self.folder.run_id
 
         self.run_id = from_main(process, open_folder)
@@ -243,8 +247,7 @@ class Trainer:
 
     def _tell(self, *lines: str) -> None:
         if self._process.is_main:
-            for line in lines:
-                print(line, flush=True)
+            tell(*lines)
 
     def _loop(self, metrics: Metrics, clock: TrainingClock) -> bool:
         """Steps until the end (True) or a signal (False)."""
@@ -277,7 +280,7 @@ class Trainer:
                     self._evaluate(metrics)
                 if request or self._checkpoint_due(last):
                     self._require_finite(loss.item())
-                    self._save(metrics, stops=stops)
+                    self._save(metrics, stops=stops, last=last)
             if stops:
                 return False
         return True
@@ -326,25 +329,26 @@ class Trainer:
         curves_figure([json.loads(line) for line in lines], folder / "curves.png")
         return [*paths, folder / "curves.png"]
 
-    def _save(self, metrics: Metrics, *, stops: bool) -> None:
+    def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint; one that fails costs the attempt, not the run."""
         state = {
             "loader": self.loader.state_dict(),
             "cpu_products": self._cpu_products,
             "config": plain(self.plan.config),
         }
-        # There is no later attempt for a run that stops.
-        for attempts_left in (1, 0) if stops else (0,):
-            try:
-                from_main(self.plan.process, self.folder.require)
-                self.checkpoints.save(self.engine, self.step, state)
-            except OSError as error:
-                self._requests.failed()
-                if not attempts_left:
-                    metrics.say(f"NOT SAVED after step {self.step}: {error}")
-            else:
-                self._requests.saved()
-                break
+
+        def save() -> None:
+            from_main(self.plan.process, self.folder.require)
+            self.checkpoints.save(self.engine, self.step, state)
+
+        # A run that ends here has no later attempt of its own accord.
+        failed = self._attempt(save, metrics, f"NOT SAVED after step {self.step}", insists=last)
+        if failed and stops:
+            failed = self._attempt(save, metrics, f"NOT SAVED after step {self.step}")
+        if failed:
+            self._requests.failed()
+        else:
+            self._requests.saved()
         if stops:
             by = self._requests.signal_name or "a signal"
             saved = self.checkpoints.latest()
@@ -353,6 +357,46 @@ class Trainer:
                 "with the same command and --resume latest"
             )
 
+    def _export(self, metrics: Metrics) -> list[str]:
+        """Write the final weights.
+
+        Returns:
+            A line where that was not possible.
+        """
+        path = self.plan.folder / "final.safetensors"
+
+        def export() -> None:
+            from_main(self.plan.process, self.folder.require)
+            export_final(self.engine, path, self.plan.process, self.step)
+
+        failed = self._attempt(export, metrics, "The final weights are NOT WRITTEN", insists=True)
+        return [f"{failed}. Make room, then --resume latest writes them"] if failed else []
+
+    def _attempt(
+        self, act: Callable[[], None], metrics: Metrics, words: str, *, insists: bool = False
+    ) -> str:
+        """Try to write something, on every rank; say what fails.
+
+        Args:
+            act: a collective that raises OSError on every rank or on none.
+            metrics: to say it with.
+            words: what it means.
+            insists: try again and again for ten minutes, or until a signal.
+
+        Returns:
+            What was said last; empty where it was written.
+        """
+        for attempts_left in reversed(range(_ATTEMPTS if insists else 1)):
+            try:
+                act()
+                return ""
+            except OSError as error:
+                line = f"{words}: {error}"
+            metrics.say(line + ("; trying again in a minute" if attempts_left else ""))
+            if attempts_left and self._requests.wait(RETRY_SECONDS) == Request.STOP:
+                break
+        return line
+
     def _summary(self, result: Result) -> list[str]:
         lines = [
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
@@ -360,7 +404,7 @@ class Trainer:
         ]
         lines += self._evaluations.summary(result.measured)
         lines += result.below_floors
-        if result.finished:
+        if result.finished and not result.lost:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
             lines += [f"picture: {path}" for path in self._draw(result.measured)]
         return lines
