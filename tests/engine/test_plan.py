@@ -27,8 +27,13 @@ DECIDED = {
     ("data", "threads"),
 }
 # Where they may be: the options themselves, and the one place that decides. ``describe`` says in
-# words what was asked for.
-DECIDING = {"config.py": None, "plan.py": None, "optimizer.py": {("options", "has_exact_weights")}}
+# words what was asked for, ``idle_options`` what was asked for in vain.
+DECIDING = {
+    "config.py": None,
+    "plan.py": None,
+    "optimizer.py": {("options", "has_exact_weights")},
+    "typed.py": {("config", "micro_batch")},
+}
 
 
 @pytest.mark.parametrize(
@@ -143,7 +148,7 @@ def test_a_whole_config_travels_no_further_than_the_plan():
     found = {path.name: takes_a_config(path.read_text()) for path in modules()}
     assert {name: names for name, names in found.items() if names} == {
         # The command line makes it, and refuses what is not there.
-        "cli.py": ["parse", "main", "_check"],
+        "cli.py": ["parse", "main", "_agreed", "_check_names", "_check_files"],
         "plan.py": ["decide", "_zero_stage"],
         # It is written down, and compared with what was.
         "differences.py": ["plain", "differences"],
