@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader, ShardReader
 from clipfast.data.order import EpochOrder, SampleRefs
+from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
 from clipfast.data.shards import counts, expand
 from clipfast.engine.plan import RunPlan
@@ -42,10 +43,13 @@ class RunData:
         """Pairs of a set, at most ``--data.eval-limit``.
 
         Raises:
-            ValueError: a shard or its index is unfit.
+            ValueError: a shard or its index is unfit, or no sample is left.
         """
         shards = expand(self._pattern(source))
-        return min(int(counts(shards).sum()), self.plan.config.data.eval_limit)
+        pairs = int(counts(shards).sum())
+        if not pairs:
+            raise ValueError(reasons_of(shards).after(f"{len(shards)} shard(s) hold no sample"))
+        return min(pairs, self.plan.config.data.eval_limit)
 
     def _pattern(self, source: str) -> str:
         return self._patterns.get(source, source)

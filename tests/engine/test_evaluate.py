@@ -6,6 +6,8 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader
 from clipfast.data.content import caption_id
+from clipfast.data.fields import Fields
+from clipfast.data.index import index_shards
 from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOptions
 from clipfast.engine.encoder import RunEncoder, _openers
 from clipfast.engine.evaluate import Evaluations
@@ -13,6 +15,7 @@ from clipfast.engine.plan import RunPlan
 from clipfast.eval import Measured, list_evaluations, register
 from clipfast.models import create_model
 from clipfast.tokenizer import tokenize_with_lengths
+from tests.data.test_fields import make_shard
 from tests.data.test_loader import write_shard
 from tests.data.test_rgb import palette_png
 from tests.engine.plans import plan
@@ -152,6 +155,14 @@ def test_evaluations_refuse_an_unknown_name_and_too_few_pairs():
         Evaluations(made(ranks=64, batch_size=64))
     with pytest.raises(ValueError, match="'retrieval' already"):
         register("retrieval", lambda data: None)
+
+
+def test_evaluations_repeat_why_a_set_has_no_sample(tmp_path):
+    shard = make_shard(tmp_path / "a.tar", [b'{"text": " "}'])
+    index_shards([shard], workers=1, fields=Fields(("png",), "json", "text"))
+    data = DataConfig(train=("sample/noto",), eval=(shard,))
+    with pytest.raises(ConfigError, match=r"hold no sample\n    1 x caption is empty \(.* of "):
+        Evaluations(made(data=data))
 
 
 def test_evaluations_say_what_is_below_its_floor_or_was_not_measured():
