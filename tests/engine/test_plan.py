@@ -161,4 +161,4 @@ def test_the_checks_above_see_what_they_look_for():
     assert takes_a_config(source) == ["f"]
     decided = set().union(*(reads((ENGINE / name).read_text()) for name in DECIDING))
     # Read under another name there.
-    assert DECIDED - decided == {("optimizer", "has_exact_weights"), ("config", "micro_batch")}
+    assert DECIDED - decided == {("optimizer", "has_exact_weights")}
