@@ -36,6 +36,18 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer + self.passing
 
 
+def saved_bytes(plan: RunPlan, model: nn.Module) -> int:
+    """What a checkpoint of all ranks takes on the disk.
+
+    Args:
+        plan: of the run.
+        model: whole, as below ZeRO stage 3.
+    """
+    held = state_bytes(plan, model)
+    # At stage 0 rank 0 saves for all; above it every rank saves its part of the optimizer.
+    return held.weights + held.optimizer * (plan.process.world_size if plan.stage else 1)
+
+
 def state_bytes(plan: RunPlan, model: nn.Module) -> StateBytes:
     """What a rank holds beside activations.
 

@@ -36,11 +36,12 @@ from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import RETRY_SECONDS, Request, Requests
 from clipfast.engine.runfolder import RunFolder
 from clipfast.engine.startlog import tell
+from clipfast.engine.state_bytes import saved_bytes
 from clipfast.engine.step import train_step
 from clipfast.env import stamp
 from clipfast.eval import Measured, Retrieval
 from clipfast.eval.curves import curves_figure
-from clipfast.files import explain
+from clipfast.files import explain, free_bytes
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
 
@@ -188,6 +189,7 @@ class Trainer:
         if self._chosen is not None:
             self._load(self._chosen)
         self._tell(*from_main(process, self._begin))
+        self._look_for_room()
         if process.device.type == "cpu":
             keep_freed_memory()
 
@@ -207,6 +209,22 @@ class Trainer:
             chosen.manifest.state.get("cpu_products", {}), self._cpu_products
         )
         self._tell(*[note] if note else [])
+
+    def _look_for_room(self) -> None:
+        """Say at once what a disk would say after the first thousand steps."""
+        plan, options = self.plan, self.plan.config.checkpoint
+        # A model that stage 3 has cut up no longer tells its size.
+        if not plan.process.is_main or plan.stage == 3 or not self._saves:
+            return
+        each = saved_bytes(plan, self.engine.module)
+        # One more than is kept stands while it is written.
+        wanted = each * (options.keep + 1)
+        free = free_bytes(plan.folder)
+        if free is not None and free < wanted:
+            tell(
+                f"Checkpoints will take {wanted / 1e9:.1f} GB ({options.keep} kept and one more of "
+                f"{each / 1e9:.2f} GB each), and {free / 1e9:.1f} GB are free at {plan.folder}"
+            )
 
     def _begin(self) -> list[str]:
         """Write down this start, on rank 0."""
@@ -289,9 +307,14 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _checkpoint_due(self, last: bool) -> bool:
+        every = self.plan.config.checkpoint.every_steps
+        return self._due(every) or (last and self._saves)
+
+    @property
+    def _saves(self) -> bool:
+        """Checkpoints are wanted at all."""
         options = self.plan.config.checkpoint
-        wanted = options.every_steps > 0 or options.every_minutes > 0
-        return self._due(options.every_steps) or (last and wanted)
+        return options.every_steps > 0 or options.every_minutes > 0
 
     def _values(self, loss: Tensor, logit_scale: Tensor, lr: float) -> dict[str, float]:
         return {

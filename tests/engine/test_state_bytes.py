@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clipfast.engine.plan import RunPlan
-from clipfast.engine.state_bytes import StateBytes, state_bytes
+from clipfast.engine.state_bytes import StateBytes, saved_bytes, state_bytes
 from clipfast.models import create_model
 from tests.engine.plans import EXACT, PAPER, plan
 from tests.engine.state_cases import cases, measure, plan_of, tiny_model
@@ -23,6 +23,14 @@ def test_state_bytes_of_the_zero_stages():
     assert state_bytes(plan(EXACT, "bf16", 1), model).total == 20 * count
     of_eight = state_bytes(plan(EXACT, "bf16", 1, 8), model).total
     assert of_eight == round((4 + 16 / 8 + 4) * count)
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 8), (1, 1), (2, 8)])
+def test_saved_bytes_are_weights_and_optimizer_of_all_ranks(stage, ranks):
+    model, count = linear()
+    copy = 4 if stage else 0
+    wanted = (4 + copy + 8) * count
+    assert saved_bytes(plan(EXACT, "fp32", stage, ranks), model) == pytest.approx(wanted, abs=8)
 
 
 def test_state_bytes_count_the_sums_over_micro_batches():
