@@ -18,6 +18,7 @@ from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
+from clipfast.engine.requests import INTERRUPTED
 from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
 from clipfast.engine.watch import end_with_launcher
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from clipfast.engine.builders import Builders
     from clipfast.engine.trainer import Result
 
-# What a wrapper sees of a run that a signal ended, and that can go on: EX_TEMPFAIL of sysexits.h.
-INTERRUPTED = 75
+_KEYBOARD = 130  # what a shell says of it: 128 + SIGINT
 
 _log = logging.getLogger(__name__)
 _RENAMED = {"--model.checkpoint": "--model.recompute"}
@@ -92,7 +92,7 @@ def main(
         What the run leaves.
 
     Raises:
-        SystemExit: with status 2 for options that cannot work, 75 for a run that a signal ended
+        SystemExit: with status 130 for a run that Ctrl-C ended where it stood, 2 for options that cannot work, 75 for a run that a signal ended
             and that can go on, 1 for a finished run that stayed below one of ``--eval.floors`` or
             could not write its weights.
     """
@@ -131,6 +131,11 @@ def main(
         log_folder = plan.folder / LOGS
         log.keep(log_folder, process.rank)
         result = trainer.run()
+    except KeyboardInterrupt:
+        # While the run was built, or a second time: nothing was saved for it.
+        if is_main:
+            print("Interrupted by the keyboard, without a checkpoint", file=sys.stderr)
+        raise SystemExit(_KEYBOARD) from None
     except ConfigError as error:
         refuse_together(process, error)
     except Exception as error:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from clipfast.engine.launch import Process
 
+# What a wrapper sees of a run that a signal ended, and that can go on: EX_TEMPFAIL of sysexits.h.
+INTERRUPTED = 75
 # A failed save is tried again after so long.
 RETRY_SECONDS = 60.0
 # Ctrl-C reaches a rank from the terminal, and once more from its launcher. A person who means it
@@ -40,6 +42,7 @@ class Requests:
         self._saved_at = time.monotonic()
         self._retry_at: float | None = None
         self._signalled_at: float | None = None
+        self._ends_at_once = False
         self.signal_name = ""
 
     def listen(self) -> None:
@@ -47,6 +50,18 @@ class Requests:
         stop. A second Ctrl-C ends the process where it stands."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
+
+    def end_at_once(self) -> Request:
+        """From now on a signal ends the process where it stands, with the status of an interrupted
+        run: all that a run leaves is written. A collective.
+
+        Returns:
+            STOP where one of the ranks was asked to stop before.
+        """
+        # Twice: on several GPUs the first answer is of a step before.
+        largest = max(self.agree(), self.agree())
+        self._ends_at_once = True
+        return largest
 
     def saved(self) -> None:
         """A checkpoint was saved now."""
@@ -85,6 +100,8 @@ class Requests:
         return Request.SAVE if is_due else Request.GO_ON
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._ends_at_once:
+            raise SystemExit(INTERRUPTED)
         now = time.monotonic()
         again = self._signalled_at is not None and now - self._signalled_at > _IMPATIENT_SECONDS
         if again and number == signal.SIGINT:

@@ -66,10 +66,7 @@ class StartLog:
         try:
             yield
             failed = False
-        except SystemExit:
-            failed = False
-            raise
-        except ValueError:
+        except (SystemExit, KeyboardInterrupt, ValueError):
             # A ConfigError among others: the message itself says what there is to say.
             failed = False
             raise

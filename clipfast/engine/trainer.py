@@ -117,6 +117,10 @@ class Trainer:
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
             lost = self._export(metrics) if finished else []
+            status = "failed" if lost else "interrupted"
+            if finished and self._requests.end_at_once() == Request.STOP:
+                metrics.say("Interrupted before the evaluation: --resume latest measures")
+                finished = False
             measured = self._evaluate(metrics) if finished else {}
             result = Result(
                 folder=plan.folder,

@@ -41,6 +41,18 @@ def test_requests_take_one_ctrl_c_from_terminal_and_launcher_and_a_second_as_mea
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_requests_end_at_once_where_everything_is_written(asked):
+    assert asked.end_at_once() == Request.GO_ON
+    with pytest.raises(SystemExit) as ended:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == requests.INTERRUPTED
+
+
+def test_requests_tell_of_a_signal_that_came_before_everything_was_written(asked):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert asked.end_at_once() == Request.STOP
+
+
 def test_requests_save_by_the_minute_and_again_after_a_failure(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(requests.time, "monotonic", lambda: clock[0])

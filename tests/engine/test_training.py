@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from clipfast.checkpoint import Manifest
-from clipfast.engine.cli import INTERRUPTED
+from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import create_model, export, load_weights, read_metadata
 from tests.engine.launching import (
     QUICK,
