@@ -92,9 +92,9 @@ def main(
         What the run leaves.
 
     Raises:
-        SystemExit: with status 130 for a run that Ctrl-C ended where it stood, 2 for options that cannot work, 75 for a run that a signal ended
-            and that can go on, 1 for a finished run that stayed below one of ``--eval.floors`` or
-            could not write its weights.
+        SystemExit: with status 2 for options that cannot work; 75 for a run that a signal ended and
+            that can go on; 130 where Ctrl-C ended it without a checkpoint; 1 for a finished run
+            that stayed below one of ``--eval.floors`` or could not write its weights.
     """
     is_main = int(os.environ.get("RANK", 0)) == 0
     if not is_main:

@@ -136,6 +136,9 @@ class Trainer:
             metrics.close()
             metrics.say(*self._summary(result))
             return result
+        except SystemExit:
+            metrics.say("Interrupted in the evaluation: the weights are written")
+            raise
         finally:
             metrics.close()
             if plan.process.is_main:
