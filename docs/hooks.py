@@ -1,4 +1,5 @@
-"""Brings into the site what lies beside docs/: the benchmarks' plots, CONTRIBUTING and CHANGELOG.
+"""Brings into the site what lies beside docs/: the benchmarks' plots, CONTRIBUTING, SECURITY and
+CHANGELOG.
 
 A page links to such a file by its path in the repository (``../CONTRIBUTING.md``), so that the link
 also works where the repository is browsed. In the site the file lies at the same path without the
@@ -15,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PATTERNS = ("benchmarks/results/*.png", "CONTRIBUTING.md", "CHANGELOG.md")
+_PATTERNS = ("benchmarks/results/*.png", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 _LINK = re.compile(r"\]\((?P<up>(?:\.\./)+)(?P<path>[^)#]+)")
 
 

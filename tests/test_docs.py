@@ -26,7 +26,18 @@ PYTHON_FILES = [
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 # Modules whose public names the reference must show.
-PUBLIC = ("data", "engine", "eval", "integrations", "loss", "models", "ops", "optim", "tokenizer")
+PUBLIC = (
+    "checkpoint",
+    "data",
+    "engine",
+    "eval",
+    "integrations",
+    "loss",
+    "models",
+    "ops",
+    "optim",
+    "tokenizer",
+)
 
 
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
