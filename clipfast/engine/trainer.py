@@ -3,27 +3,24 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clipfast.checkpoint import find
 from clipfast.engine import cpu_products
 from clipfast.engine.agreement import from_main
+from clipfast.engine.attempts import attempt
 from clipfast.engine.builders import Builders
-from clipfast.engine.checkpoint import LATEST, Checkpoints, Chosen
+from clipfast.engine.checkpoint import Chosen
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate, step_figures
 from clipfast.engine.differences import (
     WITH_CHANGES,
-    Difference,
-    differences,
     plain,
-    refuse_changes,
 )
 from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.export import export_final
@@ -31,22 +28,17 @@ from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
+from clipfast.engine.opening import Opening, saves
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
-from clipfast.engine.requests import RETRY_SECONDS, Request, Requests
-from clipfast.engine.runfolder import RunFolder
+from clipfast.engine.requests import Request, Requests
 from clipfast.engine.startlog import tell
-from clipfast.engine.state_bytes import saved_bytes
 from clipfast.engine.step import train_step
-from clipfast.env import stamp
 from clipfast.eval import Measured, Retrieval
 from clipfast.eval.curves import curves_figure
-from clipfast.files import explain, free_bytes
+from clipfast.files import explain
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
-
-# At the end of a run nobody comes back to what could not be written.
-_ATTEMPTS = 11
 
 
 @dataclass(frozen=True)
@@ -91,17 +83,14 @@ class Trainer:
     """
 
     def __init__(self, plan: RunPlan, builders: Builders | None = None) -> None:
-        options = plan.config
-        self._process = plan.process
         # Refuse before minutes of building.
         self._evaluations = Evaluations(plan)
-        self.folder = RunFolder(plan.folder, sync=options.checkpoint.fsync)
+        self._opening = Opening(plan)
         self.step = 0
         try:
-            self._open(plan)
             self._build(plan, builders or Builders())
         except BaseException:
-            self.folder.close()
+            self._opening.close()
             raise
 
     def run(self) -> Result:
@@ -109,11 +98,12 @@ class Trainer:
         plan, options = self.plan, self.plan.config
         status = "failed"
         self._requests.listen()
-        metrics = self._make_metrics()
-        parameters = num_parameters(self.engine.module)
-        metrics.say(*headline(plan, self.loader, self.length, parameters, self.step))
         first_step, clock = self.step, TrainingClock()
+        metrics = None
         try:
+            metrics = self._make_metrics()
+            parameters = num_parameters(self.engine.module)
+            metrics.say(*headline(plan, self.loader, self.length, parameters, self.step))
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
             lost = self._export(metrics) if finished else []
@@ -137,49 +127,13 @@ class Trainer:
             metrics.say(*self._summary(result))
             return result
         except SystemExit:
-            metrics.say("Interrupted in the evaluation: the weights are written")
+            if metrics is not None:
+                metrics.say("Interrupted in the evaluation: the weights are written")
             raise
         finally:
-            metrics.close()
-            if plan.process.is_main:
-                self.folder.end(status, self.step)
-            self.folder.close()
-
-    def _open(self, plan: RunPlan) -> None:
-        """Take the run's folder, and choose what to go on from."""
-        process, options = plan.process, plan.config.checkpoint
-        folder, which = plan.folder / "checkpoints", options.resume
-        # Another run's checkpoint begins a run of its own.
-        self._goes_on = which == LATEST or (
-            bool(which) and Path(which or "").resolve().parent == folder.resolve()
-        )
-
-        def open_folder() -> str:
-            newest = find(folder)[-1:] if self._goes_on else []
-            known = next((f.manifest.run for f in newest if f.manifest), "")
-            tell(*self.folder.open(resumes=self._goes_on, known=known))
-            return self.folder.run_id
-
-        self.run_id = from_main(process, open_folder)
-        self.checkpoints = Checkpoints(
-            folder, options.keep, process, plan.layout, run=self.run_id, sync=options.fsync
-        )
-        self._chosen: Chosen | None = None
-        self._differences: list[Difference] = []
-        if not which:
-            return
-        if self._goes_on:
-            self.checkpoints.tidy()
-        self._chosen = self.checkpoints.choose(which)
-        if self._chosen is None:
-            return
-        self._tell(*self._chosen.notes)
-        saved = self._chosen.manifest.state.get("config", {})
-        self._differences = differences(saved, plan.config)
-        refuse_changes(self._differences, allowed=options.resume_with_changes)
-        if self._differences:
-            self._tell("Differs from the run that was saved:")
-            self._tell(*(f"  {difference}" for difference in self._differences))
+            if metrics is not None:
+                metrics.close()
+            self._opening.close(status, self.step)
 
     def _build(self, plan: RunPlan, builders: Builders) -> None:
         """Everything that trains, and where it stands."""
@@ -190,60 +144,35 @@ class Trainer:
         torch.manual_seed(options.seed)
         self._cpu_products = cpu_products.agree(process)
         self._requests = Requests(process, options.checkpoint.every_minutes)
-        if self._chosen is not None:
-            self._place_loader(self._chosen)
+        chosen = self._opening.chosen
+        if chosen is not None:
+            self._place_loader(chosen)
         self.engine = builders.build_engine(self.plan)
-        if self._chosen is not None:
-            self._load(self._chosen)
-        self._tell(*from_main(process, self._begin))
-        self._look_for_room()
+        if chosen is not None:
+            self._load(chosen)
+        self._opening.begin(self.step)
+        self._opening.look_for_room(self.engine.module)
         if process.device.type == "cpu":
             keep_freed_memory()
 
     def _place_loader(self, chosen: Chosen) -> None:
         try:
             self.loader.load_state_dict(chosen.manifest.state["loader"])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"--resume {chosen.path}: no place in the data is in it") from error
         except ValueError as error:
             if not self.plan.config.checkpoint.resume_with_changes:
                 raise ConfigError(f"--resume: {error}, or pass {WITH_CHANGES}") from error
             self._tell(f"{error}: data are read from their beginning")
 
     def _load(self, chosen: Chosen) -> None:
-        self.checkpoints.load(self.engine, chosen)
+        self._opening.checkpoints.load(self.engine, chosen)
         reapply_options(self.plan.config.optimizer, self.engine)
         self.step = chosen.manifest.step
         self._cpu_products, note = cpu_products.go_on_with(
             chosen.manifest.state.get("cpu_products", {}), self._cpu_products
         )
         self._tell(*[note] if note else [])
-
-    def _look_for_room(self) -> None:
-        """Say at once what a disk would say after the first thousand steps."""
-        plan, options = self.plan, self.plan.config.checkpoint
-        # A model that stage 3 has cut up no longer tells its size.
-        if not plan.process.is_main or plan.stage == 3 or not self._saves:
-            return
-        each = saved_bytes(plan, self.engine.module)
-        # One more than is kept stands while it is written.
-        wanted = each * (options.keep + 1)
-        free = free_bytes(plan.folder)
-        if free is not None and free < wanted:
-            tell(
-                f"Checkpoints will take {wanted / 1e9:.1f} GB ({options.keep} kept and one more of "
-                f"{each / 1e9:.2f} GB each), and {free / 1e9:.1f} GB are free at {plan.folder}"
-            )
-
-    def _begin(self) -> list[str]:
-        """Write down this start, on rank 0."""
-        chosen = self._chosen
-        start = {
-            "ranks": self.plan.process.world_size,
-            "config": plain(self.plan.config),
-            "environment": stamp(),
-            "resumed": chosen and {"checkpoint": str(chosen.path), "step": self.step},
-            "differs": [str(difference) for difference in self._differences],
-        }
-        return self.folder.begin(start, resumed=self._goes_on)
 
     def _make_metrics(self) -> Metrics:
         plan, options = self.plan, self.plan.config
@@ -255,7 +184,7 @@ class Trainer:
                 self.length.steps,
                 self.step,
                 plan.process.is_main,
-                run=self.run_id,
+                run=self._opening.run_id,
                 sync=options.checkpoint.fsync,
             )
 
@@ -271,7 +200,7 @@ class Trainer:
         return metrics
 
     def _tell(self, *lines: str) -> None:
-        if self._process.is_main:
+        if self.plan.process.is_main:
             tell(*lines)
 
     def _loop(self, metrics: Metrics, clock: TrainingClock) -> bool:
@@ -314,14 +243,8 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _checkpoint_due(self, last: bool) -> bool:
-        every = self.plan.config.checkpoint.every_steps
-        return self._due(every) or (last and self._saves)
-
-    @property
-    def _saves(self) -> bool:
-        """Checkpoints are wanted at all."""
         options = self.plan.config.checkpoint
-        return options.every_steps > 0 or options.every_minutes > 0
+        return self._due(options.every_steps) or (last and saves(options))
 
     def _values(self, loss: Tensor, logit_scale: Tensor, lr: float) -> dict[str, float]:
         return {
@@ -335,10 +258,11 @@ class Trainer:
     def _require_finite(self, loss: float) -> None:
         if math.isfinite(loss):
             return
+        latest = self._opening.checkpoints.latest()
         raise FloatingPointError(
             f"the loss is {loss} after step {self.step}. Last complete checkpoint: "
-            f"{self.checkpoints.latest() or 'none'}. Go on from it with a lower --optimizer.lr or "
-            f"with --optimizer.clip-norm 1, and {WITH_CHANGES}"
+            f"{latest or 'none'}. Go on from it with a lower --optimizer.lr or with "
+            f"--optimizer.clip-norm 1, and {WITH_CHANGES}"
         )
 
     def _evaluate(self, metrics: Metrics) -> dict[str, Sequence[Measured]]:
@@ -368,20 +292,21 @@ class Trainer:
         }
 
         def save() -> None:
-            from_main(self.plan.process, self.folder.require)
-            self.checkpoints.save(self.engine, self.step, state)
+            self._opening.require()
+            self._opening.checkpoints.save(self.engine, self.step, state)
 
         # A run that ends here has no later attempt of its own accord.
-        failed = self._attempt(save, metrics, f"NOT SAVED after step {self.step}", insists=last)
+        words = f"NOT SAVED after step {self.step}"
+        failed = attempt(save, words, metrics.say, self._requests if last else None)
         if failed and stops:
-            failed = self._attempt(save, metrics, f"NOT SAVED after step {self.step}")
+            failed = attempt(save, words, metrics.say)
         if failed:
             self._requests.failed()
         else:
             self._requests.saved()
         if stops:
             by = self._requests.signal_name or "a signal"
-            saved = self.checkpoints.latest()
+            saved = self._opening.checkpoints.latest()
             metrics.say(
                 f"Interrupted by {by} after step {self.step}. Go on from {saved or 'the start'} "
                 "with the same command and --resume latest"
@@ -396,36 +321,12 @@ class Trainer:
         path = self.plan.folder / "final.safetensors"
 
         def export() -> None:
-            from_main(self.plan.process, self.folder.require)
+            self._opening.require()
             export_final(self.engine, path, self.plan.process, self.step)
 
-        failed = self._attempt(export, metrics, "The final weights are NOT WRITTEN", insists=True)
+        words = "The final weights are NOT WRITTEN"
+        failed = attempt(export, words, metrics.say, self._requests)
         return [f"{failed}. Make room, then --resume latest writes them"] if failed else []
-
-    def _attempt(
-        self, act: Callable[[], None], metrics: Metrics, words: str, *, insists: bool = False
-    ) -> str:
-        """Try to write something, on every rank; say what fails.
-
-        Args:
-            act: a collective that raises OSError on every rank or on none.
-            metrics: to say it with.
-            words: what it means.
-            insists: try again and again for ten minutes, or until a signal.
-
-        Returns:
-            What was said last; empty where it was written.
-        """
-        for attempts_left in reversed(range(_ATTEMPTS if insists else 1)):
-            try:
-                act()
-                return ""
-            except OSError as error:
-                line = f"{words}: {error}"
-            metrics.say(line + ("; trying again in a minute" if attempts_left else ""))
-            if attempts_left and self._requests.wait(RETRY_SECONDS) == Request.STOP:
-                break
-        return line
 
     def _summary(self, result: Result) -> list[str]:
         lines = [

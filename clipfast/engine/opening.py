@@ -1,0 +1,153 @@
+"""How a run begins: it takes its folder, finds what to go on from, and is written down."""
+
+from pathlib import Path
+
+from torch import nn
+
+from clipfast.checkpoint import find
+from clipfast.engine.agreement import from_main
+from clipfast.engine.checkpoint import LATEST, Checkpoints, Chosen
+from clipfast.engine.config import CheckpointConfig
+from clipfast.engine.differences import Difference, differences, plain, refuse_changes
+from clipfast.engine.plan import RunPlan
+from clipfast.engine.runfolder import RunFolder
+from clipfast.engine.startlog import tell
+from clipfast.engine.state_bytes import saved_bytes
+from clipfast.env import stamp
+from clipfast.files import free_bytes
+
+
+class Opening:
+    """A run's folder and its checkpoints, held by this run until ``close``. A collective.
+
+    Args:
+        plan: of the run.
+
+    Attributes:
+        run_id: of the run, on every rank.
+        checkpoints: of the run.
+        chosen: the checkpoint to go on from, verified; None for a start from the beginning.
+
+    Raises:
+        ConfigError: a live run has the folder, what is to be resumed is damaged or does not fit, or
+            it would no longer be the run that was saved.
+    """
+
+    def __init__(self, plan: RunPlan) -> None:
+        options = plan.config.checkpoint
+        self._plan = plan
+        self._folder = RunFolder(plan.folder, sync=options.fsync)
+        self._goes_on = _goes_on(plan.folder / "checkpoints", options.resume)
+        self.chosen: Chosen | None = None
+        self._differences: list[Difference] = []
+        try:
+            self.run_id = from_main(plan.process, self._open)
+            self.checkpoints = Checkpoints(
+                plan.folder / "checkpoints",
+                options.keep,
+                plan.process,
+                plan.layout,
+                run=self.run_id,
+                sync=options.fsync,
+            )
+            if options.resume:
+                self._choose(options.resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def begin(self, step: int) -> None:
+        """Write down this start; put an earlier run of the name aside where a new one begins. A
+        collective.
+
+        Args:
+            step: that the run goes on from.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+
+        def begin() -> None:
+            start = {
+                "ranks": self._plan.process.world_size,
+                "config": plain(self._plan.config),
+                "environment": stamp(),
+                "resumed": self.chosen and {"checkpoint": str(self.chosen.path), "step": step},
+                "differs": [str(difference) for difference in self._differences],
+            }
+            tell(*self._folder.begin(start, resumed=self._goes_on))
+
+        from_main(self._plan.process, begin)
+
+    def look_for_room(self, model: nn.Module) -> None:
+        """Say at once what a disk would say after the first thousand steps.
+
+        Args:
+            model: of the engine.
+        """
+        plan, options = self._plan, self._plan.config.checkpoint
+        # A model that stage 3 has cut up no longer tells its size.
+        if not plan.process.is_main or plan.stage == 3 or not saves(options):
+            return
+        each = saved_bytes(plan, model)
+        # One more than is kept stands while it is written.
+        wanted = each * (options.keep + 1)
+        free = free_bytes(plan.folder)
+        if free is not None and free < wanted:
+            tell(
+                f"Checkpoints will take {wanted / 1e9:.1f} GB ({options.keep} kept and one more of "
+                f"{each / 1e9:.2f} GB each), and {free / 1e9:.1f} GB are free at {plan.folder}"
+            )
+
+    def require(self) -> None:
+        """The folder is still this run's, or is made anew. A collective.
+
+        Raises:
+            ConfigError: another run took it.
+            OSError: it cannot be written.
+        """
+        from_main(self._plan.process, self._folder.require)
+
+    def close(self, status: str = "", step: int = 0) -> None:
+        """Let others have the name.
+
+        Args:
+            status: how the run ended, for its record; empty where it never began.
+            step: optimizer steps taken.
+        """
+        if status and self._plan.process.is_main:
+            self._folder.end(status, step)
+        self._folder.close()
+
+    def _open(self) -> str:
+        newest = find(self._plan.folder / "checkpoints")[-1:] if self._goes_on else []
+        known = next((found.manifest.run for found in newest if found.manifest), "")
+        tell(*self._folder.open(resumes=self._goes_on, known=known))
+        return self._folder.run_id
+
+    def _choose(self, which: str) -> None:
+        options, is_main = self._plan.config.checkpoint, self._plan.process.is_main
+        if self._goes_on:
+            self.checkpoints.tidy()
+        self.chosen = self.checkpoints.choose(which)
+        if self.chosen is None:
+            return
+        if is_main:
+            tell(*self.chosen.notes)
+        saved = self.chosen.manifest.state.get("config", {})
+        self._differences = differences(saved, self._plan.config)
+        refuse_changes(self._differences, allowed=options.resume_with_changes)
+        if self._differences and is_main:
+            tell("Differs from the run that was saved:", *(f"  {d}" for d in self._differences))
+
+
+def saves(options: CheckpointConfig) -> bool:
+    """Whether checkpoints are wanted at all."""
+    return options.every_steps > 0 or options.every_minutes > 0
+
+
+def _goes_on(checkpoints: Path, which: str | None) -> bool:
+    """Whether the folder's own run goes on; another run's checkpoint begins a run of its own."""
+    if not which:
+        return False
+    return which == LATEST or Path(which).resolve().parent == checkpoints.resolve()
