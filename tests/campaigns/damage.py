@@ -177,7 +177,9 @@ def _manifest_of_other_step(target: Target) -> str:
 
 
 def _manifest_of_other_run(target: Target) -> str:
-    return _from(target.manifest, target.foreign)
+    # It is true in itself: whether it or the files are the wrong ones cannot be told.
+    _from(target.manifest, target.foreign)
+    return target.checkpoint.name
 
 
 def _manifest_removed(target: Target) -> str:

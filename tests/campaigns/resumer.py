@@ -45,7 +45,7 @@ class Resumer:
         seconds: that a resume may take.
     """
 
-    def __init__(self, subject: Subject, ranks: int, seconds: float = 40.0) -> None:
+    def __init__(self, subject: Subject, ranks: int, seconds: float = 25.0) -> None:
         self._subject, self._ranks, self._seconds = subject, ranks, seconds
         self._workers: list[subprocess.Popen[str]] = []
 

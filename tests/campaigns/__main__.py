@@ -1,0 +1,17 @@
+"""All campaigns, one after the other, with one table at the end; half an hour on two cores."""
+
+from tests.campaigns import disk, hostile, kill, soak, torn, twins
+from tests.campaigns.program import main
+
+if __name__ == "__main__":
+    main(
+        {
+            "twins": (twins.campaign, 20),
+            "hostile": (hostile.campaign, 100),
+            "disk": (disk.campaign, len(disk.FAULTS)),
+            "soak": (soak.campaign, 400),
+            "torn": (torn.campaign, 300),
+            "kill": (kill.campaign, 100),
+        },
+        __doc__,
+    )

@@ -1,0 +1,53 @@
+"""The campaigns in short: the programs of tests/campaigns with a few attacks each."""
+
+import random
+
+import pytest
+
+from tests.campaigns import disk, hostile, kill, soak, torn, twins
+from tests.campaigns.program import Setting
+from tests.campaigns.soak import Sample
+from tests.campaigns.subject import Subject
+from tests.campaigns.table import Row, Table, markdown
+
+SHORT = {
+    "kill": (kill.campaign, 2),
+    "torn": (torn.campaign, 25),
+    "twins": (twins.campaign, 1),
+    "hostile": (hostile.campaign, 22),
+    "disk": (disk.campaign, 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_campaign_loses_nothing(tmp_path, name):
+    campaign, count = SHORT[name]
+    table = campaign(Setting(Subject(), tmp_path, count, random.Random(0)))
+    assert [(row.attack, row.outcome) for row in table.lost] == []
+    if name == "disk" and not table.rows:
+        pytest.skip("small disks cannot be mounted here")
+    assert len(table.rows) == count
+
+
+def test_soak_tells_a_leak_from_a_run_that_warms_up_and_then_breathes():
+    flat = [Sample(500.0 + (n % 3), 8, 20) for n in range(200)]
+    warm = [Sample(300.0, 4, 10)] * 15 + flat
+    assert soak.judge(warm)[0]
+    leaks = {
+        "memory": [Sample(500.0 + n / 4, 8, 20) for n in range(200)],
+        "threads": [Sample(500.0, 8 + n // 20, 20) for n in range(200)],
+        "files": [Sample(500.0, 8, 20 + n // 20) for n in range(200)],
+    }
+    for samples in leaks.values():
+        assert not soak.judge(samples)[0]
+    assert not soak.judge(flat[:5])[0]
+
+
+def test_a_table_counts_what_was_tried_and_shows_the_first_loss(capsys):
+    table = Table("torn")
+    table.add("a bit", "first", True, "noticed")
+    table.add("a bit", "second", False, "went on | silently")
+    assert table.lost == [Row("torn", "a bit", "second", False, "went on | silently")]
+    assert "LOST torn, a bit, second" in capsys.readouterr().out
+    assert "| torn | a bit | 2 | 1 | second: went on / silently |" in markdown(table.rows)
