@@ -27,12 +27,13 @@ class Found:
 def find(folder: Path) -> list[Found]:
     """All checkpoints of a folder, the newest last; what killed runs left unfinished is none.
 
-    One whose manifest cannot be read stands where its step would.
+    One whose manifest cannot be read, or is not there, stands where its step would.
 
     Args:
         folder: ``RUN/checkpoints``.
     """
-    found = [look(path) for path in folder.glob("step*") if _FOLDER.fullmatch(path.name)]
+    paths = [path for path in folder.glob("step*") if _FOLDER.fullmatch(path.name)]
+    found = [look(path) or _without_manifest(path) for path in paths]
     kept = [entry for entry in found if entry is not None]
     # By counter: clocks differ, and after a resume from an earlier step the newest has a lower one.
     readable = sorted((entry for entry in kept if entry.manifest), key=_age)
@@ -63,6 +64,14 @@ def look(path: Path) -> Found | None:
     except OSError as error:
         return Found(path, None, f"{error.filename or path} cannot be read: {error.strerror}")
     return Found(path, manifest) if manifest else None
+
+
+def _without_manifest(path: Path) -> Found | None:
+    # A save gives its folder this name last of all. Versions before 0.3 gave it first.
+    if not path.is_dir() or not any(path.iterdir()):
+        return None
+    lost = "it was lost, or an earlier version was killed while it saved"
+    return Found(path, None, f"{path} has no {NAME}: {lost}")
 
 
 def _age(found: Found) -> tuple[int, float, str]:

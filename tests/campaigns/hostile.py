@@ -31,13 +31,15 @@ class Attack:
         case: its kind.
         name: which of its kind.
         lay: puts it there; returns the options that meet it and the name that must be said.
-        status: that the run must end with; None for any.
+        statuses: that the run may end with.
+        train: go on to the end, where the harm is done later than at the start.
     """
 
     case: str
     name: str
     lay: Callable[[Trap], tuple[list[str], str]]
-    status: int | None
+    statuses: tuple[int, ...] = (2,)
+    train: bool = False
 
 
 def campaign(setting: Setting) -> Table:
@@ -69,7 +71,7 @@ def _try(table: Table, setting: Setting, resumer: Resumer, attack: Attack, folde
     options, named = attack.lay(trap)
     assert not trap.canary.exists()
     everything = ["--logging.dir", str(folder / "runs"), *_OPTIONS, *options]
-    done = resumer.resume(everything, train=attack.status is None)
+    done = resumer.resume(everything, train=attack.train)
     outcome = _judge(attack, trap, named, done)
     table.add(attack.case, attack.name, not outcome, outcome or "nothing ran")
     shutil.rmtree(folder, ignore_errors=True)
@@ -81,10 +83,8 @@ def _judge(attack: Attack, trap: Trap, named: str, done: Resumed) -> str:
     secret = trap.victim / "secret"
     if not secret.is_file() or secret.read_bytes() != _SECRET:
         return "a file outside of the run's folder was changed"
-    if attack.status is not None and done.status != attack.status:
-        return f"status {done.status}, not {attack.status}: {done.said[-250:]}"
-    if attack.status is None and done.status not in (0, 2):
-        return f"status {done.status}: {done.said[-250:]}"
+    if done.status not in attack.statuses:
+        return f"status {done.status}, not {attack.statuses}: {done.said[-250:]}"
     return f"does not name {named}: {done.said[-250:]}" if named not in done.said else ""
 
 
@@ -100,10 +100,12 @@ def _pickles() -> list[Attack]:
             if version == "now":
                 sign(newest)
             else:
-                as_before(newest)
+                # All of them: one without a counter is older than one with.
+                for checkpoint in checkpoints(trap.run):
+                    as_before(checkpoint)
             return ["--resume", "latest" if which == "latest" else str(newest)], path.name
 
-        return Attack(f"checkpoint, {form}", f"{call}, {file}, {version}, {which}", lay, 2)
+        return Attack(f"checkpoint, {form}", f"{call}, {file}, {version}, {which}", lay)
 
     names = list(_names_of_calls())
     attacks = [
@@ -131,7 +133,8 @@ def _folders() -> list[Attack]:
             lay_trap(trap)
             return ["--resume", "latest"], ""
 
-        return Attack("run's folder", name, lay, status)
+        statuses = (0, 2) if status is None else (status,)
+        return Attack("run's folder", name, lay, statuses, train=status is None)
 
     return [attack(name) for name in FOLDERS]
 
@@ -143,7 +146,7 @@ def _weights() -> list[Attack]:
             FORMS[form](calls(trap.canary)[call], trap.canary, path)
             return ["--model.weights", str(path)], path.name
 
-        return Attack(f"weights, {form}", f"{call}, {suffix}", lay, 2)
+        return Attack(f"weights, {form}", f"{call}, {suffix}", lay)
 
     def header(data: bytes) -> Attack:
         def lay(trap: Trap) -> tuple[list[str], str]:
@@ -151,7 +154,7 @@ def _weights() -> list[Attack]:
             path.write_bytes(data)
             return ["--model.weights", str(path)], path.name
 
-        return Attack("weights, safetensors header", repr(data[:24]), lay, 2)
+        return Attack("weights, safetensors header", repr(data[:24]), lay)
 
     attacks = [attack(name, "zip", ".pt") for name in _names_of_calls()]
     attacks += [attack("os.system", form, ".pt") for form in FORMS]
@@ -174,7 +177,8 @@ def _shards(setting: Setting) -> list[Attack]:
             shard.with_suffix(".idx").write_bytes(make(trap.canary, index))
             return ["--data.train", str(shard)], "shard"
 
-        return Attack("index of a shard", name, lay, 2)
+        # Read with the first batch, where a refusal is a failure of the run.
+        return Attack("index of a shard", name, lay, (1, 2), train=True)
 
     return [
         attack("a pickle", lambda canary, _: pickle.dumps(calls(canary)["os.system"])),
