@@ -153,7 +153,9 @@ class Checkpoints:
             )
         if which == LATEST:
             return None
-        here = from_main(self.process, lambda: [str(f.path) for f in find(self.folder)])
+        here = from_main(
+            self.process, lambda: [str(f.path) for f in find(self.folder) if f.manifest]
+        )
         raise ConfigError(
             f"--resume {which}: no complete checkpoint there (no manifest.json); complete ones of "
             f"this run: {', '.join(here) or 'none'}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from clipfast.engine.config import ConfigError
 from clipfast.engine.lock import Held, Lock
-from clipfast.files import write_whole
+from clipfast.files import explain, write_whole
 
 RECORD = "run.json"
 
@@ -63,7 +63,8 @@ class RunFolder:
                 "own (--logging.name), or stop that one first"
             ) from error
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be used as a run's folder: {error}") from error
+            reason = explain(error, self.path)
+            raise ConfigError(f"{self.path} cannot be used as a run's folder: {reason}") from error
         found, notes = self._read() if resumes else ({}, [])
         self.run_id = found.get("run") or known or uuid.uuid4().hex[:12]
         self._record = {"run": self.run_id, "starts": found.get("starts", [])}
@@ -91,7 +92,8 @@ class RunFolder:
             self._record["starts"].append({**_who(), **start})
             self._write()
         except OSError as error:
-            raise ConfigError(f"{self.path} cannot be used as a run's folder: {error}") from error
+            reason = explain(error, self.path)
+            raise ConfigError(f"{self.path} cannot be used as a run's folder: {reason}") from error
         return notes
 
     def end(self, status: str, step: int) -> None:

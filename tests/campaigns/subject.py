@@ -118,6 +118,8 @@ class Subject:
             **kept,
             "PATH": f"{scripts}{os.pathsep}{kept.get('PATH', '')}",
             "OMP_NUM_THREADS": str(self.threads),
+            # Chosen by a race otherwise, which two runs that are compared may see end differently.
+            "CLIPFAST_CPU_PRODUCTS": "mkl",
             _MARK: mark,
         }
 

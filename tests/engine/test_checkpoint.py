@@ -161,6 +161,21 @@ def test_checkpoints_that_are_damaged_are_refused_by_name_and_where_all_are(tmp_
     assert engine.loaded == []
 
 
+def test_a_checkpoint_whose_manifest_is_lost_is_told_and_passed_over(tmp_path):
+    saved, engine = checkpoints(tmp_path), Engine()
+    for step in (10, 20):
+        saved.save(engine, step, {})
+    newest = tmp_path / "step00000020"
+    (newest / NAME).unlink()
+    with pytest.raises(ConfigError, match="no complete checkpoint there") as refused:
+        saved.choose(str(newest))
+    assert str(refused.value).endswith(f"of this run: {tmp_path / 'step00000010'}")
+    chosen = saved.choose("latest")
+    assert chosen.path == tmp_path / "step00000010"
+    assert f"{newest} has no manifest.json: it was lost" in " ".join(chosen.notes)
+    assert names(tmp_path) == ["step00000010", "step00000020.damaged"]
+
+
 def test_checkpoints_of_another_run_are_not_taken_for_ones_own(tmp_path):
     own, other = checkpoints(tmp_path / "a"), checkpoints(tmp_path / "b", run="other")
     engine = Engine()
