@@ -11,11 +11,11 @@ from tests.campaigns.subject import Subject
 from tests.campaigns.table import Row, Table, markdown
 
 SHORT = {
-    "kill": (kill.campaign, 2),
-    "torn": (torn.campaign, 25),
+    "kill": (kill.campaign, 1),
+    "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
-    "disk": (disk.campaign, 2),
+    "disk": (disk.campaign, 1),
 }
 
 
