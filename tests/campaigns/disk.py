@@ -6,6 +6,7 @@ saves again once there is room. It needs root, to mount small disks.
 
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from tests.campaigns.program import Setting, main
 from tests.campaigns.small_disk import SmallDisk, can_mount
-from tests.campaigns.subject import Started, wait_until
+from tests.campaigns.subject import Started, send, wait_until
 from tests.campaigns.table import Table
 from tests.campaigns.traces import difference, last_step
 
@@ -22,6 +23,9 @@ _SAVES = ("--checkpoint.every-steps", "10", "--checkpoint.keep", "1")
 _NO_SAVES = ("--checkpoint.every-steps", "0")
 # Root without the rights that let it pass over file modes.
 _PLAIN_USER = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+_FAILED = (1, 2, 75)
+# What a run says that waits for room, or for the folder to come back.
+_WAITS = "trying again"
 _SIZE = r"[\d.,]+ ?(B|kB|KB|MB|GB|bytes)"
 _SPACE = rf"{_SIZE}[^.]{{0,40}}free|free[^.]{{0,40}}?{_SIZE}"
 
@@ -40,6 +44,7 @@ class Fault:
         space: the free space is to be named.
         metrics: rows are whole at the end; else their loss is to be told.
         silent: nothing is lost by it, so that nothing need be told.
+        stops: it is told to stop when it says that it will try again, since it would for minutes.
         launcher: torchrun or none.
         prefix: what to start it through.
     """
@@ -53,6 +58,7 @@ class Fault:
     space: bool = False
     metrics: bool = True
     silent: bool = False
+    stops: bool = False
     launcher: str = ""
     prefix: Sequence[str] = ()
 
@@ -119,19 +125,12 @@ FAULTS = [
         options=(*_SAVES, "--logging.tensorboard"),
         space=True,
     ),
-    Fault(
-        "full at the export, for good",
-        _fill,
-        statuses=(1, 2),
-        options=_NO_SAVES,
-        space=True,
-        metrics=False,
-    ),
-    Fault("full for good", _fill, statuses=(1, 2), space=True, metrics=False),
+    Fault("full until the export", _fill, _empty, options=_NO_SAVES, space=True, metrics=False),
+    Fault("full for good", _fill, statuses=_FAILED, space=True, metrics=False, stops=True),
     Fault("full before the start", _fill, statuses=(1, 2), step=0, space=True, metrics=False),
     Fault("no further file, then room", _fill_names, _empty),
     Fault("checkpoints read-only, for a time", _cover("checkpoints"), _uncover("checkpoints")),
-    Fault("checkpoints read-only, for good", _cover("checkpoints"), statuses=(0, 1)),
+    Fault("checkpoints read-only, for good", _cover("checkpoints"), statuses=_FAILED, stops=True),
     Fault("run's folder read-only, for a time", _cover(""), _uncover("")),
     Fault("run's folder deleted", _delete(""), metrics=False, silent=True),
     Fault("checkpoints deleted", _delete("checkpoints"), silent=True),
@@ -141,7 +140,9 @@ FAULTS = [
         _file_instead("checkpoints"),
         _file_away("checkpoints"),
     ),
-    Fault("a file instead of checkpoints", _file_instead("checkpoints"), statuses=(0, 1)),
+    Fault(
+        "a file instead of checkpoints", _file_instead("checkpoints"), statuses=_FAILED, stops=True
+    ),
     Fault("a file instead of the run's folder", _file_instead(""), statuses=(2,), step=0),
     Fault(
         "no permission, for a time",
@@ -151,9 +152,10 @@ FAULTS = [
     Fault(
         "no permission in the run's folder",
         _mode("", 0o555),
-        statuses=(1, 2),
+        statuses=_FAILED,
         prefix=_PLAIN_USER,
         metrics=False,
+        stops=True,
     ),
 ]
 
@@ -186,7 +188,10 @@ def _attack(setting: Setting, fault: Fault, disk: SmallDisk) -> str:
     try:
         if fault.step:
             _happen(fault, started, disk, run)
-        ended = started.wait(90)
+        if fault.stops:
+            wait_until(lambda: _WAITS in started.output() or _over(started), 60)
+            send(started.process.pid, signal.SIGTERM)
+        ended = started.wait(150)
     finally:
         started.kill()
     if ended.status not in fault.statuses:
@@ -205,8 +210,10 @@ def _happen(fault: Fault, started: Started, disk: SmallDisk, run: Path) -> None:
     fault.happens(disk, run)
     if fault.ends is None:
         return
+    until = _WAITS if fault.name.endswith("until the export") else str(disk.path)
     # Long enough for a save to fail: it comes every ten steps.
-    wait_until(lambda: str(disk.path) in _complaints(started.output()) or _over(started), 4)
+    seconds = 60 if until == _WAITS else 4
+    wait_until(lambda: until in _complaints(started.output()) or _over(started), seconds)
     time.sleep(0.3)
     fault.ends(disk, run)
 
