@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from clipfast.engine.config import ConfigError
+from clipfast.engine.deepspeed.helper import load_helper
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def start(process: Process) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpu_threads(process))
+    if process.device.type == "cpu":
+        load_helper()
     deepspeed.init_distributed(
         dist_backend="nccl" if process.device.type == "cuda" else "gloo",
         auto_mpi_discovery=False,

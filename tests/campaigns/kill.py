@@ -18,7 +18,7 @@ from tests.campaigns.traces import checkpoints, difference, is_saving, last_step
 # Steps that a life may take before it is killed.
 _STEPS = 5
 _SURVIVAL_SECONDS = 20.0
-_START_SECONDS = 60.0
+_START_SECONDS = 150.0
 # Of 100 kills; a chain stays long enough to pay for its end.
 _SHARES = {
     ("", "run"): 60,
