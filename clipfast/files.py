@@ -48,7 +48,8 @@ def whole_file(
         temporary.write_bytes(b"")
         mode = temporary.stat().st_mode & 0o777
         yield temporary
-        temporary.chmod(mode)
+        with suppress(PermissionError):
+            temporary.chmod(mode)
         if sync:
             sync_path(temporary)
         os.replace(temporary, path)
@@ -79,6 +80,22 @@ def write_whole(path: str | os.PathLike[str], data: bytes, *, sync: bool = True)
         temporary.write_bytes(data)
 
 
+def append(path: str | os.PathLike[str], text: str) -> None:
+    """Add to a file, which is made where there is none. A link is not followed: in a folder that
+    came from elsewhere it could lead to any file.
+
+    Args:
+        path: of a plain file.
+        text: to add.
+
+    Raises:
+        OSError: it is a link, or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    with open(os.open(path, flags, 0o666), "a") as file:
+        file.write(text)
+
+
 def sync_path(path: str | os.PathLike[str]) -> None:
     """Wait until a file's bytes, or a folder's names, are on the disk.
 
@@ -88,6 +105,10 @@ def sync_path(path: str | os.PathLike[str]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems have no such call for folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise
     finally:
         os.close(descriptor)
 

@@ -6,7 +6,7 @@ reads their files and runs nothing that they bring. The engine saves and resumes
 """
 
 from clipfast.checkpoint.catalogue import Found, find, look, newest_first
-from clipfast.checkpoint.manifest import Damaged, Entry, Manifest, problems
+from clipfast.checkpoint.manifest import Damaged, Entry, Manifest, Problem, problems
 from clipfast.checkpoint.trusted import Refused, load_trusted, refused_globals
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Entry",
     "Found",
     "Manifest",
+    "Problem",
     "Refused",
     "find",
     "load_trusted",

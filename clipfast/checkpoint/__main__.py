@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import zipfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -78,12 +79,14 @@ def _damage(found: Found) -> list[str]:
     lines = []
     names = tqdm(found.manifest.files, desc=found.path.name, unit="file", leave=False)
     for name in names:
-        differing = problems(found.path, found.manifest, [name])
+        differing = [problem.text for problem in problems(found.path, found.manifest, [name])]
         lines += differing or _refused(found.path / name)
     return lines
 
 
 def _refused(path: Path) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        return [f"{path} is no archive of torch.save, and will be refused"]
     try:
         wanted = refused_globals(path)
     except Refused as error:

@@ -17,11 +17,13 @@ class Found:
         path: of the folder.
         manifest: None where it cannot be read.
         damage: why not; empty where it can.
+        is_damage: False where it could not be read now, and may be intact.
     """
 
     path: Path
     manifest: Manifest | None
     damage: str = ""
+    is_damage: bool = True
 
 
 def find(folder: Path) -> list[Found]:
@@ -62,7 +64,8 @@ def look(path: Path) -> Found | None:
     except Damaged as error:
         return Found(path, None, str(error))
     except OSError as error:
-        return Found(path, None, f"{error.filename or path} cannot be read: {error.strerror}")
+        reason = f"{error.filename or path} cannot be read: {error.strerror}"
+        return Found(path, None, reason, is_damage=False)
     return Found(path, manifest) if manifest else None
 
 

@@ -9,12 +9,13 @@ It is written last, so that a folder without one is what a killed run left.
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipfast.files import write_whole
 
@@ -26,6 +27,18 @@ _LARGEST = 256 << 20
 _CHUNK = 4 << 20
 # A hash takes a core, so that several files at a time reach the rate of the disk.
 _THREADS = 4
+
+
+class Problem(NamedTuple):
+    """A file that is not what was saved.
+
+    Attributes:
+        text: for a person; it begins with the file's path.
+        is_damage: False where the file could not be read now, and may be intact.
+    """
+
+    text: str
+    is_damage: bool = True
 
 
 class Damaged(ValueError):
@@ -86,7 +99,8 @@ class Manifest:
         Raises:
             OSError: it cannot be written.
         """
-        content = {"format": FORMAT, **asdict(self)}
+        # As JSON gives it back: a number for a key comes back as text.
+        content = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
         document = {"sha256": _hash_of(content), "content": content}
         write_whole(folder / NAME, json.dumps(document, indent=1).encode(), sync=sync)
 
@@ -108,7 +122,7 @@ class Manifest:
         return None
 
 
-def problems(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[str]:
+def problems(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> list[Problem]:
     """Compare the files of a checkpoint with its manifest: every byte of them is read.
 
     Args:
@@ -117,28 +131,28 @@ def problems(folder: Path, manifest: Manifest, names: Iterable[str] | None = Non
         names: of the files to look at; None for all.
 
     Returns:
-        A line for each file that is not what was saved; it begins with the file's path.
+        One entry for each file that is not what was saved.
     """
     chosen = list(manifest.files if names is None else names)
     with ThreadPoolExecutor(min(_THREADS, max(1, len(chosen)))) as pool:
         found = pool.map(lambda name: _problem(folder / name, manifest.files[name]), chosen)
-        return [line for line in found if line]
+        return [problem for problem in found if problem]
 
 
-def _problem(path: Path, entry: Entry) -> str:
+def _problem(path: Path, entry: Entry) -> Problem | None:
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
-            return f"{path} is no plain file"
+            return Problem(f"{path} is no plain file")
         if status.st_size != entry.size:
-            return f"{path} has {status.st_size:,} bytes, {entry.size:,} were saved"
+            return Problem(f"{path} has {status.st_size:,} bytes, {entry.size:,} were saved")
         if _sha256(path) != entry.sha256:
-            return f"{path} has other content than was saved"
+            return Problem(f"{path} has other content than was saved")
     except FileNotFoundError:
-        return f"{path} is missing"
+        return Problem(f"{path} is missing")
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror}"
-    return ""
+        return Problem(f"{path} cannot be read: {error.strerror}", is_damage=False)
+    return None
 
 
 def _sha256(path: Path) -> str:
@@ -207,7 +221,7 @@ def _check(manifest: Manifest, path: Path, folder_name: str) -> None:
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise Damaged(f"{path} names {name!r}, which is no file of this folder")
     expected = folder_name_of(manifest.step)
-    if folder_name.startswith("step") and folder_name != expected:
+    if re.fullmatch(r"step\d{8,}", folder_name) and folder_name != expected:
         raise Damaged(f"{path} belongs to {expected}, not to {folder_name}")
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from clipfast.checkpoint import (
     Entry,
     Found,
     Manifest,
+    Problem,
     Refused,
     find,
     look,
@@ -135,24 +137,30 @@ class Checkpoints:
         """
         # Rank 0 looks for all: file systems do not show a new file everywhere at once.
         candidates = from_main(self.process, lambda: self._candidates(which))
-        damaged: list[Found] = []
+        damaged: list[Path] = []
         lines: list[str] = []
         for found in candidates:
             if found.manifest and not found.damage:
                 self._check_layout(which, found.path, found.manifest.layout)
-            damage = [found.damage] if found.damage else self._verify(found)
-            if damage:
-                damaged.append(found)
-                lines += damage
-                continue
-            return self._chosen(which, found, damaged, lines)
-        if damaged:
+                seen = self._verify(found)
+            else:
+                # Another run's has a manifest and is refused by it: it is not ours to rename.
+                seen = [Problem(found.damage, found.is_damage and not found.manifest)]
+            if not seen:
+                return self._chosen(found, damaged, lines)
+            lines += [problem.text for problem in seen]
+            if which == LATEST and any(problem.is_damage for problem in seen):
+                damaged.append(found.path)
+        if lines:
             raise ConfigError(
                 f"--resume {which}: no checkpoint is intact. {'; '.join(lines)}. Fetch a copy of "
-                "one, or start a new run without --resume: what is here is kept under another name"
+                "one, name another (--resume PATH), or start a new run without --resume: the "
+                "folder is then kept under another name"
             )
         if which == LATEST:
+            from_main(self.process, self._require_no_remains)
             return None
+        from_main(self.process, lambda: self._require_no_run(which))
         here = from_main(
             self.process, lambda: [str(f.path) for f in find(self.folder) if f.manifest]
         )
@@ -160,6 +168,32 @@ class Checkpoints:
             f"--resume {which}: no complete checkpoint there (no manifest.json); complete ones of "
             f"this run: {', '.join(here) or 'none'}"
         )
+
+    def _require_no_remains(self) -> None:
+        """Raise where a start from the beginning would write over what a run left."""
+        aside = sorted(path.name for path in self.folder.glob("step*.damaged*"))
+        if aside:
+            raise ConfigError(
+                f"--resume {LATEST}: {self.folder} has no checkpoint but damaged ones "
+                f"({', '.join(aside)}). Fetch a copy of one, or start a new run without --resume: "
+                "the folder is then kept under another name"
+            )
+        final = self.folder.parent / "final.safetensors"
+        if final.exists():
+            raise ConfigError(
+                f"--resume {LATEST}: the run has ended ({final}) and has no checkpoint to go on "
+                "from. Start a new one without --resume: the folder is then kept under another "
+                "name; --model.weights takes what it left"
+            )
+
+    def _require_no_run(self, which: str) -> None:
+        """Raise with the checkpoints of a run, where its folder was named and not one of them."""
+        inside = [str(f.path) for f in find(Path(which) / "checkpoints") if f.manifest]
+        if inside:
+            raise ConfigError(
+                f"--resume {which} is a run's folder: name one of its checkpoints, "
+                f"{', '.join(inside)}"
+            )
 
     def load(self, engine: Any, chosen: Chosen) -> None:
         """Load a checkpoint into the engine.
@@ -173,15 +207,43 @@ class Checkpoints:
         """
         self._size = chosen.manifest.size
         try:
-            engine.load_checkpoint(str(chosen.path.parent), tag=chosen.path.name)
+            loaded, _ = engine.load_checkpoint(str(chosen.path.parent), tag=chosen.path.name)
         except Refused as error:
             raise ConfigError(f"--resume {chosen.path}: {error}") from error
+        except (AssertionError, AttributeError, KeyError, TypeError, OSError) as error:
+            # What DeepSpeed meets in a checkpoint that is none of this run's, or is in parts.
+            reason = f"{type(error).__name__} {error}"
+            raise ConfigError(f"--resume {chosen.path} cannot be loaded: {reason}") from error
+        if loaded is None:
+            raise ConfigError(f"--resume {chosen.path} cannot be loaded: a file is missing")
 
     def tidy(self) -> None:
-        """Finish or remove what a killed run left half done, on rank 0; others must not save."""
-        if not self.process.is_main:
-            return
-        for path in self.folder.glob(".step*"):
+        """Finish or remove what a killed run left half done. A collective."""
+        from_main(self.process, self._tidy)
+
+    def rewind(self, chosen: Chosen) -> list[str]:
+        """Put aside what is newer than a checkpoint that the run goes back to. A collective.
+
+        Args:
+            chosen: of ``choose``.
+
+        Returns:
+            Lines for a person.
+        """
+
+        def act() -> list[str]:
+            newer = [
+                found.path
+                for found in find(self.folder)
+                if found.manifest and found.manifest.counter > chosen.manifest.counter
+            ]
+            return [_put_aside(path, "superseded") for path in newer]
+
+        return from_main(self.process, act)
+
+    def _tidy(self) -> None:
+        # What is whole under a new attempt's name comes before what it was to replace.
+        for path in sorted(self.folder.glob(".step*"), key=lambda p: p.suffix != ".partial"):
             final = self.folder / path.name.split(".")[1]
             whole = path.suffix in (".partial", ".replaced")
             if whole and not final.exists() and (found := look(path)) and found.manifest:
@@ -206,10 +268,13 @@ class Checkpoints:
         assert found.manifest is not None
         if not self.run or not found.manifest.run or found.manifest.run == self.run:
             return ""
-        return f"{found.path} was saved by run {found.manifest.run}, this is run {self.run}"
+        return (
+            f"{found.path} was saved by run {found.manifest.run}, this is run {self.run}: a run of "
+            "another name can branch off from it (--resume PATH)"
+        )
 
-    def _verify(self, found: Found) -> list[str]:
-        """Lines for what is damaged, the same on every rank.
+    def _verify(self, found: Found) -> list[Problem]:
+        """What is damaged, the same on every rank.
 
         Raises:
             ConfigError: a file would run something.
@@ -218,23 +283,23 @@ class Checkpoints:
         assert manifest is not None
         by_size = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
         mine = by_size[self.process.rank :: self.process.world_size]
-        damage = problems(found.path, manifest, mine)
-        refused = [] if damage else _refused(found.path, mine)
+        seen = problems(found.path, manifest, mine)
+        if self.process.is_main and not manifest.is_verifiable:
+            seen = _missing_parts(found)
+        refused = [] if seen else _refused(found.path, mine)
         shared: list[Any] = [None] * self.process.world_size
-        dist.all_gather_object(shared, (damage, refused))
+        dist.all_gather_object(shared, (seen, refused))
         if any(refusals for _, refusals in shared):
             lines = [line for _, refusals in shared for line in refusals]
             raise ConfigError(f"--resume: {'; '.join(lines)}")
-        return [line for damages, _ in shared for line in damages]
+        return [problem for problems_of_rank, _ in shared for problem in problems_of_rank]
 
-    def _chosen(self, which: str, found: Found, damaged: list[Found], lines: list[str]) -> Chosen:
+    def _chosen(self, found: Found, damaged: list[Path], lines: list[str]) -> Chosen:
         assert found.manifest is not None
         notes = []
-        if damaged:
+        if lines:
             notes.append(f"DAMAGED: {'; '.join(lines)}")
-            # Another run's, which has a manifest and is refused by it, is not ours to rename.
-            ours = [entry.path for entry in damaged if not (entry.manifest and entry.damage)]
-            notes += from_main(self.process, lambda: [_put_aside(path) for path in ours])
+            notes += from_main(self.process, lambda: [_put_aside(path) for path in damaged])
             notes.append(f"The newest intact checkpoint is {found.path}")
         if not found.manifest.is_verifiable:
             notes.append(
@@ -280,7 +345,10 @@ class Checkpoints:
 
     def _prepare(self, partial: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tidy()
+        if self.sync:
+            for folder in (self.folder, self.folder.parent, self.folder.parent.parent):
+                sync_path(folder)
+        self._tidy()
         free = shutil.disk_usage(self.folder).free
         if free < self._size:
             raise OSError(
@@ -301,9 +369,14 @@ class Checkpoints:
         """Write the manifest and put the folder in place, then delete what is no longer kept."""
         counter = 1 + max((f.manifest.counter for f in find(self.folder) if f.manifest), default=-1)
         manifest = Manifest(self.run, max(counter, 0), step, self.layout, state, written)
+        if self.sync:
+            sync_path(partial)
         manifest.write(partial, sync=self.sync)
         replaced = self.folder / f".{path.name}.replaced"
-        if path.exists():
+        there = look(path)
+        if there and there.manifest and self._foreign(there):
+            _put_aside(path, there.manifest.run)
+        elif path.exists():
             path.rename(replaced)
         partial.rename(path)
         if self.sync:
@@ -316,10 +389,11 @@ class Checkpoints:
         others = [
             found.path
             for found in find(self.folder)
-            if found.path != newest and not (found.manifest and self._foreign(found))
+            # Another run's are not ours, and what is damaged is no checkpoint to count on.
+            if found.path != newest and found.manifest and not self._foreign(found)
         ]
         # The newest last; one place is taken by what was just saved.
-        for old in others[: len(others) - (self.keep - 1)]:
+        for old in others[: max(0, len(others) - (self.keep - 1))]:
             # Under another name a half-deleted folder is no checkpoint.
             hidden = old.with_name(f".{old.name}.deleted")
             with suppress(OSError):
@@ -369,7 +443,9 @@ def _refused(folder: Path, names: list[str]) -> list[str]:
     lines = []
     for name in names:
         try:
-            if wanted := refused_globals(folder / name):
+            if not zipfile.is_zipfile(folder / name):
+                lines.append(f"{folder / name} was refused: it is no archive of torch.save")
+            elif wanted := refused_globals(folder / name):
                 lines.append(
                     f"{folder / name} was refused, nothing of it was run: it asks for "
                     f"{', '.join(wanted)}, which no checkpoint of clipfast holds"
@@ -379,9 +455,25 @@ def _refused(folder: Path, names: list[str]) -> list[str]:
     return lines
 
 
-def _put_aside(path: Path) -> str:
+def _missing_parts(found: Found) -> list[Problem]:
+    """Files that a checkpoint of an earlier version should have, by what its layout says."""
+    assert found.manifest is not None
+    layout = found.manifest.layout
+    names = [path.name for path in found.path.iterdir()]
+    ranks = layout.get("ranks") if layout.get("ZeRO stage") else 0
+    lines = []
+    if not any(name.endswith("_model_states.pt") for name in names):
+        lines.append(f"{found.path} has no model states")
+    there = sum(name.endswith("_optim_states.pt") for name in names)
+    if isinstance(ranks, int) and there < ranks:
+        lines.append(f"{found.path} has optimizer states of {there} ranks, {ranks} were saved")
+    return [Problem(line) for line in lines]
+
+
+def _put_aside(path: Path, why: str = "damaged") -> str:
+    """Rename a checkpoint so that it no longer counts; a line for a person."""
     for number in range(1000):
-        kept = path.with_name(f"{path.name}.damaged{f'.{number}' if number else ''}")
+        kept = path.with_name(f"{path.name}.{why}{f'.{number}' if number else ''}")
         if not kept.exists():
             try:
                 path.rename(kept)

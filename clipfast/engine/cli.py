@@ -18,7 +18,7 @@ from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
-from clipfast.engine.requests import INTERRUPTED
+from clipfast.engine.requests import INTERRUPTED, end_while_starting
 from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
 from clipfast.engine.watch import end_with_launcher
@@ -121,6 +121,7 @@ def main(
 
     if is_main and process.device.type == "cpu":
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
+    end_while_starting()
     end_with_launcher()
     log, log_folder = StartLog(), None
     try:

@@ -320,8 +320,8 @@ class CheckpointConfig:
     refused, and the differences are named."""
 
     fsync: bool = True
-    """Wait until checkpoints, records and final weights are on the disk. Without it a crash of the
-    machine can cost the newest checkpoint; a crash of the run cannot."""
+    """Wait until checkpoints and records are on the disk; final weights always are. Without it a
+    crash of the machine can cost the newest checkpoint; a crash of the run cannot."""
 
     def __post_init__(self) -> None:
         check_fields(

@@ -15,7 +15,7 @@ WITH_CHANGES = "--resume-with-changes"
 FREE = (
     *("logging", "checkpoint", "eval"),
     *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
-    *("model.recompute", "model.compile", "micro_batch"),
+    *("model.recompute", "model.compile"),
 )
 # No flag makes these fit.
 _IMPOSSIBLE = ("model.name",)

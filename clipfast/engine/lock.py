@@ -55,8 +55,8 @@ class Lock:
             self._write()
             if not locked:
                 # Two that find nobody both write, and the second one stays.
-                time.sleep(0.2)
-                if not self._is_mine(self._content()):
+                time.sleep(1.0)
+                if not self.is_held:
                     raise Held(_describe(self.path, self._content()))
         except BaseException:
             self._close()
@@ -72,16 +72,21 @@ class Lock:
             Held: another run took it meanwhile.
             OSError: the file cannot be written.
         """
-        if not self._is_in_place():
+        if not self.is_held:
             self._stop()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.acquire()
+
+    @property
+    def is_held(self) -> bool:
+        """The file is still in its place and names this process."""
+        return self._is_in_place() and self._is_mine(self._content())
 
     def release(self) -> None:
         """Give it back; its file goes."""
         if self._descriptor < 0:
             return
-        if self._is_in_place():
+        if self.is_held:
             with suppress(OSError):
                 self.path.unlink()
         self._stop()
@@ -106,9 +111,9 @@ class Lock:
             self._descriptor = self._open()
 
     def _require_dead(self, holder: dict[str, Any], locked: bool) -> None:
-        if not holder or (locked and holder.get("host") == socket.gethostname()):
+        if not holder or (locked and _machine(holder) == _here()):
             return
-        if holder.get("host") == socket.gethostname():
+        if _machine(holder) == _here():
             if _runs(holder):
                 raise Held(_describe(self.path, holder))
             return
@@ -120,13 +125,15 @@ class Lock:
     def _content(self) -> dict[str, Any]:
         """What is in the file; empty where nobody held it or it is no lock's."""
         try:
-            found = json.loads(os.pread(self._descriptor, 4096, 0))
+            # Opened anew: a network file system may answer from memory what is open here.
+            found = json.loads(self.path.read_bytes()[:4096])
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
     def _is_mine(self, holder: dict[str, Any]) -> bool:
-        return (holder.get("host"), holder.get("pid")) == (socket.gethostname(), os.getpid())
+        mine = (_here(), os.getpid(), _started(os.getpid()))
+        return (_machine(holder), holder.get("pid"), holder.get("started")) == mine
 
     def _is_in_place(self) -> bool:
         try:
@@ -139,12 +146,15 @@ class Lock:
         self._beat += 1
         content = {
             "host": socket.gethostname(),
+            "system": _system(),
             "pid": os.getpid(),
             "started": _started(os.getpid()),
             "beat": self._beat,
         }
         # One size, so that a reader never sees the end of a longer content before.
         os.pwrite(self._descriptor, json.dumps(content).ljust(512).encode() + b"\n", 0)
+        # Other machines see what has left this one.
+        os.fsync(self._descriptor)
 
     def _count(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
@@ -168,6 +178,24 @@ class Lock:
 def _describe(path: Path, holder: dict[str, Any]) -> str:
     who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else ""
     return f"{who or 'another process'} ({path})"
+
+
+def _machine(holder: dict[str, Any]) -> tuple[Any, Any]:
+    return holder.get("host"), holder.get("system")
+
+
+def _here() -> tuple[str, str]:
+    return socket.gethostname(), _system()
+
+
+def _system() -> str:
+    """Tells machines and containers of one host name apart: process numbers count within these."""
+    parts = []
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
 def _runs(holder: dict[str, Any]) -> bool:

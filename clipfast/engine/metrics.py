@@ -103,16 +103,22 @@ class Metrics:
             else:
                 print(line, flush=True)
 
-    def close(self) -> None:
-        """Flush and close everything; what is said after it is printed as it is."""
+    def close(self) -> list[str]:
+        """Flush and close everything; what is said after it is printed as it is.
+
+        Returns:
+            A line where rows are lost; it was said.
+        """
         if not self._active:
-            return
+            return []
         if self._bar is not None:
             self._bar.close()
             self._bar = None
         self._to_board("close")
         self._board = None
-        self.say(*self._rows.close())
+        lost = self._rows.close()
+        self.say(*lost)
+        return lost
 
     def _write(self, row: str) -> None:
         self.say(*self._rows.write(row))

@@ -120,8 +120,8 @@ class Opening:
         self._folder.close()
 
     def _open(self) -> str:
-        newest = find(self._plan.folder / "checkpoints")[-1:] if self._goes_on else []
-        known = next((found.manifest.run for found in newest if found.manifest), "")
+        found = find(self._plan.folder / "checkpoints") if self._goes_on else []
+        known = next((entry.manifest.run for entry in reversed(found) if entry.manifest), "")
         tell(*self._folder.open(resumes=self._goes_on, known=known))
         return self._folder.run_id
 
@@ -131,6 +131,8 @@ class Opening:
             self.checkpoints.tidy()
         self.chosen = self.checkpoints.choose(which)
         if self.chosen is None:
+            if is_main:
+                tell(f"{self._plan.folder} has no checkpoint: the run starts from its beginning")
             return
         if is_main:
             tell(*self.chosen.notes)
@@ -139,6 +141,10 @@ class Opening:
         refuse_changes(self._differences, allowed=options.resume_with_changes)
         if self._differences and is_main:
             tell("Differs from the run that was saved:", *(f"  {d}" for d in self._differences))
+        if self._goes_on and which != LATEST:
+            notes = self.checkpoints.rewind(self.chosen)
+            if is_main:
+                tell(*notes)
 
 
 def saves(options: CheckpointConfig) -> bool:

@@ -20,6 +20,20 @@ RETRY_SECONDS = 60.0
 _IMPATIENT_SECONDS = 1.0
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def end_while_starting() -> None:
+    """Until ``Requests.listen``: SIGTERM and SIGUSR1 end the process with the status of an
+    interrupted run. There is nothing to save yet."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(INTERRUPTED)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, end)
+
+
 class Request(IntEnum):
     """The larger one counts where ranks differ."""
 
@@ -48,7 +62,7 @@ class Requests:
     def listen(self) -> None:
         """Take Ctrl-C, SIGTERM and SIGUSR1, as launchers and schedulers send them, for a request to
         stop. A second Ctrl-C ends the process where it stands."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
 
     def end_at_once(self) -> Request:
@@ -59,18 +73,19 @@ class Requests:
             STOP where one of the ranks was asked to stop before.
         """
         # Twice: on several GPUs the first answer is of a step before.
-        largest = max(self.agree(), self.agree())
         self._ends_at_once = True
-        return largest
+        return max(self.agree(), self.agree())
 
     def saved(self) -> None:
         """A checkpoint was saved now."""
         self._saved_at = time.monotonic()
         self._retry_at = None
+        self._shared.forget(Request.SAVE)
 
     def failed(self) -> None:
         """A checkpoint could not be saved; it is asked for again after a while."""
         self._retry_at = time.monotonic() + RETRY_SECONDS
+        self._shared.forget(Request.SAVE)
 
     def agree(self) -> Request:
         """The largest request of any rank, since clocks differ and signals reach ranks one by one.
@@ -101,6 +116,9 @@ class Requests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._ends_at_once:
+            # What is left to do then is short, and must not be ended in the middle.
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
             raise SystemExit(INTERRUPTED)
         now = time.monotonic()
         again = self._signalled_at is not None and now - self._signalled_at > _IMPATIENT_SECONDS
@@ -121,6 +139,11 @@ class _Shared:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._under_way: tuple[Tensor, torch.cuda.Event] | None = None
+        self._forgotten = -1
+
+    def forget(self, number: int) -> None:
+        """What is on its way with this number was asked for before it was done."""
+        self._forgotten = number if self._under_way is not None else -1
 
     def largest(self, number: int) -> int:
         if self._process.world_size == 1:
@@ -144,4 +167,8 @@ class _Shared:
             return 0
         host, event = self._under_way
         event.synchronize()
-        return int(host)
+        number = int(host)
+        if number == self._forgotten:
+            number = 0
+        self._forgotten = -1
+        return number

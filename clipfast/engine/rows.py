@@ -1,12 +1,13 @@
 """``metrics.jsonl``: no row is lost to a full disk, a deleted folder or a damaged line."""
 
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from clipfast.engine.config import ConfigError
-from clipfast.files import explain, write_whole
+from clipfast.files import append, explain, write_whole
 
 
 class Rows:
@@ -31,6 +32,7 @@ class Rows:
 
     def __init__(self, path: Path, run: str, first_step: int, *, sync: bool = True) -> None:
         self._path = path
+        self._run = run
         self._header = json.dumps({"step": 0, "run": run})
         self.notes: list[str] = []
         # Not on the disk, oldest first.
@@ -38,8 +40,9 @@ class Rows:
         self._failing = False
         kept, aside = self._sorted_out(run, first_step)
         if aside:
-            with open(path.with_name("metrics.set-aside.jsonl"), "a") as file:
-                file.write("".join(line + "\n" for line in aside))
+            append(
+                path.with_name("metrics.set-aside.jsonl"), "".join(f"{line}\n" for line in aside)
+            )
         data = "".join(line + "\n" for line in (self._header, *kept))
         write_whole(path, data.encode(), sync=sync)
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
@@ -130,6 +133,11 @@ class Rows:
                 return
         except FileNotFoundError:
             pass
+        else:
+            with open(self._path, "rb") as file:
+                row = _parsed(file.readline().decode(errors="replace")) or {}
+            if row.get("run", self._run) != self._run:
+                raise OSError(errno.EBUSY, f"it now has the rows of run {row['run']}")
         whole = os.pread(self._file.fileno(), self._end, 0)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._path, whole, sync=False)
@@ -141,6 +149,16 @@ class Rows:
             return []
         self._failing = True
         return [f"{explain(error, self._path)}: rows wait in memory until it can be written"]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that can be read, without those of damaged lines.
+
+    Args:
+        path: of ``metrics.jsonl``.
+    """
+    lines = path.read_text(errors="replace").splitlines()
+    return [row for line in lines if (row := _parsed(line)) is not None]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

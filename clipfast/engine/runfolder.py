@@ -17,6 +17,8 @@ from clipfast.engine.lock import Held, Lock
 from clipfast.files import explain, write_whole
 
 RECORD = "run.json"
+# What tells that a run was in a folder.
+_REMAINS = (RECORD, "metrics.jsonl", "checkpoints", "final.safetensors")
 
 
 class RunFolder:
@@ -103,7 +105,8 @@ class RunFolder:
             status: finished, interrupted or failed.
             step: optimizer steps taken.
         """
-        if self._record.get("starts"):
+        # Not into a folder that another run took meanwhile.
+        if self._record.get("starts") and self._lock.is_held and self._is_ours():
             self._record["starts"][-1]["ended"] = {"status": status, "step": step, "time": _now()}
             with suppress(OSError):
                 self._write()
@@ -127,6 +130,15 @@ class RunFolder:
                 f"{self.path} now belongs to run {found.get('run')}, this is run {self.run_id}: it "
                 "stops, and leaves what is there alone"
             )
+
+    def _is_ours(self) -> bool:
+        try:
+            found = json.loads((self.path / RECORD).read_bytes())
+            return bool(found["run"] == self.run_id)
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return False
 
     def close(self) -> None:
         """Let others have the name."""
@@ -156,7 +168,7 @@ class RunFolder:
 
     def _move_aside(self) -> Path | None:
         """Rename the folder of an earlier run to ``NAME.1``, ``NAME.2``, ..."""
-        if not any((self.path / name).exists() for name in (RECORD, "metrics.jsonl")):
+        if not any((self.path / name).exists() for name in _REMAINS):
             return None
         return self.path.rename(_unused(self.path))
 

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from clipfast.files import append
+
 # Notices to programmers; other warnings stay where a person sees them.
 _NOTICES = (FutureWarning, DeprecationWarning, PendingDeprecationWarning)
 _SHOWN = 60
@@ -55,7 +57,7 @@ class StartLog:
         handlers = [h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler)]
         out, err = (os.fdopen(os.dup(descriptor), "w") for descriptor in kept)
         streams = [handler.stream for handler in handlers]
-        is_silent = sys.stdout.name == os.devnull
+        is_silent = getattr(sys.stdout, "name", os.devnull) == os.devnull
         _person = sys.stdout if is_silent else out
         for handler in handlers:
             handler.setStream(err)
@@ -96,8 +98,7 @@ class StartLog:
         # A disk without room for it costs the log, not the run.
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                file.write("".join(line + "\n" for line in self._lines()))
+            append(path, "".join(line + "\n" for line in self._lines()))
             self.path = path
         self._file.close()
         _send_notices(path)
@@ -120,7 +121,7 @@ def _send_notices(path: Path) -> None:
     ) -> Any:
         if not issubclass(category, _NOTICES):
             return shown(message, category, filename, lineno, file, line)
-        with suppress(OSError), open(path, "a") as log:
-            log.write(warnings.formatwarning(message, category, filename, lineno, line))
+        with suppress(OSError):
+            append(path, warnings.formatwarning(message, category, filename, lineno, line))
 
     warnings.showwarning = show

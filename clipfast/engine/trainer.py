@@ -32,6 +32,7 @@ from clipfast.engine.opening import Opening, saves
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests
+from clipfast.engine.rows import read_rows
 from clipfast.engine.startlog import tell
 from clipfast.engine.step import train_step
 from clipfast.eval import Measured, Retrieval
@@ -112,6 +113,8 @@ class Trainer:
                 metrics.say("Interrupted before the evaluation: --resume latest measures")
                 finished = False
             measured = self._evaluate(metrics) if finished else {}
+            pictures = self._draw(measured, metrics) if finished else []
+            lost += metrics.close()
             result = Result(
                 folder=plan.folder,
                 steps=self.step,
@@ -123,12 +126,14 @@ class Trainer:
                 lost=lost,
             )
             status = "interrupted" if not finished else "failed" if lost else "finished"
-            metrics.close()
-            metrics.say(*self._summary(result))
+            metrics.say(*self._summary(result, pictures))
             return result
         except SystemExit:
             if metrics is not None:
-                metrics.say("Interrupted in the evaluation: the weights are written")
+                metrics.say("Interrupted in the evaluation, with all else done")
+            raise
+        except Exception:
+            status = "failed"
             raise
         finally:
             if metrics is not None:
@@ -272,16 +277,21 @@ class Trainer:
 
         return self._evaluations.run(self.engine, note)
 
-    def _draw(self, measured: Mapping[str, Sequence[Measured]]) -> list[Path]:
+    def _draw(self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics) -> list[Path]:
+        """Pictures of a finished run; one that cannot be written costs no more than itself."""
         name = self.plan.config.logging.figures
         if not name or not self.plan.process.is_main:
             return []
         folder = Path(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = self._evaluations.draw(measured, folder)
-        lines = (self.plan.folder / "metrics.jsonl").read_text().splitlines()
-        curves_figure([json.loads(line) for line in lines], folder / "curves.png")
-        return [*paths, folder / "curves.png"]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            paths = self._evaluations.draw(measured, folder)
+            curves = folder / "curves.png"
+            curves_figure(read_rows(self.plan.folder / "metrics.jsonl"), curves)
+        except OSError as error:
+            metrics.say(f"No pictures: {explain(error, folder)}")
+            return []
+        return [*paths, curves]
 
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint; one that fails costs the attempt, not the run."""
@@ -328,7 +338,7 @@ class Trainer:
         failed = attempt(export, words, metrics.say, self._requests)
         return [f"{failed}. Make room, then --resume latest writes them"] if failed else []
 
-    def _summary(self, result: Result) -> list[str]:
+    def _summary(self, result: Result, pictures: Sequence[Path]) -> list[str]:
         lines = [
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
             f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
@@ -337,5 +347,5 @@ class Trainer:
         lines += result.below_floors
         if result.finished and not result.lost:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
-            lines += [f"picture: {path}" for path in self._draw(result.measured)]
+        lines += [f"picture: {path}" for path in pictures]
         return lines

@@ -1,6 +1,7 @@
 """End with the launcher: a rank whose launcher was killed saves a checkpoint and stops."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -8,7 +9,11 @@ from pathlib import Path
 
 from clipfast.files import process_is_alive
 
-_LAUNCHERS = ("deepspeed", "torchrun", "torch.distributed")
+# Programs, modules and scripts; not folders that happen to be called so.
+_LAUNCHERS = re.compile(
+    r"(.*/)?(deepspeed|torchrun)|deepspeed\.launcher\.\w+|torch\.distributed\.(run|launch)"
+    r"|.*/(deepspeed/launcher|torch/distributed)/\w+\.py"
+)
 _EVERY_SECONDS = 1.0
 # A rank may wait in a collective for one that is gone already, where no signal reaches it.
 _GRACE_SECONDS = 300.0
@@ -20,16 +25,18 @@ def end_with_launcher() -> None:
     When one of them dies, this process gets SIGTERM: it saves and stops. What still stands after
     five minutes is ended where it stands.
     """
-    watched = launchers()
+    watched, parent = launchers(), os.getppid()
     if watched:
-        threading.Thread(target=_watch, args=(watched,), name="clipfast-watch", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(watched, parent), name="clipfast-watch", daemon=True
+        ).start()
 
 
 def launchers() -> list[int]:
     """Processes above this one that are launchers, the nearest first."""
     found, pid = [], os.getppid()
     while pid > 1:
-        if any(word in _command(pid) for word in _LAUNCHERS):
+        if any(map(_is_launcher, _command(pid))):
             found.append(pid)
         elif found:
             break
@@ -37,21 +44,25 @@ def launchers() -> list[int]:
     return found
 
 
-def _watch(watched: list[int]) -> None:
-    while all(map(process_is_alive, watched)) and os.getppid() == watched[0]:
+def _watch(watched: list[int], parent: int) -> None:
+    while all(map(process_is_alive, watched)) and os.getppid() == parent:
         time.sleep(_EVERY_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE_SECONDS)
     os._exit(1)
 
 
-def _command(pid: int) -> str:
+def _is_launcher(word: str) -> bool:
+    return _LAUNCHERS.fullmatch(word) is not None
+
+
+def _command(pid: int) -> list[str]:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return ""
+        return []
     # The program, or the module or script that an interpreter runs; not what it is given.
-    return " ".join(word.decode(errors="replace") for word in words[:4])
+    return [word.decode(errors="replace") for word in words[:4]]
 
 
 def _parent(pid: int) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipfast.checkpoint import Manifest
+from clipfast.checkpoint import Manifest, find
+from clipfast.checkpoint import manifest as manifests
 from clipfast.checkpoint.manifest import NAME
 from clipfast.data import TrainLoader
 from clipfast.engine import ConfigError
@@ -38,12 +39,11 @@ class Engine:
             if self.fails:
                 self.checkpoint_engine.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def load_checkpoint(self, folder: str, tag: str) -> None:
-        for name in ("model.pt", "optimizer.pt"):
-            path = Path(folder, tag, name)
-            if path.exists():
-                self.checkpoint_engine.load(str(path), "cpu")
+    def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict]:
+        for path in Path(folder, tag).glob("*.pt"):
+            self.checkpoint_engine.load(str(path), "cpu")
         self.loaded.append(tag)
+        return tag, {}
 
 
 def checkpoints(folder: Path, keep: int = 2, run: str = "a-run", **options) -> Checkpoints:
@@ -194,6 +194,83 @@ def test_checkpoints_of_another_run_are_not_taken_for_ones_own(tmp_path):
     assert own.choose(str(theirs)).manifest.run == "other"
 
 
+def test_checkpoints_of_the_version_before_are_passed_over_where_a_file_is_missing(tmp_path):
+    shutil.copytree(WRITTEN_BY_0_1 / "step00000002", tmp_path / "step00000002")
+    with pytest.raises(ConfigError, match=r"no model states.*states of 0 ranks, 1 were saved"):
+        checkpoints(tmp_path, stage=1).choose("latest")
+
+
+@pytest.mark.parametrize("keep", range(1, 9))
+def test_checkpoints_keep_as_many_as_asked_and_no_damaged_one_for_a_good_one(tmp_path, keep):
+    saved, engine = checkpoints(tmp_path, keep=keep), Engine()
+    for step in range(1, keep + 4):
+        saved.save(engine, step, {})
+        assert len(names(tmp_path)) == min(step, keep)
+    (tmp_path / f"step{keep + 3:08d}" / NAME).write_text("null")
+    saved.save(engine, 99, {})
+    good = [found for found in find(tmp_path) if found.manifest]
+    assert len(good) == keep
+
+
+def test_checkpoints_that_cannot_be_read_now_are_passed_over_and_keep_their_name(
+    tmp_path, monkeypatch
+):
+    saved, engine = checkpoints(tmp_path), Engine()
+    for step in (10, 20):
+        saved.save(engine, step, {})
+
+    def broken(path: Path) -> str:
+        if "step00000020" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    real = manifests._sha256
+    monkeypatch.setattr(manifests, "_sha256", broken)
+    chosen = saved.choose("latest")
+    assert chosen.manifest.step == 10
+    assert "cannot be read: Input/output error" in chosen.notes[0]
+    assert names(tmp_path) == ["step00000010", "step00000020"]
+
+
+def test_checkpoints_that_a_run_leaves_behind_when_it_goes_back_no_longer_count(tmp_path):
+    saved, engine = checkpoints(tmp_path, keep=3), Engine()
+    for step in (10, 20, 30):
+        saved.save(engine, step, {})
+    saved.rewind(saved.choose(str(tmp_path / "step00000010")))
+    assert names(tmp_path) == [
+        "step00000010",
+        "step00000020.superseded",
+        "step00000030.superseded",
+    ]
+    assert saved.choose("latest").manifest.step == 10
+
+
+def test_checkpoints_latest_starts_nothing_over_what_is_left(tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved, engine = checkpoints(folder), Engine()
+    saved.save(engine, 10, {}).rename(folder / "step00000010.damaged")
+    with pytest.raises(ConfigError, match=r"but damaged ones \(step00000010\.damaged\)"):
+        saved.choose("latest")
+    shutil.rmtree(folder)
+    (tmp_path / "final.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="the run has ended"):
+        saved.choose("latest")
+
+
+def test_checkpoints_of_a_run_are_listed_where_its_folder_was_named(tmp_path):
+    saved = checkpoints(tmp_path / "run" / "checkpoints")
+    path = saved.save(Engine(), 10, {})
+    with pytest.raises(ConfigError, match=f"is a run's folder: name one.*{path}"):
+        checkpoints(tmp_path / "other").choose(str(tmp_path / "run"))
+
+
+def test_checkpoints_of_another_run_in_the_way_are_kept_under_its_name(tmp_path):
+    other, own = checkpoints(tmp_path, run="other"), checkpoints(tmp_path)
+    for saved in (other, own):
+        saved.save(Engine(), 10, {})
+    assert names(tmp_path) == ["step00000010", "step00000010.other"]
+
+
 def test_checkpoints_refuse_what_is_incomplete_or_of_another_layout(tmp_path):
     saved, engine = checkpoints(tmp_path, stage=1), Engine()
     path = saved.save(engine, 10, {})
@@ -221,6 +298,9 @@ def test_checkpoints_of_stage_0_fit_any_number_of_ranks(tmp_path):
 def test_checkpoints_of_the_version_before_load_with_the_place_in_the_data(tmp_path, masters):
     path = tmp_path / "step00000002"
     shutil.copytree(WRITTEN_BY_0_1 / path.name, path)
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        state = {"values": torch.arange(3.0)}
+        torch.save(state, path / name, _use_new_zipfile_serialization=False)
     if not masters:
         state = json.loads((path / "complete.json").read_text())
         del state["layout"]["masters"]

@@ -26,6 +26,8 @@ CHANGED = {
     },
     "--model.weights was not given, is w.pt": {"model": ModelOptions(weights="w.pt")},
     "--seed was 0, is 1": {"seed": 1},
+    # A ResNet's batch statistics are those of a micro-batch.
+    "--micro-batch was not given, is 64": {"micro_batch": 64},
 }
 FREE_TO_CHANGE = {
     "logging": LoggingConfig(every_steps=1, dir="elsewhere"),
@@ -33,7 +35,6 @@ FREE_TO_CHANGE = {
     "eval": EvaluationConfig(names=()),
     "data": DataConfig(train=("elsewhere/a.tar",), eval=("b.tar",), threads=3),
     "model": ModelOptions(recompute="full", compile="none"),
-    "micro_batch": 64,
 }
 
 

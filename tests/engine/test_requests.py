@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from clipfast.engine import requests
 from clipfast.engine.requests import Request, Requests
@@ -67,6 +68,17 @@ def test_requests_save_by_the_minute_and_again_after_a_failure(monkeypatch):
     assert asked.agree() == Request.SAVE
     asked.saved()
     assert asked.agree() == Request.GO_ON
+
+
+def test_requests_on_several_gpus_forget_a_save_that_was_under_way_when_it_was_made():
+    shared = requests._Shared(plan(ranks=2).process)
+    event = type("Event", (), {"synchronize": lambda self: None})()
+    for forgotten, arrives in ((Request.SAVE, Request.GO_ON), (Request.STOP, Request.SAVE)):
+        shared._under_way = (torch.tensor(int(Request.SAVE)), event)
+        shared.forget(forgotten)
+        assert shared._arrived() == arrives
+    # One that comes later counts again.
+    assert shared._arrived() == Request.SAVE
 
 
 def _stop_one() -> list[int]:

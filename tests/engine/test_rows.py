@@ -91,6 +91,32 @@ def test_rows_that_could_not_be_written_by_the_end_are_said_to_be_lost(tmp_path)
     assert rows.close() == []
 
 
+def test_rows_do_not_write_over_those_of_a_run_that_took_the_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    mine = Rows(path, "mine", 0)
+    path.unlink()
+    theirs = Rows(path, "theirs", 0)
+    theirs.write(row(1))
+    (line,) = mine.write(row(1))
+    assert "it now has the rows of run theirs" in line
+    assert mine.close()[0].startswith("LOST: the last 1 rows")
+    theirs.close()
+    assert [json.loads(line).get("run") for line in path.read_text().splitlines()] == [
+        "theirs",
+        None,
+    ]
+
+
+def test_rows_put_nothing_aside_through_a_link(tmp_path):
+    path, elsewhere = tmp_path / "metrics.jsonl", tmp_path / "elsewhere"
+    elsewhere.write_text("before")
+    path.write_text("echo payload\n")
+    (tmp_path / "metrics.set-aside.jsonl").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic link"):
+        Rows(path, "a", 3)
+    assert elsewhere.read_text() == "before"
+
+
 @pytest.mark.parametrize("loss", ["file", "folder", "replaced"])
 def test_rows_whose_file_or_folder_went_are_written_anew(tmp_path, loss):
     path = tmp_path / "run" / "metrics.jsonl"

@@ -105,6 +105,33 @@ def test_run_folder_that_was_deleted_is_made_anew_and_one_that_was_taken_is_left
     folder.close()
 
 
+def test_run_folder_that_another_run_took_keeps_that_ones_record(tmp_path):
+    path = tmp_path / "a"
+    folder = opened(path)
+    folder.begin({}, resumed=False)
+    (tmp_path / ".a.lock").unlink()
+    other = opened(path)
+    other.begin({}, resumed=False)
+    with pytest.raises(ConfigError, match="was taken by another run"):
+        folder.require()
+    folder.end("failed", 3)
+    folder.close()
+    assert record(path)["run"] == other.run_id
+    assert "ended" not in record(path)["starts"][-1]
+    with pytest.raises(ConfigError, match="is alive"):
+        opened(path)
+    other.close()
+
+
+@pytest.mark.parametrize("remains", ["checkpoints", "final.safetensors"])
+def test_run_folder_with_remains_of_a_run_alone_moves_aside_too(tmp_path, remains):
+    (tmp_path / "a" / remains).mkdir(parents=True)
+    folder = opened(tmp_path / "a")
+    folder.begin({}, resumed=False)
+    folder.close()
+    assert names(tmp_path / "a.1") == [remains]
+
+
 def test_run_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(ConfigError, match=r"runs.a cannot be used as a run's folder"):

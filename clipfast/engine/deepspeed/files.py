@@ -83,6 +83,9 @@ def copy_scripts(files: CheckpointFiles, copy: Any) -> Any:
 
     def copied(folder: str) -> None:
         try:
+            for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+                # A copy goes through a link to what it points to.
+                Path(folder, name).unlink(missing_ok=True)
             copy(folder)
         except OSError as error:
             files.failed(error)
