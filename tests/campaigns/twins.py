@@ -4,6 +4,7 @@ The second starts while the first trains, while it is stopped (SIGSTOP: a proces
 is still alive), or at the same moment. Whichever wins must end as if it had been alone.
 """
 
+import re
 import signal
 import socket
 from collections.abc import Callable
@@ -100,6 +101,10 @@ class Twins:
             return "the first was over before the second: no attack"
         if own.status != 0:
             return f"the first ended with status {own.status}: {own.output[-200:]}"
+        if launcher and ended.status != 0:
+            # torchrun ends with 1 whatever its ranks end with, and prints their code.
+            told = re.search(r"exitcode *: *(\d+)", ended.output)
+            ended = Ended(int(told[1]) if told else ended.status, ended.output)
         outcome = _refusal(ended, folder, first.process.pid)
         return outcome or difference(run, self.reference())
 
