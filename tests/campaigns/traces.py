@@ -50,7 +50,8 @@ def unfinished(run: Path) -> list[str]:
     """Names of what is being written, or what a kill left of it."""
     names = [path.name for path in run.rglob("*") if _is_temporary(path.name)]
     names += [path.name for path in run.parent.glob(".*") if path.is_file()]
-    steps = (run / "checkpoints").glob("step*")
+    # What a resume put aside as damaged is kept on purpose.
+    steps = [p for p in (run / "checkpoints").glob("step*") if p.suffix != ".damaged"]
     return names + [path.name for path in steps if path.is_dir() and not manifest_of(path)]
 
 
