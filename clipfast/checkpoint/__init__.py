@@ -7,7 +7,7 @@ reads their files and runs nothing that they bring. The engine saves and resumes
 
 from clipfast.checkpoint.catalogue import Found, find, look, newest_first
 from clipfast.checkpoint.manifest import Damaged, Entry, Manifest, Problem, problems
-from clipfast.checkpoint.trusted import Refused, load_trusted, refused_globals
+from clipfast.checkpoint.trusted import Refused, load_trusted, refused_globals, why_refused
 
 __all__ = [
     "Damaged",
@@ -22,4 +22,5 @@ __all__ = [
     "newest_first",
     "problems",
     "refused_globals",
+    "why_refused",
 ]

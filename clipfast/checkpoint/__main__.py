@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-import zipfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 from clipfast.checkpoint.catalogue import Found, find, look
 from clipfast.checkpoint.manifest import problems
-from clipfast.checkpoint.trusted import Refused, refused_globals
+from clipfast.checkpoint.trusted import Refused, why_refused
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,13 +84,11 @@ def _damage(found: Found) -> list[str]:
 
 
 def _refused(path: Path) -> list[str]:
-    if not zipfile.is_zipfile(path):
-        return [f"{path} is no archive of torch.save, and will be refused"]
     try:
-        wanted = refused_globals(path)
+        reason = why_refused(path)
     except Refused as error:
         return [str(error)]
-    return [f"{path} asks for {', '.join(wanted)}, and will be refused"] if wanted else []
+    return [f"{path} will be refused: {reason}"] if reason else []
 
 
 if __name__ == "__main__":

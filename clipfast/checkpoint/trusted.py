@@ -69,6 +69,20 @@ def refused_globals(path: str | Path) -> list[str]:
             raise Refused(f"{path} was refused, nothing of it was run: {error}") from error
 
 
+def why_refused(path: str | Path) -> str:
+    """Why a file of a checkpoint with a manifest would be refused; empty where it would not.
+
+    Args:
+        path: of the file. What a run writes is an archive, where names can be looked for.
+    """
+    if not zipfile.is_zipfile(path):
+        return "it is no archive of torch.save"
+    wanted = refused_globals(path)
+    if not wanted:
+        return ""
+    return f"it asks for {', '.join(wanted)}, which no checkpoint of clipfast holds"
+
+
 def _message(path: str | Path, wanted: list[str]) -> str:
     return (
         f"{path} was refused, nothing of it was run: it asks for {', '.join(wanted)}, which no "

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import uuid
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from clipfast.checkpoint import (
     look,
     newest_first,
     problems,
-    refused_globals,
+    why_refused,
 )
 from clipfast.checkpoint.manifest import folder_name_of
 from clipfast.engine.agreement import from_main
@@ -368,7 +367,7 @@ class Checkpoints:
     ) -> None:
         """Write the manifest and put the folder in place, then delete what is no longer kept."""
         counter = 1 + max((f.manifest.counter for f in find(self.folder) if f.manifest), default=-1)
-        manifest = Manifest(self.run, max(counter, 0), step, self.layout, state, written)
+        manifest = Manifest(self.run, counter, step, self.layout, state, written)
         if self.sync:
             sync_path(partial)
         manifest.write(partial, sync=self.sync)
@@ -443,13 +442,8 @@ def _refused(folder: Path, names: list[str]) -> list[str]:
     lines = []
     for name in names:
         try:
-            if not zipfile.is_zipfile(folder / name):
-                lines.append(f"{folder / name} was refused: it is no archive of torch.save")
-            elif wanted := refused_globals(folder / name):
-                lines.append(
-                    f"{folder / name} was refused, nothing of it was run: it asks for "
-                    f"{', '.join(wanted)}, which no checkpoint of clipfast holds"
-                )
+            if reason := why_refused(folder / name):
+                lines.append(f"{folder / name} was refused, nothing of it was run: {reason}")
         except Refused as error:
             lines.append(str(error))
     return lines
