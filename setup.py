@@ -70,10 +70,12 @@ EXTRAS = {
     # --no-deps, since their own requirements may replace the torch that is here.
     "dev": [
         # pytest-xdist 3.8 cannot keep a group of tests together under pytest 9.1 and newer.
-        *("pytest<9.1", "pytest-xdist>=3.8", "scikit-learn", "regex"),
+        *("pytest<9.1", "pytest-xdist>=3.8", "hypothesis", "scikit-learn", "regex"),
         *("ruff>=0.17,<0.18", "clang-format==23.*", "mypy>=2.4,<2.5"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
     ],
+    # Coverage-guided fuzzing of the tar walk and the index; wheels for Linux alone.
+    "fuzz": ["atheris" + ON_LINUX],
     # The site. Only `make docs` installs it, from the same line in the Makefile.
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"],
 }
