@@ -35,6 +35,7 @@ from benchmarks.parts.common import harness, peers
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
 from benchmarks.parts.common.plots import plot_rows
 from benchmarks.parts.common.rows import device_name, save
+from benchmarks.peers import import_open_clip
 from clipfast import AttentionPool2d
 
 SUBJECT = "attention_pool"
@@ -99,7 +100,7 @@ class Problem:
         side, channels, heads, width = self.shape
         found = {"clipfast": (self.pool, self.pool)}
         try:
-            theirs = peers.import_open_clip().modified_resnet.AttentionPool2d(
+            theirs = import_open_clip().modified_resnet.AttentionPool2d(
                 side, channels, heads, width
             )
             theirs.to(self.device, self.dtype).load_state_dict(self.pool.state_dict())

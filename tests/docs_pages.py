@@ -126,7 +126,7 @@ if __name__ == "__main__":
         # One worker works within this process; more would each import everything.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if "import open_clip" in (text := Path(sys.argv[1]).read_text()):
-        from benchmarks.parts.common.peers import import_open_clip
+        from benchmarks.peers import import_open_clip
 
         import_open_clip()
     chosen = Path(sys.argv[1]).resolve()

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks.parts.common import peers
+from benchmarks import peers
 
 
 def import_open_clip() -> ModuleType:

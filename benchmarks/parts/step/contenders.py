@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import clipfast
 from benchmarks.parts.common import peers
 from benchmarks.parts.common.captions import Captions, make_captions
+from benchmarks.peers import import_open_clip
 from clipfast.models import CLIP, create_model
 
 PRECISIONS = ("fp32", "amp_bf16")
@@ -242,7 +243,7 @@ class Field:
 def _open_clip_loss(
     model: nn.Module, call: Callable, images: Tensor, tokens: Tensor, fused: bool = False
 ) -> tuple[Callable[[], Tensor], tuple]:
-    open_clip = peers.import_open_clip()
+    open_clip = import_open_clip()
     loss_module = (clipfast.ClipLoss if fused else open_clip.loss.ClipLoss)(cache_labels=True)
 
     def loss() -> Tensor:

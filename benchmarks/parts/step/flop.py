@@ -21,6 +21,7 @@ import clipfast.ops.attention_pool
 import clipfast.ops.products  # noqa: F401
 from benchmarks.parts.common import peers
 from benchmarks.parts.step.contenders import Case
+from benchmarks.peers import import_open_clip
 
 
 def model_flop(case: Case) -> int:
@@ -29,7 +30,7 @@ def model_flop(case: Case) -> int:
     Counted on OpenCLIP's own model without memory, where every product of a batch of two is seen,
     and scaled to the batch; the loss adds its 6 B^2 D.
     """
-    open_clip = peers.import_open_clip()
+    open_clip = import_open_clip()
     config = peers.open_clip_config(case.model, **dict(case.overrides))
     with torch.device("meta"):
         model = open_clip.model.CLIP(**config)
