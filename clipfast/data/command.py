@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
+from clipfast.data.report import printable
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import tidy
 
@@ -28,7 +29,7 @@ def run_command(function: Callable[..., int], argv: Sequence[str] | None, module
 
 def fail(why: object) -> int:
     """Say why on stderr; the exit status of a failure."""
-    print(f"error: {why}", file=sys.stderr)
+    print(f"error: {printable(str(why), keep=chr(10))}", file=sys.stderr)
     return 1
 
 

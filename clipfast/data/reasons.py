@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from clipfast.data.report import INDEX_REPORT, clean_field, read_rows
+from clipfast.data.report import INDEX_REPORT, printable, read_rows
 from clipfast.data.storage.paths import join, split
 
 _SHOWN = 5
@@ -25,7 +25,7 @@ class Reasons:
             reason: why it was left out.
         """
         kind = re.sub(r"'[^']*'|\"[^\"]*\"|[^\s:]*\d[^\s:]*|\S+\.\w+", "#", reason)
-        count, example = self._kinds.get(kind, (0, f"{reason} ({source})"))
+        count, example = self._kinds.get(kind, (0, printable(f"{reason} ({source})")))
         self._kinds[kind] = count + 1, example
 
     def lines(self) -> Iterator[str]:
@@ -51,7 +51,7 @@ def reasons_of(shards: Sequence[str], reports: Sequence[str] = ()) -> Reasons:
     folders = dict.fromkeys(split(shard)[0] for shard in shards)
     reports = reports or [join(folder, INDEX_REPORT) for folder in folders]
     # By name alone: the indexer may have been told another path to the same folder.
-    names = {clean_field(split(shard)[1]) for shard in shards}
+    names = {printable(split(shard)[1]) for shard in shards}
     found = Reasons()
     for report in reports:
         for line in read_rows(report):

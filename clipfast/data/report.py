@@ -1,5 +1,7 @@
 """The table of what a command left out, and why: tab-separated, whole or not there."""
 
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from clipfast.data.storage import storage_of
@@ -8,14 +10,37 @@ from clipfast.data.storage import storage_of
 INDEX_REPORT = "index_report.tsv"
 
 
-def clean_field(text: str) -> str:
-    """`text` as one field of a report: no tab, no line break, always encodable."""
-    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+# What holds several people of one emoji together, and separates letters of some scripts.
+_JOINERS = "\u200c\u200d"
+# Control and format characters, halves of surrogate pairs, separators of lines and paragraphs.
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Most text has none, and is done after one look.
+_SUSPECT = re.compile(r"[^ -~]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """`text` without what a terminal would obey, or a table would break at.
+
+    Escape sequences, control characters, line breaks and marks that turn the direction of writing
+    come out as Python writes them, such as ``\\x1b``. Letters of every script stay.
+
+    Args:
+        text: from outside: a name, a caption, a message that quotes one.
+        keep: characters that stay although they are such, such as a line break.
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        char = found.group()
+        if char in keep or char in _JOINERS or unicodedata.category(char) not in _UNPRINTABLE:
+            return char
+        return char.encode("unicode_escape").decode()
+
+    return _SUSPECT.sub(escape, text)
 
 
 def read_rows(path: str, firsts: Iterable[str] | None = None) -> list[str]:
     """Rows of an earlier report, as lines, whose first field is one of `firsts`; None: all."""
-    keep = None if firsts is None else {clean_field(first) for first in firsts}
+    keep = None if firsts is None else {printable(first) for first in firsts}
     try:
         text = storage_of(path).read(path).decode("utf-8", "replace")
     except OSError:
@@ -38,7 +63,7 @@ class Report:
 
     def row(self, *fields: str) -> None:
         """Append a row."""
-        self.line("\t".join(map(clean_field, fields)) + "\n")
+        self.line("\t".join(map(printable, fields)) + "\n")
 
     def line(self, text: str) -> None:
         """Append a row that `read_rows` gave."""
