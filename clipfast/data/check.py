@@ -2,23 +2,24 @@
 
 One broken JPEG ends a DALI pipeline with an error that names no file, hours into a run. So each
 image is decoded twice beforehand: by Pillow, which notices truncation and tells what is wrong, and
-by DALI's own CPU decoder, in batches, because its verdict is the one that counts later.
+by DALI in the graph that training runs, because its verdict is the one that counts later.
 """
 
 import io
 import logging
-import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipfast.data.fields import FIELDS, FORMATS, Fields, clean_caption
+from clipfast.data.judge import BATCH, DaliDecoder
+from clipfast.data.plain import plain_size
+from clipfast.data.prepare import prepare
+from clipfast.data.unreadable import why_broken, why_unreadable
 
-_DALI_BATCH = 64
 # Decoded bytes held at a time: 64 images of 12 megapixels would take 2.3 GB.
 _DALI_PIXELS = 64_000_000
 
@@ -73,6 +74,24 @@ def check_size(size: tuple[int, int], limits: Limits) -> str:
     return ""
 
 
+def check_header(data: bytes, limits: Limits) -> str:
+    """Why an image is refused before a pixel of it is decoded; '' when its header is fit.
+
+    Costs microseconds for the JPEG, PNG and WebP that most data consist of, and is safe in threads.
+
+    Args:
+        data: the whole file.
+        limits: sizes to refuse.
+    """
+    if size := plain_size(data):
+        return check_size(size, limits)
+    try:
+        open_image(data, limits, FORMATS).close()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> Image.Image:
     """Open and check an image's header; nothing is decoded yet.
 
@@ -86,133 +105,69 @@ def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> 
     except Image.DecompressionBombError as error:
         raise ValueError(f"image is a decompression bomb: {error}") from None
     except UnidentifiedImageError:
-        wanted = "/".join(formats or ("image",))
-        raise ValueError(f"image is no {wanted}: it is {_sniff(data)}") from None
+        raise ValueError(why_unreadable(data)) from None
     except Exception as error:
-        raise ValueError(f"image is not readable: {_one_line(error)}") from None
+        raise ValueError(why_broken(data, error)) from None
     reason = check_size(image.size, limits)
     if reason:
         raise ValueError(reason)
     return image
 
 
-def _sniff(data: bytes) -> str:
-    """What the first bytes look like: most unreadable images are pages or other formats."""
-    head = data[:64].lstrip().lower()
-    for magic, kind in (
-        (b"<", "like HTML or XML"),
-        (b"gif8", "a GIF"),
-        (b"bm", "a BMP"),
-        (b"{", "like JSON"),
-    ):
-        if head.startswith(magic):
-            return kind
-    if data[4:8] == b"ftyp":
-        return f"of type {data[8:12].decode('latin-1')!r}"
-    return f"{data[:8]!r}..."
+@dataclass(frozen=True)
+class _Verdict:
+    """Of Pillow: why an image is unfit, or what the decoder will be given, and its pixels."""
+
+    reason: str
+    prepared: np.ndarray | None = None
+    pixels: int = 0
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}"
-
-
-def check_image(data: bytes, limits: Limits | None = None) -> tuple[str, int]:
-    """Decode an image fully with Pillow.
-
-    Args:
-        data: encoded JPEG, PNG or WebP.
-        limits: sizes to refuse.
-
-    Returns:
-        The reason why it is unfit ('' when fit), and its number of pixels.
-    """
+def _by_pillow(data: bytes, limits: Limits) -> _Verdict:
+    """Decode an image fully with Pillow."""
     # Set at each call: another library in the process may have switched it on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with open_image(data, limits or Limits(), FORMATS) as image:
-                image.load()
-                return "", image.width * image.height
+            with open_image(data, limits, FORMATS) as image:
+                pixels = image.width * image.height
+                if plain_size(data):
+                    _load(image, data)
+            return _Verdict("", prepare(data), pixels)
         except ValueError as error:
-            text = str(error)
-            return (text if text.startswith("image") else f"image is broken: {text}"), 0
-        except Exception as error:
-            return f"image is broken: {_one_line(error)}", 0
+            return _Verdict(str(error))
 
 
-def _build_pipeline() -> Any:
-    from nvidia.dali import fn, pipeline_def, types
-
-    @pipeline_def(batch_size=_DALI_BATCH, num_threads=1, device_id=None, prefetch_queue_depth=1)
-    def decode() -> Any:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
-
-    pipeline = decode()
-    pipeline.build()
-    return pipeline
-
-
-class DaliDecoder:
-    """Decodes batches with DALI on the CPU and says which images it refuses.
-
-    A pipeline is dead after its first error, so a failing batch is repeated image by image, each
-    refused one costing a new pipeline (5 ms).
-    """
-
-    def __init__(self, build: Callable[[], Any] = _build_pipeline) -> None:
-        self._build = build
-        self._pipeline: Any = None
-
-    def _run(self, images: Sequence[bytes]) -> str:
-        if self._pipeline is None:
-            self._pipeline = self._build()
-        self._pipeline.feed_input("encoded", [np.frombuffer(data, np.uint8) for data in images])
-        try:
-            self._pipeline.run()
-        except RuntimeError as error:
-            self._pipeline = None
-            return _dali_reason(str(error))
-        return ""
-
-    def check(self, images: Sequence[bytes]) -> list[str]:
-        """Reason for each image that DALI refuses, '' for the others."""
-        if not images:
-            return []
-        if not self._run(images):
-            return [""] * len(images)
-        if len(images) > 1:
-            return [self._run([data]) for data in images]
-        return [self._run(images)]
-
-
-# Status numbers of nvImageCodec, the library behind DALI's decoders.
-_NVIMAGECODEC = {"3": "broken stream", "4": "unsupported format"}
-
-
-def _dali_reason(message: str) -> str:
-    """The line of DALI's error that says what happened, without its traceback."""
-    _, _, tail = message.partition("encountered:")
-    lines = [line.strip() for line in (tail or message).splitlines() if line.strip()]
-    text = next((line for line in lines if "ailed" in line or "ailure" in line), lines[0])
-    if text.startswith("Failed to decode sample"):
-        text = "it begins well and does not decode to its end"
-    status = re.fullmatch(r"nvImageCodec failure: '#(\d+)'", text)
-    if status and status.group(1) in _NVIMAGECODEC:
-        text = _NVIMAGECODEC[status.group(1)]
-    return f"image is refused by DALI: {text[:200]}"
+def _load(image: Image.Image, data: bytes) -> None:
+    try:
+        image.load()
+    except Exception as error:  # of many kinds
+        raise ValueError(why_broken(data, error)) from None
 
 
 _decoder: DaliDecoder | None = None
 _without_dali = False
 
 
+def _find_decoder() -> DaliDecoder | None:
+    """The one of this process; None where DALI is not installed, which a warning says once."""
+    global _decoder, _without_dali
+    if _decoder is None and not _without_dali:
+        try:
+            import nvidia.dali  # noqa: F401
+        except ImportError:
+            _without_dali = True
+            _log.warning("DALI is not installed: images are checked by Pillow alone")
+        else:
+            _decoder = DaliDecoder()
+    return _decoder
+
+
 def check_images(
     images: Sequence[bytes], limits: Limits | None = None, dali: bool = True
 ) -> list[str]:
-    """Decode images with Pillow, then what it accepts with DALI.
+    """Decode images with Pillow, then with DALI as training does.
 
     Args:
         images: encoded bytes.
@@ -222,35 +177,27 @@ def check_images(
     Returns:
         For each image the reason why it is unfit, '' when it is fit.
     """
-    global _decoder, _without_dali
-    verdicts = [check_image(data, limits) for data in images]
-    reasons = [reason for reason, _ in verdicts]
-    if not dali or _without_dali:
-        return reasons
-    if _decoder is None:
-        try:
-            import nvidia.dali  # noqa: F401
-        except ImportError:
-            _without_dali = True
-            _log.warning("DALI is not installed: images are checked by Pillow alone")
-            return reasons
-        _decoder = DaliDecoder()
-    batch: list[int] = []
+    limits = limits or Limits()
+    decoder = _find_decoder() if dali else None
+    reasons = [""] * len(images)
+    batch: dict[int, np.ndarray] = {}
     pixels = 0
-    for i, (reason, size) in enumerate(verdicts):
-        if reason:
+
+    def judge() -> None:
+        if decoder is not None:
+            for i, reason in zip(batch, decoder.check(list(batch.values())), strict=True):
+                reasons[i] = reason
+        batch.clear()
+
+    for i, data in enumerate(images):
+        verdict = _by_pillow(data, limits)
+        reasons[i] = verdict.reason
+        if verdict.prepared is None:
             continue
-        if batch and (len(batch) == _DALI_BATCH or pixels + size > _DALI_PIXELS):
-            _judge(_decoder, images, batch, reasons)
-            batch, pixels = [], 0
-        batch.append(i)
-        pixels += size
-    _judge(_decoder, images, batch, reasons)
+        if len(batch) == BATCH or pixels + verdict.pixels > _DALI_PIXELS:
+            judge()
+            pixels = 0
+        batch[i] = verdict.prepared
+        pixels += verdict.pixels
+    judge()
     return reasons
-
-
-def _judge(
-    decoder: DaliDecoder, images: Sequence[bytes], batch: list[int], reasons: list[str]
-) -> None:
-    for i, reason in zip(batch, decoder.check([images[i] for i in batch]), strict=True):
-        reasons[i] = reason

@@ -156,6 +156,44 @@ class Decoder:
         return RuntimeError(f"DALI failed, though every image of the batch decodes alone: {error}")
 
 
+def normalised_crops(
+    encoded: Any, crop: Any, image_size: int, on_gpu: bool = False, half: bool = False
+) -> Any:
+    """The operators of DALI's graph, from a file to what a tower reads.
+
+    Args:
+        encoded: DALI node, uint8 ``[N]``, as ``clipfast.data.prepare`` gives it.
+        crop: DALI node, float32 ``[3]``; see ``clipfast.data.reader.Request``.
+        image_size: S, pixels.
+        on_gpu: decode on the GPU, where it can.
+        half: float16 instead of float32.
+
+    Returns:
+        DALI node, ``[S, S, 3]``, normalised.
+    """
+    from nvidia.dali import fn, types
+
+    images = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+    size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2]
+    side = fn.reductions.min(size, axes=[0]) * crop[0]
+    start = (size - side) * crop[1:3]
+    images = fn.resize(
+        images,
+        size=[image_size, image_size],
+        roi_start=start,
+        roi_end=start + side,
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+    )
+    return fn.crop_mirror_normalize(
+        images,
+        dtype=types.FLOAT16 if half else types.FLOAT,
+        output_layout="HWC",
+        mean=[255.0 * channel for channel in MEAN],
+        std=[255.0 * channel for channel in STD],
+    )
+
+
 def _build_pipeline(
     feed: Callable[[], tuple[list[np.ndarray], list[np.ndarray]]],
     batch_size: int,
@@ -193,27 +231,7 @@ def _build_pipeline(
             dtype=[types.UINT8, types.FLOAT],
             ndim=[1, 1],
         )
-        images = fn.decoders.image(
-            encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB
-        )
-        size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2]
-        side = fn.reductions.min(size, axes=[0]) * crop[0]
-        start = (size - side) * crop[1:3]
-        images = fn.resize(
-            images,
-            size=[image_size, image_size],
-            roi_start=start,
-            roi_end=start + side,
-            interp_type=types.INTERP_CUBIC,
-            antialias=True,
-        )
-        return fn.crop_mirror_normalize(
-            images,
-            dtype=types.FLOAT16 if half else types.FLOAT,
-            output_layout="HWC",
-            mean=[255.0 * channel for channel in MEAN],
-            std=[255.0 * channel for channel in STD],
-        )
+        return normalised_crops(encoded, crop, image_size, on_gpu, half)
 
     built = pipeline()
     built.build()

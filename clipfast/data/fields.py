@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-# What DALI 2.4's decoder and Pillow both read; a GIF or AVIF named .jpg ends a DALI pipeline.
-FORMATS = ("JPEG", "PNG", "WEBP")
+# Pillow's names of what is read, under whatever extension. Not all that Pillow knows: EPS, for one,
+# is a program that Ghostscript runs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 # Pillow's name of a format that is stored as it is -> its extension; MPO is JPEG with a second one.
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 

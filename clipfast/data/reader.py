@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipfast.data.alpha import flatten_alpha, has_alpha
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
+from clipfast.data.prepare import prepare
 from clipfast.data.shardfiles import ShardFiles
 from clipfast.data.table import Table, read_table
 from clipfast.tokenizer import tokenize_with_lengths
@@ -137,10 +137,7 @@ class ShardReader:
             ]
             content = torch.tensor(ids, dtype=torch.int64)
         images = [
-            self._flatten(shard, row, data)
-            if has_alpha(data)
-            else np.frombuffer(data, dtype=np.uint8)
-            for (shard, row), data in zip(pairs, files, strict=True)
+            self._prepare(shard, row, data) for (shard, row), data in zip(pairs, files, strict=True)
         ]
         tokens, lengths = tokenize_with_lengths(captions, self.context_length)
         # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
@@ -150,10 +147,10 @@ class ShardReader:
         """Close the shards; the next read opens them again."""
         self._files.close()
 
-    def _flatten(self, shard: int, row: int, data: bytes) -> np.ndarray:
+    def _prepare(self, shard: int, row: int, data: bytes) -> np.ndarray:
         try:
-            return flatten_alpha(data)
-        except Exception as error:  # Pillow raises many kinds, its own bomb error among them
+            return prepare(data)
+        except ValueError as error:
             raise broken_image(self, shard, row, error) from error
 
 

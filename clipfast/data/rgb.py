@@ -5,12 +5,14 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+from clipfast.data.fields import FORMATS
+
 
 def open_rgb(encoded: bytes) -> Image.Image:
     """Decode a picture as it is shown.
 
     Args:
-        encoded: a file that Pillow reads.
+        encoded: a file of one of ``clipfast.data.fields.FORMATS``.
 
     Returns:
         Mode RGB, orientation applied, transparency laid on white.
@@ -18,7 +20,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
     Raises:
         ValueError: see ``to_rgb``; broken files raise Pillow's own errors.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         return to_rgb(ImageOps.exif_transpose(image))
 
 

@@ -13,7 +13,6 @@ from PIL import Image, ImageOps
 
 import clipfast.data
 from clipfast.data import EvalLoader, ImageTextBatch, TrainLoader
-from clipfast.data.alpha import has_alpha
 from clipfast.preprocessing import MEAN, STD
 
 SIZE = 32
@@ -56,7 +55,7 @@ def write_shard(path: Path, samples: list[tuple[str, bytes, str]]) -> str:
 def expected_pixels(data: bytes) -> np.ndarray:
     """What Pillow makes of an image: oriented, on white, centre square, bicubic."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if has_alpha(data):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)

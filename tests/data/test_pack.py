@@ -151,7 +151,7 @@ def test_pack_reports_what_it_leaves_out(folder, tmp_path, capsys):
     assert "truncated" in reasons["b/cut.jpg"]
     assert reasons["b/blank.jpg"] == "caption is empty"
     assert "not UTF-8" in reasons["b/latin.jpg"]
-    assert "image is no" in reasons["b/fake.jpg"]
+    assert "image is of no format" in reasons["b/fake.jpg"]
 
 
 def test_pack_without_a_good_sample_says_why(folder, tmp_path, capsys):

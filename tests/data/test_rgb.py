@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from clipfast.data.alpha import flatten_alpha, has_alpha
+from clipfast.data.plain import plain_size
+from clipfast.data.prepare import prepare
 from clipfast.data.rgb import open_rgb, to_rgb
 from tests.data.test_loader import encoded, picture, rotated_exif
 
@@ -57,8 +58,8 @@ def test_to_rgb_lays_transparency_on_white_and_scales_16_bits():
     ids=["palette", "16 bits"],
 )
 def test_transparency_by_a_table_is_laid_on_white_without_a_warning(data, row):
-    assert has_alpha(data)
-    flat = Image.open(io.BytesIO(flatten_alpha(data).tobytes()))
+    assert not plain_size(data)
+    flat = Image.open(io.BytesIO(prepare(data).tobytes()))
     for image in (open_rgb(data), flat):
         assert image.mode == "RGB"
         assert [image.getpixel((x, 0)) for x in range(len(row))] == row
