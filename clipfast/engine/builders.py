@@ -50,10 +50,17 @@ def build_model(plan: RunPlan) -> CLIP:
         ConfigError: the weights are not those of this model.
     """
     options = plan.config.model
-    model = create_model(options.name, recompute=plan.recompute, scalars=plan.architecture.scalars)
+    model = create_model(
+        options.name,
+        recompute=plan.recompute,
+        scalars=plan.architecture.scalars,
+        activation=plan.architecture.activation,
+    )
     if options.weights:
         try:
-            load_weights(model, options.weights, resize_positions=True)
+            # What is assumed where a file says nothing is the same on every rank: one says it.
+            known = None if plan.process.is_main else options.activation
+            load_weights(model, options.weights, resize_positions=True, activation=known)
             found = read_metadata(options.weights)
         except ValueError as error:
             raise ConfigError(f"--model.weights: {error}") from error

@@ -183,7 +183,7 @@ def _check_names(config: Config) -> None:
 def _check_files(config: Config) -> None:
     from clipfast.data.shards import expand
 
-    if config.model.weights and not os.path.isfile(config.model.weights):
+    if config.model.weights and not os.path.exists(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
     for pattern in (*config.data.train, *config.data.eval_sources.values()):
         expand(pattern)

@@ -15,6 +15,7 @@ from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
 from clipfast.engine.sources import named_sources
+from clipfast.models.layers import Activation
 from clipfast.models.recompute import Recompute
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -50,6 +51,11 @@ class ModelOptions:
     weights: str | None = None
     """Start from these weights: an OpenAI archive, an OpenCLIP .pt, or .safetensors. Position
     embeddings of another grid are interpolated."""
+
+    activation: Activation = "quick_gelu"
+    """Of the transformer blocks. quick_gelu: the paper's, and that of OpenCLIP's models whose names
+    end in -quickgelu. gelu: that of OpenCLIP's other models. Weights do not fit the other one, and
+    few files say theirs."""
 
     recompute: Recompute = "none"
     """What residual blocks keep for the backward pass; the gradients stay the same. none: all;

@@ -50,7 +50,7 @@ FLAGS = {
         "not there on the command line; `create_model(name, context_length=...)`"
     ),
     "--force-image-size": "not there on the command line; `create_model(name, image_size=...)`",
-    "--force-quick-gelu": "not needed: always QuickGELU",
+    "--force-quick-gelu": "not needed: the default; without it `--model.activation gelu`",
     "--force-patch-dropout": "not there",
     "--force-custom-text": "not needed: one class of model",
     "--torchscript": "not there",
@@ -181,8 +181,8 @@ def activation_note(name: str) -> str:
     if not re.fullmatch(r"RN\d+(x\d+)?|ViT-[BL]-\d+(-\d+)?", name, re.IGNORECASE):
         return ""
     return (
-        f" Models here have QuickGELU, as OpenCLIP's {name}-quickgelu has: weights of its {name} "
-        "would give wrong features."
+        f" Models here have QuickGELU, as OpenCLIP's {name}-quickgelu has: its {name} is "
+        "--model.activation gelu."
     )
 
 

@@ -124,7 +124,11 @@ def decide(config: Config, process: Process) -> RunPlan:
     return RunPlan(
         config=config,
         process=process,
-        architecture=get_config(config.model.name, scalars=tuple(objective.scalars.items())),
+        architecture=get_config(
+            config.model.name,
+            scalars=tuple(objective.scalars.items()),
+            activation=config.model.activation,
+        ),
         folder=Path(config.logging.dir) / config.run_name,
         dtype=dtype,
         stage=stage,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from clipfast.models.checks import require, unknown_name
+from clipfast.models.layers import ACTIVATIONS, Activation
 from clipfast.models.recompute import MODES, Recompute
 from clipfast.models.renamed import renamed_argument, warn_renamed
 from clipfast.models.towers import TowerConfig
@@ -62,9 +63,11 @@ class Architecture:
             no model can be built. Until 0.3 also by its old name, `checkpoint`.
         scalars: parameters of one element beside `logit_scale` that an objective brings, as pairs
             of name and starting value. A pair "logit_scale" changes where that one starts.
+        activation: of the transformer blocks: "quick_gelu", which the paper's models have, or
+            "gelu", which OpenCLIP's models have whose names do not end in "-quickgelu".
 
     Raises:
-        ValueError: if `embed_dim` is not positive, or `recompute` is none of those.
+        ValueError: if `embed_dim` is not positive, or `recompute` or `activation` is none of those.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Architecture:
     text: TextConfig = TextConfig()
     recompute: Recompute = "none"
     scalars: tuple[tuple[str, float], ...] = ()
+    activation: Activation = "quick_gelu"
 
     def __post_init__(self) -> None:
         require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
@@ -80,6 +84,10 @@ class Architecture:
         require(
             self.recompute in modes,
             f"recompute must be one of {', '.join(modes)}; got {self.recompute!r}",
+        )
+        require(
+            self.activation in ACTIVATIONS,
+            f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}",
         )
 
     @property
@@ -98,11 +106,6 @@ class Architecture:
         return self.recompute
 
     @property
-    def activation(self) -> str:
-        """The activation of the transformer blocks, as files of weights name it."""
-        return "quick_gelu"
-
-    @property
     def checkpoint(self) -> Recompute:
         """The old name of `recompute`."""
         warn_renamed("checkpoint", "recompute")
@@ -113,8 +116,8 @@ class Architecture:
         """A copy with some fields replaced, by flat names.
 
         Args:
-            overrides: `embed_dim`, `recompute`, `scalars`; of the image tower `image_size`,
-                `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
+            overrides: `embed_dim`, `recompute`, `scalars`, `activation`; of the image tower
+                `image_size`, `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
                 `patch_size`; of the text tower `context_length`, `vocab_size`, `text_layers`,
                 `text_width`, `text_head_width`. Those of another image tower: see `TowerConfig`.
 
@@ -139,13 +142,14 @@ class Architecture:
         )
 
     def flat(self) -> dict[str, Any]:
-        """What the model computes, by the flat names of `override`: all but `recompute`, which
-        changes no result, and `scalars`, which the objective brings."""
+        """The model's shape, by the flat names of `override`: all but `recompute`, which changes no
+        result, `scalars`, which the objective brings, and `activation`, which stands apart in
+        files of weights."""
         places = {None: self, "vision": self.vision, "text": self.text}
         return {
             name: getattr(places[tower], field)
             for name, (tower, field) in self._flat_names().items()
-            if name not in ("recompute", "scalars")
+            if name not in ("recompute", "scalars", "activation")
         }
 
     def _flat_names(self) -> dict[str, tuple[str | None, str]]:
@@ -153,6 +157,7 @@ class Architecture:
             "embed_dim": (None, "embed_dim"),
             "recompute": (None, "recompute"),
             "scalars": (None, "scalars"),
+            "activation": (None, "activation"),
         }
         for field in fields(self.text):
             flat = f"text_{field.name}" if field.name in _TOWER_FIELDS else field.name

@@ -15,7 +15,7 @@ from clipfast.models.catalogue import get_config
 from clipfast.models.layers import TokenEmbedding
 from clipfast.models.packing import pack_captions
 from clipfast.models.towers import Tower, tower_of
-from clipfast.models.transformer import BlockInit, Transformer
+from clipfast.models.transformer import BlockInit, Transformer, use_activation
 from clipfast.ops.products import linear
 
 
@@ -52,6 +52,7 @@ class CLIP(nn.Module):
             init=BlockInit.scaled(text.width, text.layers),
             recompute=recompute,
         )
+        use_activation(self, config.activation)
         self.token_embedding = TokenEmbedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.ln_final = nn.LayerNorm(text.width)
@@ -191,7 +192,8 @@ def create_model(name: str, **overrides: Any) -> CLIP:
     Args:
         name: one of `list_models()`.
         overrides: fields to replace, by the flat names that `Architecture.override` lists, such as
-            `image_size=112`, `text_layers=6`, `recompute="full"`.
+            `image_size=112`, `text_layers=6`, `recompute="full"`; `activation="gelu"` gives the
+            models of OpenCLIP's names that do not end in "-quickgelu".
 
     Returns:
         The model in training mode, fp32, on the default device.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from clipfast.models.architecture import Architecture
 from clipfast.models.catalogue import get_config
 from clipfast.models.clip import CLIP, create_model
 from clipfast.models.fitting import as_here, check_tensors, extra_scalars, nearest_model, on_meta
-from clipfast.models.metadata import Value, WeightsMetadata, check_activation
+from clipfast.models.layers import ACTIVATIONS
+from clipfast.models.metadata import Value, WeightsMetadata
 from clipfast.models.published import from_published
 from clipfast.models.towers import tower_of
-from clipfast.models.weights import fill
+from clipfast.models.trained_with import Said, check_activation, warn_assumed
+from clipfast.models.weights import fill, said_activation
 
 
 def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CLIP:
     """The model that a file of weights is of, filled with them. Also `create_model.from_file`.
 
     What the file says of itself decides (`read_metadata`). Where it says nothing, the shapes of its
-    tensors do: they must be those of a model in `list_models()`.
+    tensors do: they must be those of a model in `list_models()`. A configuration beside the file
+    gives the activation (`load_weights`), or `activation=` does.
 
     Args:
         path: as `load_weights` takes it.
@@ -39,10 +43,10 @@ def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CL
     """
     path = Path(path)
     found, state = weight_files.read_metadata(path), weight_files.read_state(path)
+    said = said_activation(path, found, overrides.get("activation"))
     config = _from_shapes(path, state) if found is None else _from_metadata(path, found, state)
-    if found is not None:
-        check_activation(found, config, path)
-    config = config.override(**overrides)
+    config = _with_activation(config, said).override(**overrides)
+    check_activation(said, config, path)
     resized = "image_size" in overrides
     # Nothing is allocated before the file has proved to hold as much.
     wanted = _build(path, config).state_dict()
@@ -50,6 +54,8 @@ def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CL
     check_tensors(given, wanted, config, path, found)
     model = CLIP(config)
     fill(model, path, state, found, resize_positions=resized)
+    if said is None:
+        warn_assumed(config, path)
     return model
 
 
@@ -84,6 +90,11 @@ def _from_shapes(path: Path, state: Mapping[str, Tensor]) -> Architecture:
     config = get_config(best)
     scalars = extra_scalars(from_published(state, tower_of(config.vision)))
     return config.override(scalars=tuple(scalars.items()))
+
+
+def _with_activation(config: Architecture, said: Said | None) -> Architecture:
+    known = next((name for name in ACTIVATIONS if said and said.activation == name), None)
+    return config if known is None else replace(config, activation=known)
 
 
 def _build(path: Path, config: Architecture) -> CLIP:

@@ -1,11 +1,17 @@
-"""Small pieces that both towers share: initialised linear maps, QuickGELU."""
+"""Small pieces that both towers share: initialised linear maps, activations."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from clipfast.ops.products import linear
 from clipfast.ops.quick_gelu import quick_gelu
+
+# As files of weights name them.
+Activation = Literal["quick_gelu", "gelu"]
 
 
 class Linear(nn.Linear):
@@ -64,7 +70,7 @@ class TokenEmbedding(nn.Embedding):
 
 
 class QuickGELU(nn.Module):
-    """y = x * sigmoid(1.702 x), the activation of every transformer block in CLIP."""
+    """y = x * sigmoid(1.702 x), the activation of every transformer block in the paper."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the activation.
@@ -76,3 +82,20 @@ class QuickGELU(nn.Module):
             Shape and dtype of `x`.
         """
         return quick_gelu(x)
+
+
+# torch's own GELU is one pass over memory each way and keeps x alone, as QuickGELU here.
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+
+def activation_layer(name: Activation) -> nn.Module:
+    """The activation of a transformer block.
+
+    Args:
+        name: "quick_gelu", or "gelu" for y = x * (1 + erf(x / sqrt(2))) / 2.
+
+    Returns:
+        A module without parameters.
+    """
+    return _ACTIVATIONS[name]()

@@ -117,26 +117,6 @@ def parse(text: str | bytes, path: Path) -> WeightsMetadata:
         ) from error
 
 
-def check_activation(found: WeightsMetadata, architecture: Architecture, path: Path) -> None:
-    """Refuse weights that were trained with another activation: they fit, and features are wrong.
-
-    Args:
-        found: what the file says.
-        architecture: of the model that is to be filled.
-        path: the file, for messages.
-
-    Raises:
-        ValueError: the activations differ, with both and the remedy.
-    """
-    if found.activation != architecture.activation:
-        raise ValueError(
-            f"{path} was trained with {found.activation}, and {architecture.name} computes "
-            f"{architecture.activation}: its weights would fit and give wrong features. Take "
-            f"weights trained with {architecture.activation}. To start from these all the same, "
-            "pass load_weights(..., other_activation=True)"
-        )
-
-
 def check_architecture(
     found: WeightsMetadata, architecture: Architecture, path: Path, *, resized: bool
 ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipfast.models.layers import Linear, QuickGELU
+from clipfast.models.layers import Activation, Linear, QuickGELU, activation_layer
 from clipfast.models.recompute import run_block
 from clipfast.models.sequences import SequenceLayout
 from clipfast.ops.products import linear
@@ -102,6 +102,8 @@ class SelfAttention(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """x + attn(ln_1(x)), then x + mlp(ln_2(x)), the MLP four times as wide, with QuickGELU.
 
+    `use_activation` gives it another activation.
+
     Args:
         width: channels C.
         heads: heads H.
@@ -178,3 +180,15 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.resblocks):
             x = run_block(block, x, self.recompute, layout=layout, read=i == last)
         return x
+
+
+def use_activation(model: nn.Module, name: Activation) -> None:
+    """Give every residual attention block of a model an activation, those of image towers too.
+
+    Args:
+        model: any module.
+        name: see `activation_layer`.
+    """
+    for block in model.modules():
+        if isinstance(block, ResidualAttentionBlock):
+            block.mlp.gelu = activation_layer(name)

@@ -17,6 +17,7 @@ from clipfast.files import whole_file
 from clipfast.models.checks import some_of
 from clipfast.models.metadata import KEY, LIMIT, WeightsMetadata, parse
 from clipfast.models.torchscript import is_torchscript, read_torchscript
+from clipfast.models.trained_with import Said, beside
 from clipfast.models.weight_parts import INDEX, find_in_folder, read_parts
 from clipfast.models.zips import entry_names, small_entry
 
@@ -75,6 +76,18 @@ def read_metadata(path: Path) -> WeightsMetadata | None:
     elif not path.name.endswith(INDEX) and entry_names(path) is not None:
         block = small_entry(path, f"/{_ENTRY}", LIMIT)
     return None if block is None else parse(block, path)
+
+
+def read_activation(path: Path) -> Said | None:
+    """Which activation a file without metadata was trained with.
+
+    Args:
+        path: as `read_state` takes it.
+
+    Returns:
+        What tells it; None where nothing does.
+    """
+    return beside(path)
 
 
 def write_state(

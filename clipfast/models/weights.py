@@ -16,11 +16,11 @@ from clipfast.models.clip import CLIP
 from clipfast.models.fitting import as_here, check_tensors
 from clipfast.models.metadata import (
     WeightsMetadata,
-    check_activation,
     check_architecture,
     describe,
 )
 from clipfast.models.published import to_published, tower_of_state, unwrap
+from clipfast.models.trained_with import Said, check_activation, given_by_caller, warn_assumed
 
 
 def load_weights(
@@ -28,14 +28,16 @@ def load_weights(
     path: str | os.PathLike[str],
     *,
     resize_positions: bool = False,
+    activation: str | None = None,
     other_activation: bool = False,
 ) -> None:
     """Fill a model with the weights of a file, cast to the model's dtypes.
 
     Nothing that the file contains is run: pickles are read by `torch.load(weights_only=True)`,
     TorchScript archives through their tensors alone. The model changes only if everything fits,
-    what the file says of itself included (`read_metadata`). Files of other programs say nothing:
-    whether they were trained with QuickGELU is then yours to know.
+    what the file says of itself included (`read_metadata`). Whether weights were trained with GELU
+    or QuickGELU no tensor tells: metadata, the modules of a TorchScript archive and a configuration
+    beside the file do. Where none of them is there, a warning says what is assumed.
     Scalars of an objective (`Architecture.scalars`) that the file lacks keep their value.
     Load before `deepspeed.initialize`: a model that ZeRO-3 has partitioned has no shapes to fill.
 
@@ -46,6 +48,8 @@ def load_weights(
             DeepSpeed's `zero_to_fp32.py` wrote: its `.bin`, its `.index.json`, or its folder.
         resize_positions: interpolate the image positions (bicubic) where the file was trained at
             another image size, as when ViT-L/14@336px starts from ViT-L/14.
+        activation: "quick_gelu" or "gelu", which the weights were trained with, where you know and
+            the file does not say.
         other_activation: load weights that were trained with another activation than the model
             computes. Their features are wrong until they are trained on.
 
@@ -56,10 +60,13 @@ def load_weights(
     """
     path = Path(path)
     found = weight_files.read_metadata(path)
-    if found is not None and not other_activation:
-        check_activation(found, model.config, path)
+    said = said_activation(path, found, activation)
+    if not other_activation:
+        check_activation(said, model.config, path)
     state = weight_files.read_state(path)
     fill(model, path, state, found, resize_positions=resize_positions)
+    if said is None and not other_activation:
+        warn_assumed(model.config, path)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> WeightsMetadata | None:
@@ -115,6 +122,22 @@ def export(
         scalars = {name: state[name].item() for name in names if name in state}
         metadata = describe(architecture, scalars, step)
     weight_files.write_state(to_published(state), path, metadata)
+
+
+def said_activation(
+    path: Path, found: WeightsMetadata | None, activation: str | None = None
+) -> Said | None:
+    """What tells which activation a file was trained with; None where nothing does.
+
+    Args:
+        path: the file.
+        found: what it says of itself.
+        activation: what the caller says of it, which counts where the file says nothing.
+    """
+    given = None if activation is None else given_by_caller(activation)
+    if found is not None:
+        return Said(found.activation, "as it says itself")
+    return given or weight_files.read_activation(path)
 
 
 def architecture_of(module: object) -> Architecture | None:

@@ -103,7 +103,7 @@ def test_unknown_names_are_answered_with_the_nearest():
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("ViT-B-32", r"Did you mean 'ViT-B/32'.*OpenCLIP's ViT-B-32-quickgelu"),
+        ("ViT-B-32", r"Did you mean 'ViT-B/32'.*its ViT-B-32 is --model.activation gelu"),
         ("RN50-quickgelu", "Did you mean 'RN50'.*Known: [^.]*$"),
     ],
 )

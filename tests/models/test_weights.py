@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("name", ["RN-tiny", "ViT-tiny"])
 SUFFIXES = pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 
 
-def openclip_twin(model: CLIP) -> nn.Module:
+def openclip_twin(model: CLIP, quick_gelu: bool = True) -> nn.Module:
     """OpenCLIP's model of the same architecture."""
     vision, text = model.config.vision, model.config.text
     layers = vision.layers if isinstance(vision.layers, int) else list(vision.layers)
@@ -36,7 +36,7 @@ def openclip_twin(model: CLIP) -> nn.Module:
             "vocab_size": text.vocab_size,
             "context_length": text.context_length,
         },
-        quick_gelu=True,
+        quick_gelu=quick_gelu,
     )
 
 
