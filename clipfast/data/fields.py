@@ -15,6 +15,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 # Pillow's name of a format that is stored as it is -> its extension; MPO is JPEG with a second one.
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
+# Extensions that a message lists.
+_SHOWN = 8
+
 # A member of a sample: extension, offset and size in bytes.
 Member = tuple[str, int, int]
 # A member, or a line of an index; the extension comes first.
@@ -96,7 +99,11 @@ class Fields:
         image, caption = self.pick(members)
         if image and caption:
             return Sample(key, Entry(key, *image, *caption[1:]))
-        has = ", ".join("." + m[0] for m in members)
+        has = ", ".join("." + m[0] for m in members[:_SHOWN])
+        if len(members) > _SHOWN:
+            has += f" and {len(members) - _SHOWN:,} more"
+        if not any(m[0] in self.images or m[0] == self.caption for m in members):
+            has += "; a key ends at the first dot of the name"
         if image is None:
             wanted = "/".join(self.images)
             return Sample(key, None, f"no image: expected a {wanted} member, found {has}")

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
-from clipfast.data.storage import storage_of
+from clipfast.data.storage import Reader, storage_of
 from clipfast.data.storage.paths import split_extension
-from clipfast.data.tarwalk import BLOCK, check_header
+from clipfast.data.tarheader import BLOCK, size_of, valid
 
 INDEX_VERSION = "v1.2"
 INDEX_COMMAND = "python -m clipfast.data.index"
@@ -157,8 +157,21 @@ def _check_ranges(shard: str, ranges: Sequence[tuple[np.ndarray, np.ndarray]]) -
             if end > tar_size:
                 raise _stale(shard, f"it points to byte {end:,}, the tar has {tar_size:,}")
             for i in {0, len(offset) // 2, len(offset) - 1}:
-                if not check_header(reader, int(offset[i]), int(size[i])):
+                if not _announced(reader, int(offset[i]), int(size[i])):
                     raise _stale(shard, f"no member of {size[i]:,} bytes begins at {offset[i]:,}")
+
+
+def _announced(reader: Reader, offset: int, size: int) -> bool:
+    """Whether a tar header lies before `offset` and announces `size` bytes.
+
+    A size above 8 GiB may stand in a pax record instead; members of 2 GiB and more are refused
+    earlier, so the header's own field decides.
+    """
+    header = reader.read_at(offset - BLOCK, BLOCK)
+    try:
+        return valid(header) and size_of(header) == size
+    except ValueError:
+        return False
 
 
 def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -> str:

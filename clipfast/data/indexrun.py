@@ -10,10 +10,10 @@ from typing import Any
 from tqdm import tqdm
 
 from clipfast.data.check import Limits, check_caption, check_images
-from clipfast.data.fields import Entry, Fields, Sample
+from clipfast.data.fields import Entry, Fields
 from clipfast.data.indexfile import write_index
-from clipfast.data.report import Report
-from clipfast.data.scan import scan
+from clipfast.data.report import Report, printable
+from clipfast.data.scan import Contents, contents
 from clipfast.data.storage import storage_of
 from clipfast.data.tarwalk import read_exactly
 
@@ -31,6 +31,7 @@ class Summary:
         failed: shards that could not be read; they have no index.
         samples: samples met in indexed shards.
         good: of these, the samples written to an index.
+        left_out: members of indexed shards that no sample uses; each has a row in the report.
         already_good: samples in the indexes of skipped shards.
         seconds: wall time.
         report: path of the report; None when nothing was left to do.
@@ -41,6 +42,7 @@ class Summary:
     failed: int = 0
     samples: int = 0
     good: int = 0
+    left_out: int = 0
     already_good: int = 0
     seconds: float = 0.0
     report: str | None = None
@@ -48,11 +50,13 @@ class Summary:
     def lines(self) -> list[str]:
         """The summary for people."""
         rate = self.samples / self.seconds if self.seconds else 0.0
+        left_out = f"members in no sample: {self.left_out:,}, each named in the report"
         return [
             f"shards: {self.shards:,} indexed, {self.skipped:,} up to date, "
             f"{self.failed:,} unreadable",
             f"samples: {self.good:,} good, {self.samples - self.good:,} rejected "
             f"({self.seconds:.1f} s, {rate:,.0f} samples/s); {self.already_good:,} indexed before",
+            *([left_out] if self.left_out else []),
         ]
 
 
@@ -69,10 +73,6 @@ class Rule:
     limits: Limits
     dali: bool
     fields: Fields
-
-
-def _scan(shard: str, fields: Fields) -> list[Sample]:
-    return list(scan(shard, fields))
 
 
 def _check(shard: str, entries: Sequence[Entry], rule: Rule) -> list[str]:
@@ -92,7 +92,7 @@ class _Shard:
     """A shard on its way: its samples, the chunks still out, the verdicts that came back."""
 
     path: str
-    samples: list[Sample] = field(default_factory=list)
+    found: Contents = field(default_factory=Contents)
     entries: list[Entry] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
     open_chunks: int = 0
@@ -112,7 +112,7 @@ class IndexRun:
     def start(self, path: str) -> None:
         """Hand a shard to the workers."""
         self.in_flight += 1
-        future = self.pool.submit(_scan, path, self.rule.fields)
+        future = self.pool.submit(contents, path, self.rule.fields)
         self.pending[future] = (_Shard(path), None)
 
     def step(self) -> None:
@@ -142,10 +142,10 @@ class IndexRun:
             self.summary.failed += 1
             self.in_flight -= 1
             self.report.row(shard.path, "", f"shard is unreadable: {error}")
-            tqdm.write(f"unreadable: {error}", file=sys.stderr)
+            tqdm.write(printable(f"unreadable: {error}"), file=sys.stderr)
 
-    def _scanned(self, shard: _Shard, samples: list[Sample]) -> None:
-        shard.samples = samples
+    def _scanned(self, shard: _Shard, found: Contents) -> None:
+        shard.found, samples = found, found.samples
         shard.entries = [sample.entry for sample in samples if sample.entry]
         self.bar.total = (self.bar.total or 0) + len(samples)
         self.bar.update(len(samples) - len(shard.entries))
@@ -167,17 +167,23 @@ class IndexRun:
     def _finish(self, shard: _Shard) -> None:
         good = [entry for i, entry in enumerate(shard.entries) if i not in shard.reasons]
         reason_of = {id(shard.entries[i]): reason for i, reason in shard.reasons.items()}
-        for sample in shard.samples:
+        found = shard.found
+        for note in found.notes:
+            self.report.row(shard.path, "", note)
+        for sample in found.samples:
             reason = reason_of.get(id(sample.entry)) if sample.entry else sample.problem
             if reason:
                 self.report.row(shard.path, sample.key, reason)
-        if not shard.samples:
+        for name, why in found.left_out:
+            self.report.row(shard.path, name, why)
+        if not found.samples:
             self.report.row(shard.path, "", "shard holds no file with an extension")
         # Written even without a good sample: with no index the shard would be scanned, and trained
         # on unchecked.
         write_index(shard.path, good, self.rule.fields)
         self.summary.shards += 1
-        self.summary.samples += len(shard.samples)
+        self.summary.samples += len(found.samples)
+        self.summary.left_out += len(found.left_out)
         self.summary.good += len(good)
         self.in_flight -= 1
 

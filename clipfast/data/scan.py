@@ -1,37 +1,128 @@
-"""Walk a shard and group its members into samples."""
+"""Walk a shard and group its members into samples; what is in none is named."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
-from clipfast.data.fields import FIELDS, Fields, Member, Sample
+from clipfast.data.fields import FIELDS, Entry, Fields, Member, Sample
 from clipfast.data.tarwalk import walk
 
+_REPEATED = (
+    "its key repeats behind an incomplete sample of the same key: which caption belongs to which "
+    "image cannot be told; give each pair a key of its own"
+)
+_APART = (
+    "; image and caption of this key do not lie side by side: pack it again with tar --sort=name"
+)
 
-def scan(shard: str, fields: Fields = FIELDS) -> Iterator[Sample]:
+
+@dataclass
+class Contents:
+    """What a shard holds. Every member is in a sample or is named.
+
+    Attributes:
+        samples: complete or not, in the order of the tar.
+        left_out: (name, why) of members that are in no sample, or that a sample does not use.
+        notes: what is odd about the shard itself.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, name: str, why: str) -> None:
+        """Take what a walk says of a member, or of the shard where `name` is empty."""
+        if name:
+            self.left_out.append((name, why))
+        else:
+            self.notes.append(why)
+
+
+def contents(shard: str, fields: Fields = FIELDS) -> Contents:
     """Walk the tar headers of `shard` and group its members into samples.
 
     The rule is webdataset's: the key is the path up to the first dot of the basename, the members
-    of a sample are adjacent, hidden and dotless files are passed over.
+    of a sample are adjacent, hidden and dotless files are passed over. A sample ends where an
+    extension repeats, too, as OpenCLIP has it: three pairs of one key are three samples.
 
     Args:
         shard: path of a plain tar.
         fields: which members are image and caption.
 
-    Yields:
-        Every sample, complete or not, in the order of the tar.
-
     Raises:
-        ValueError: the file is empty, truncated, compressed, or no tar.
+        ValueError: see `clipfast.data.tarwalk.walk`.
     """
+    found = Contents()
+    # Samples of one key, one behind the other.
+    run: list[list[Member]] = []
     key: str | None = None
-    members: list[Member] = []
-    for name, offset, size in walk(shard):
+    extensions: set[str] = set()
+    for name, offset, size in walk(shard, found.note):
         parts = fields.split(name)
-        if parts is None:
-            continue
-        if parts[0] != key and key is not None:
-            yield fields.sample(key, members)
-            members = []
-        key = parts[0]
-        members.append((parts[1], offset, size))
+        if parts is None or "PaxHeader" in name:
+            why = _passed_over(name)
+            if parts is None or why:
+                found.left_out.append((name, f"left out: {why}"))
+                continue
+        if parts[0] != key:
+            if key is not None:
+                _add(found, key, run, fields)
+            key, run, extensions = parts[0], [[]], set()
+        elif parts[1] in extensions:
+            run.append([])
+            extensions = set()
+        extensions.add(parts[1])
+        run[-1].append((parts[1], offset, size))
     if key is not None:
-        yield fields.sample(key, members)
+        _add(found, key, run, fields)
+    _name_parts(found)
+    return found
+
+
+def scan(shard: str, fields: Fields = FIELDS) -> Iterator[Sample]:
+    """The samples that `contents` finds, complete or not, in the order of the tar."""
+    yield from contents(shard, fields).samples
+
+
+def _passed_over(name: str) -> str:
+    """Why a member counts as no part of a sample; '' where it may be one."""
+    folder, _, base = name.rpartition("/")
+    if base.startswith("._"):
+        return "metadata of macOS (AppleDouble)"
+    if base.startswith("."):
+        return "a hidden file"
+    if any(part.startswith("PaxHeader") for part in folder.split("/")):
+        return "a pax header that a program stored as a file"
+    return "" if "." in base else "no extension"
+
+
+def _add(found: Contents, key: str, run: list[list[Member]], fields: Fields) -> None:
+    broken = False
+    for members in run:
+        sample = fields.sample(key, members)
+        if sample.entry and broken:
+            sample = Sample(key, None, _REPEATED)
+        elif sample.entry and len(members) > 2:
+            found.left_out += _unused(sample.entry, members, fields)
+        broken = sample.entry is None
+        found.samples.append(sample)
+
+
+def _unused(entry: Entry, members: list[Member], fields: Fields) -> Iterator[tuple[str, str]]:
+    for extension, _, _ in members:
+        if extension in fields.images and extension != entry.extension:
+            why = f"left out: the image of this sample is its .{entry.extension}"
+            yield f"{entry.key}.{extension}", why
+
+
+def _name_parts(found: Contents) -> None:
+    """Say of samples without image or caption where the other half lies apart in the tar."""
+    incomplete: dict[str, list[int]] = {}
+    for number, sample in enumerate(found.samples):
+        if sample.entry is None:
+            incomplete.setdefault(sample.key, []).append(number)
+    for numbers in incomplete.values():
+        starts = {found.samples[number].problem[:10] for number in numbers}
+        if {"no image: ", "no caption"} <= starts:
+            for number in numbers:
+                sample = found.samples[number]
+                found.samples[number] = replace(sample, problem=sample.problem + _APART)

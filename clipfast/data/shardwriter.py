@@ -4,7 +4,7 @@ from clipfast.data.fields import FIELDS, Entry, Fields
 from clipfast.data.indexfile import index_path, write_index
 from clipfast.data.storage import Writer, storage_of
 from clipfast.data.storage.paths import join
-from clipfast.data.tarwalk import BLOCK, tar_header
+from clipfast.data.tarheader import BLOCK, tar_header
 
 # tar programs write whole records of 20 blocks.
 _RECORD = 20 * BLOCK

@@ -17,7 +17,8 @@ from clipfast.data.indexfile import (
     read_keys,
 )
 from clipfast.data.reasons import Reasons
-from clipfast.data.scan import scan
+from clipfast.data.report import printable
+from clipfast.data.scan import contents, scan
 
 # From this many shards on, scanning at each start costs minutes and is worth a warning.
 _MANY_SCANS = 8
@@ -111,7 +112,8 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
             columns.extension,
             fields=fields,
         )
-    samples = list(scan(shard, fields))
+    found = contents(shard, fields)
+    samples = found.samples
     rows = [sample.entry for sample in samples if sample.entry]
     left_out = len(samples) - len(rows)
     if not rows:
@@ -123,8 +125,21 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
                 + ("" if samples else ". It holds no file with an extension")
             )
         )
+    for note in found.notes:
+        _log.warning("%s: %s", printable(shard), note)
+    if found.left_out:
+        name, reason = found.left_out[0]
+        _log.warning(
+            "%s: %d members are in no sample, such as %s (%s)",
+            printable(shard),
+            len(found.left_out),
+            printable(name),
+            printable(reason),
+        )
     if left_out:
-        _log.warning("%s: %d samples without image or caption are left out", shard, left_out)
+        _log.warning(
+            "%s: %d samples without image or caption are left out", printable(shard), left_out
+        )
     return _table(shard, rows, left_out, fields)
 
 

@@ -3,19 +3,48 @@
 Python's tarfile builds an object of twenty fields per member; a shard of 10,000 samples needs only
 name, offset and size. Headers are read one by one rather than through a memory map, so that an I/O
 error of a network file system is an OSError and not a SIGBUS.
+
+A tar may say anything: sizes, names and numbers of records are checked before they are believed.
+What two programs would read differently is refused. What a walk passes over, it names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from clipfast.data.storage import Reader, storage_of
-
-BLOCK = 512
+from clipfast.data.tarheader import (
+    BLOCK,
+    Extra,
+    long_name,
+    name_of,
+    pax_records,
+    size_of,
+    text,
+    valid,
+)
 
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 # Links, devices, folders and pipes carry no data, whatever their size field says.
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_HARD_LINK, _SOFT_LINK = b"1", b"2"
+_SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
+# Folders, in an incremental archive too, and the label of a volume: no files.
+_FRAME = frozenset((b"5", b"D", b"V"))
+_PAX, _ABOUT_NEXT = (b"x", b"X", b"g"), (b"x", b"X", b"g", b"L", b"K")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLANK = bytes(BLOCK)
+# Bytes of names and pax records in front of one member. Paths of Linux end at 4 KiB.
+_LARGEST_EXTRA = 1 << 20
+# How far behind the end of an archive another one is looked for. Records of tar are 10 KiB.
+_LOOKED_BEHIND = 16 << 20
+_PIECE = 64 << 10
+_NOTHING = Extra()
+
+# Takes the name of a member ("" for the shard) and what there is to say of it.
+Note = Callable[[str, str], None]
+
+
+def _no_note(name: str, why: str) -> None:
+    return
 
 
 def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
@@ -39,152 +68,194 @@ def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
     return data
 
 
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _number(field: bytes) -> int:
-    """A tar number: octal text, or base 256 when the first bit is set."""
-    if field[0] & 0x80:
-        return int.from_bytes(field, "big") - (1 << (8 * len(field) - 1))
-    return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
-
-
-def _valid(header: bytes) -> bool:
-    """Whether the header's checksum holds (its own field counts as eight spaces)."""
-    try:
-        stored = _number(header[148:156])
-    except ValueError:
-        return False
-    return sum(header) - sum(header[148:156]) + 256 == stored
-
-
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Records ``<length> <key>=<value>\\n`` of a pax header."""
-    records = {}
-    at = 0
-    while at < len(data) and data[at] != 0:
-        space = data.index(b" ", at)
-        length = int(data[at:space])
-        if length <= space - at:
-            raise ValueError("record of no length")
-        key, _, value = data[space + 1 : at + length - 1].partition(b"=")
-        records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
-        at += length
-    return records
-
-
-def _refuse(shard: str, why: str) -> ValueError:
-    return ValueError(f"shard {shard!r} {why}; fetch or pack it again")
-
-
-def _check_start(shard: str, reader: Reader, size: int) -> None:
-    if size == 0:
-        raise _refuse(shard, "is a zero-byte file")
-    start = reader.read_at(0, BLOCK)
-    for magic, kind in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise ValueError(
-                f"shard {shard!r} is compressed ({kind}), which has no random access; decompress "
-                "it to a plain tar"
-            )
-    if start == _BLANK[: len(start)]:
-        raise _refuse(shard, "is an empty tar")
-    if size < BLOCK:
-        raise _refuse(shard, f"is no tar: it has {size} bytes")
-
-
-def _name(header: bytes) -> str:
-    name = _text(header[:100])
-    # The prefix field is POSIX ustar's; GNU's variant keeps times there.
-    if header[257:263] == b"ustar\0":
-        prefix = _text(header[345:500])
-        return f"{prefix}/{name}" if prefix else name
-    return name
-
-
-def walk(shard: str) -> Iterator[tuple[str, int, int]]:
+def walk(shard: str, note: Note = _no_note) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset of the data, size) of every regular file of a tar, in order.
 
-    Reads ustar, GNU (long names, base-256 sizes) and pax headers.
+    Reads ustar, GNU (long names, base-256 sizes) and pax headers. A hard link counts as the file
+    that it points to. Archives that were joined (``cat a.tar b.tar``) are read to the end.
 
     Args:
         shard: path of a plain tar.
+        note: called for each member that holds no data and is no folder, and for what is odd about
+            the shard.
 
     Raises:
-        ValueError: the file is empty, truncated, compressed, sparse, or no tar.
+        ValueError: the file is empty, truncated, compressed, damaged, or no tar; or it has a sparse
+            file or a part of one, or is ambiguous. Names the shard and the byte.
     """
     with storage_of(shard).open(shard) as reader:
-        yield from _walk(shard, reader, reader.size())
+        yield from _Walk(shard, reader, note).members()
 
 
-def _walk(shard: str, reader: Reader, end: int) -> Iterator[tuple[str, int, int]]:
-    _check_start(shard, reader, end)
-    at = 0
-    common: dict[str, str] = {}
-    extra: dict[str, str] = {}
-    while at < end:
-        header = reader.read_at(at, BLOCK)
-        if header == _BLANK:
-            return
-        if len(header) < BLOCK:
-            raise _refuse(shard, f"is truncated: it ends within the header at byte {at:,}")
-        if not _valid(header):
-            what = "is no tar" if at == 0 else "is damaged"
-            raise _refuse(shard, f"{what}: no valid header at byte {at:,}")
-        kind = header[156:157]
-        records = {**common, **extra}
-        size = int(records["size"]) if "size" in records else _number(header[124:136])
-        data, at = at + BLOCK, at + BLOCK
-        if kind not in _WITHOUT_DATA:
-            at += -(-size // BLOCK) * BLOCK
-            if at > end:
-                raise _refuse(shard, f"is truncated: a member reaches to byte {at:,} of {end:,}")
-        if kind in (b"x", b"g", b"L", b"X"):
-            body = read_exactly(reader, data, size, shard)
+class _Walk:
+    def __init__(self, shard: str, reader: Reader, note: Note) -> None:
+        self._shard, self._reader, self._note = shard, reader, note
+        self._end = reader.size()
+        # Where each file lies, for hard links to it.
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def members(self) -> Iterator[tuple[str, int, int]]:
+        self._check_start()
+        at = 0
+        ended = False
+        extra: Extra | None = None
+        while at < self._end:
+            header = self._reader.read_at(at, BLOCK)
+            if header == _BLANK:
+                self._check_nothing_waits(extra, at)
+                at, ended = self._next_archive(at), True
+                continue
+            ended = False
+            self._check(header, at)
+            kind = header[156:157]
+            if kind in _ABOUT_NEXT:
+                extra = extra or Extra()
+                at = self._add(extra, kind, header, at)
+                continue
             try:
-                new = {"path": _text(body)} if kind == b"L" else _pax_records(body)
-            except ValueError:
-                raise _refuse(shard, f"is damaged: bad pax header at byte {data:,}") from None
-            (common if kind == b"g" else extra).update(new)
-            continue
-        if kind == b"K":
-            continue
-        if kind == b"S" or any(key.startswith("GNU.sparse.") for key in records):
-            raise ValueError(f"shard {shard!r} holds a sparse file; pack it without --sparse")
-        name = records.get("path") or _name(header)
-        if kind in _REGULAR and not name.endswith("/"):
-            yield name, data, size
-        extra = {}
+                size, name = size_of(header), name_of(header)
+            except ValueError as error:
+                raise self._damaged(at, error) from None
+            if extra is not None:
+                size = size if extra.size is None else extra.size
+                name = name if extra.path is None else extra.path
+            data = at + BLOCK
+            at = data if kind in _WITHOUT_DATA else self._behind(data, size)
+            place = self._place(kind, name, data, size, header, extra or _NOTHING)
+            extra = None
+            if place is not None:
+                self._places[name] = place
+                yield name, *place
+        self._check_nothing_waits(extra, at)
+        if not ended:
+            self._note(
+                "", f"shard has no end mark: it may have been cut at byte {at:,}, between members"
+            )
 
+    def _refuse(self, why: str) -> ValueError:
+        return ValueError(f"shard {self._shard!r} {why}; fetch or pack it again")
 
-def check_header(reader: Reader, offset: int, size: int) -> bool:
-    """Whether a tar header lies before `offset` and announces `size` bytes.
+    def _damaged(self, at: int, why: object) -> ValueError:
+        return self._refuse(f"is damaged: in the header at byte {at:,} {why}")
 
-    A size above 8 GiB may stand in a pax record instead; members of 2 GiB and more are refused
-    earlier, so the header's own field decides.
-    """
-    header = reader.read_at(offset - BLOCK, BLOCK)
-    return len(header) == BLOCK and _valid(header) and _number(header[124:136]) == size
+    def _check_start(self) -> None:
+        if self._end == 0:
+            raise self._refuse("is a zero-byte file")
+        start = self._reader.read_at(0, BLOCK)
+        for magic, kind in _COMPRESSED.items():
+            if start.startswith(magic) and not valid(start):
+                raise ValueError(
+                    f"shard {self._shard!r} is compressed ({kind}), which has no random access; "
+                    "decompress it to a plain tar"
+                )
+        if self._end < BLOCK:
+            raise self._refuse(f"is no tar: it has {self._end} bytes")
 
+    def _check(self, header: bytes, at: int) -> None:
+        if len(header) < BLOCK:
+            raise self._refuse(f"is truncated: it ends within the header at byte {at:,}")
+        if not valid(header):
+            what = "is no tar" if at == 0 else "is damaged"
+            raise self._refuse(f"{what}: no valid header at byte {at:,}")
 
-def tar_header(name: str, size: int) -> bytes:
-    """A ustar header for a regular file: mode 644, owner 0, time 0, so that bytes repeat.
+    def _check_nothing_waits(self, extra: Extra | None, at: int) -> None:
+        if extra is not None:
+            raise self._refuse(f"is damaged: a long name or pax header at byte {at:,} has no file")
 
-    Args:
-        name: at most 100 bytes.
-        size: bytes of the member, under 8 GiB.
-    """
-    encoded = name.encode("utf-8", "surrogateescape")
-    assert len(encoded) <= 100, name
-    assert 0 <= size < 8**11, size
-    header = bytearray(BLOCK)
-    header[: len(encoded)] = encoded
-    header[100:124] = b"0000644\0" + b"0000000\0" * 2
-    header[124:136] = b"%011o\0" % size
-    header[136:148] = b"%011o\0" % 0
-    header[148:156] = b" " * 8
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\00000"
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
+    def _behind(self, data: int, size: int) -> int:
+        """Where the header behind a member begins."""
+        behind = data + -(-size // BLOCK) * BLOCK
+        if behind > self._end:
+            raise self._refuse(
+                f"is truncated: the member at byte {data - BLOCK:,} reaches to byte {behind:,} of "
+                f"{self._end:,}"
+            )
+        return behind
+
+    def _add(self, extra: Extra, kind: bytes, header: bytes, at: int) -> int:
+        """Take over what a header says of the next member; returns where the next one begins."""
+        try:
+            size = size_of(header)
+        except ValueError as error:
+            raise self._damaged(at, error) from None
+        if size > _LARGEST_EXTRA:
+            raise self._damaged(at, f"a name or pax header claims {size:,} bytes")
+        behind = self._behind(at + BLOCK, size)
+        body = read_exactly(self._reader, at + BLOCK, size, self._shard)
+        try:
+            new = pax_records(body) if kind in _PAX else long_name(kind, body)
+            if kind != b"g":
+                extra.add(new)
+            elif new != _NOTHING:
+                raise ValueError("a global pax header gives all members one name or size")
+        except ValueError as error:
+            raise self._damaged(at, error) from None
+        return behind
+
+    def _place(
+        self, kind: bytes, name: str, data: int, size: int, header: bytes, extra: Extra
+    ) -> tuple[int, int] | None:
+        """Where the data of a member lie; None, and a note, where it has none."""
+        if kind in _REGULAR:
+            if not name.endswith("/"):
+                return data, size
+            if kind == b"\0" and size:
+                # Some programs take it for a folder, and read its data as headers.
+                raise self._damaged(data - BLOCK, "a folder has data")
+            if kind != b"\0" or extra.path is not None:
+                self._note(name, "left out: its name ends in a slash, as that of a folder")
+        elif kind == _HARD_LINK:
+            target = extra.linkpath or text(header[157:257])
+            for spelling in (target, target.removeprefix("./"), f"./{target}"):
+                if spelling in self._places:
+                    return self._places[spelling]
+            self._note(name, f"left out: hard link to {target!r}, which is no file before it")
+        elif kind == _SOFT_LINK:
+            target = extra.linkpath or text(header[157:257])
+            self._note(name, f"left out: link to {target!r}; pack it with tar --dereference")
+        elif kind == b"S":
+            raise ValueError(
+                f"shard {self._shard!r} holds a sparse file at byte {data - BLOCK:,}; pack it "
+                "without --sparse"
+            )
+        elif kind == b"M":
+            raise ValueError(
+                f"shard {self._shard!r} is a part of an archive of several volumes (byte "
+                f"{data - BLOCK:,}); extract all volumes and pack them into one tar each"
+            )
+        elif kind not in _FRAME:
+            what = _SPECIAL.get(kind, f"of the unknown kind {kind!r}")
+            self._note(name, f"left out: it is {what}, no file")
+        return None
+
+    def _next_archive(self, blank: int) -> int:
+        """Where a walk goes on behind the blank block that ends an archive; the end if nowhere."""
+        found, looked = blank, min(self._end, blank + _LOOKED_BEHIND)
+        while found < looked:
+            piece = self._reader.read_at(found, min(_PIECE, self._end - found))
+            left = len(piece.lstrip(b"\0"))
+            found += len(piece) - left
+            if left or not piece:
+                break
+        found -= found % BLOCK if found < self._end else 0
+        rest = self._end - found
+        if rest == 0 or not any(self._reader.read_at(found, BLOCK)):
+            if blank == 0:
+                raise self._refuse("is an empty tar")
+            if rest:
+                self._left_unread(found, f"{looked - blank:,} bytes of zeros lie before them")
+            return self._end
+        if valid(self._reader.read_at(found, BLOCK)):
+            self._note(
+                "",
+                f"another archive begins at byte {found:,}, behind the end of one at {blank:,}: "
+                "it is read too, where most programs stop",
+            )
+            return found
+        if blank == 0:
+            raise self._refuse(f"is no tar: no valid header at byte {found:,}")
+        self._left_unread(found, "they lie behind the end of the archive and are no tar")
+        return self._end
+
+    def _left_unread(self, at: int, why: str) -> None:
+        self._note("", f"{self._end - at:,} bytes from byte {at:,} on were left unread: {why}")

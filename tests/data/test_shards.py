@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from clipfast.data import shards
-from clipfast.data.tarwalk import tar_header, walk
+from clipfast.data.tarheader import tar_header
+from clipfast.data.tarwalk import walk
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"", **fields) -> None:
