@@ -16,6 +16,8 @@ from typing import Any, ClassVar, SupportsIndex
 
 from torch import nn
 
+_joined_classes: dict[tuple[type, type], type] = {}
+
 
 class Patched:
     """Base of what replaces a module's class.
@@ -31,11 +33,13 @@ class Patched:
         Returns:
             A function that gives the module its own class again.
         """
-        own = type(module)
-        module.__class__ = type(own.__name__, (cls, own), {"__module__": own.__module__})
+        own, joined = type(module), _joined(cls, type(module))
+        module.__class__ = joined
 
         def restore() -> None:
-            module.__class__ = own
+            # Another library may have put a class of its own before ours since.
+            if type(module) is joined:
+                module.__class__ = own
 
         return restore
 
@@ -45,14 +49,34 @@ class Patched:
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return twin
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        # So is a scripted one: TorchScript compiles the code of the module's own class.
+        return plain_twin(self)
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         # A pickled model is the plain one: it loads where clipfast is not installed.
         return copyreg._reconstructor, (own_class(self), object, None), self.__dict__  # type: ignore[attr-defined]
 
 
+def _joined(cls: type[Patched], own: type) -> type:
+    """One class for all modules of a kind: compiled code is guarded by it."""
+    if (cls, own) not in _joined_classes:
+        joined = type(own.__name__, (cls, own), {"__module__": own.__module__})
+        _joined_classes[cls, own] = joined
+    return _joined_classes[cls, own]
+
+
 def own_class(module: object) -> type:
     """The class of a module without what a patch put before it."""
     return next(base for base in type(module).__mro__ if not issubclass(base, Patched))
+
+
+def plain_twin(module: object) -> nn.Module:
+    """The module without its patch, around the same parts."""
+    twin: nn.Module = object.__new__(own_class(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__["_modules"] = dict(module.__dict__["_modules"])
+    return twin
 
 
 def is_exactly(module: object, kind: type) -> bool:
@@ -80,7 +104,8 @@ class Replacement:
     Attributes:
         part: what the report calls it.
         path: where it is in the model, such as ``visual.attnpool``; "" is the model itself.
-        kind: the class that it must have, exactly; any other is left alone.
+        kind: the class that it must have, exactly; any other is left alone. None takes a module of
+            any class: `obstacle` knows which ones fit.
         by: the class that is put before its own.
         what: what it does then, for the report.
         obstacle: gives the reason why a module of this class is left alone, or None.
@@ -90,7 +115,7 @@ class Replacement:
 
     part: str
     path: str
-    kind: type[nn.Module]
+    kind: type[nn.Module] | None
     by: type[Patched]
     what: str
     obstacle: Callable[[nn.Module], str | None] = always_fits
@@ -149,7 +174,7 @@ class Patch:
         module = _at(model, row.path)
         if module is None:
             self.left_alone[row.part] = "the model has none"
-        elif not is_exactly(module, row.kind):
+        elif row.kind is not None and not is_exactly(module, row.kind):
             self.left_alone[row.part] = f"it is a {type(module).__name__}"
         elif reason := row.obstacle(module):
             self.left_alone[row.part] = reason

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import clipfast
-from clipfast.integrations import open_clip_modules as modules
+from clipfast.integrations import open_clip_loss as losses
 from tests.integrations.models import LOSS, tiny
 from tests.peers import import_open_clip
 from tests.ranks import run_ranks
@@ -32,13 +32,13 @@ def make_features() -> list[Tensor]:
 
 def count_calls(monkeypatch) -> list[ModuleType]:
     """A list that grows at each call of our loss."""
-    calls, ours = [], modules.fused_loss
+    calls, ours = [], losses.fused_loss
 
     def counted(*args: Any, **kwargs: Any) -> Tensor:
         calls.append(args[0])
         return ours(*args, **kwargs)
 
-    monkeypatch.setattr(modules, "fused_loss", counted)
+    monkeypatch.setattr(losses, "fused_loss", counted)
     return calls
 
 
@@ -97,7 +97,12 @@ def test_patch_leaves_a_loss_with_other_gradients_alone(patch_and_undo, monkeypa
     assert "gather_with_grad" in patch_and_undo(tiny(), loss=loss).left_alone["loss"]
     siglip = open_clip.loss.SigLipLoss()
     assert patch_and_undo(tiny(), loss=siglip).left_alone["loss"] == "it is a SigLipLoss"
-    monkeypatch.setattr(open_clip.loss.ClipLoss, "forward", lambda self, *features: "theirs")
+    theirs = open_clip.loss.ClipLoss.forward
+
+    def forward(self: nn.Module, *features: Tensor) -> Tensor | str:
+        return "theirs" if self.world_size > 1 else theirs(self, *features)
+
+    monkeypatch.setattr(open_clip.loss.ClipLoss, "forward", forward)
     patch = patch_and_undo(tiny())
     with pytest.warns(UserWarning, match="is left alone: without gather_with_grad"):
         assert loss(*make_features()) == "theirs"
