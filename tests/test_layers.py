@@ -28,6 +28,8 @@ RANKS = {
     "clipfast.preprocessing": 1,
     # What a mistyped name probably meant.
     "clipfast.names": 1,
+    # How arguments are checked where they come in.
+    "clipfast.arguments": 1,
     # Everything else in clipfast is a sibling in the middle: rank 2.
     "clipfast.engine": 3,
     # Other people's models with our parts in them: beside the engine, which does not need it.

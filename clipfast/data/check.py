@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from clipfast.arguments import real_number, whole_number
 from clipfast.data.fields import FIELDS, FORMATS, Fields, clean_caption
 from clipfast.data.judge import BATCH, DaliDecoder
 from clipfast.data.plain import plain_size
@@ -35,6 +36,10 @@ class Limits:
         max_aspect: largest accepted long side over short side; a strip of 1 x 5,000 pixels would
             grow to 224 x 1,120,000 when its short side is resized.
         max_pixels: largest accepted width times height; guards against decompression bombs.
+
+    Raises:
+        TypeError: a limit is no number; a ``ValueError`` too.
+        ValueError: a limit is below 1.
     """
 
     min_side: int = 2
@@ -42,8 +47,10 @@ class Limits:
     max_pixels: int = 100_000_000
 
     def __post_init__(self) -> None:
-        if self.min_side < 1 or self.max_aspect < 1 or self.max_pixels < 1:
-            raise ValueError(f"limits must be at least 1, got {self}; leave them out for defaults")
+        whole_number("min_side", self.min_side, 1)
+        whole_number("max_pixels", self.max_pixels, 1)
+        if real_number("max_aspect", self.max_aspect) < 1:
+            raise ValueError(f"max_aspect must be at least 1; got {self.max_aspect}")
 
 
 def check_caption(data: bytes, fields: Fields = FIELDS) -> str:

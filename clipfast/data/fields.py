@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from clipfast.arguments import WrongKindError, describe
+
 # Pillow's names of what is read, under whatever extension. Not all that Pillow knows: EPS, for one,
 # is a program that Ghostscript runs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
@@ -61,6 +63,10 @@ class Fields:
         caption: extension of the member that holds the caption.
         caption_key: the caption's name in that member, a JSON object; None: the member is the
             caption, UTF-8 text.
+
+    Raises:
+        TypeError: extensions are no texts; a ``ValueError`` too.
+        ValueError: an extension has a dot in front or capitals, or one is both image and caption.
     """
 
     images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
@@ -68,6 +74,19 @@ class Fields:
     caption_key: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, str) or not all(isinstance(e, str) for e in self.images):
+            raise WrongKindError(
+                f"images must be extensions such as ('jpg', 'png'); got {describe(self.images)}"
+            )
+        if not isinstance(self.caption, str):
+            raise WrongKindError(
+                f"caption must be an extension such as 'txt'; got {describe(self.caption)}"
+            )
+        wrong = [e for e in (*self.images, self.caption) if not e or e[0] == "." or e != e.lower()]
+        if wrong:
+            raise ValueError(
+                f"an extension is written in lower case without its dot; got {wrong[0]!r}"
+            )
         if not self.images or self.caption in self.images:
             raise ValueError(
                 f"expected image extensions and another one for captions, got {self.images} and "

@@ -11,6 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipfast.arguments import whole_number
+from clipfast.data.arguments import (
+    MOST_PIXELS_PER_SIDE,
+    MOST_THREADS,
+    check_device,
+    check_dtype,
+    check_place,
+    check_scale,
+)
 from clipfast.data.decode import DecodedBatch, Decoder
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
@@ -68,15 +77,14 @@ class _Loader:
         context_length: int = 77,
         fields: Fields = FIELDS,
     ) -> None:
-        self.shards = expand(patterns)
-        self.image_size = image_size
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world_size = world_size
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.threads = max(1, threads)
+        self.image_size = whole_number("image_size", image_size, 1, MOST_PIXELS_PER_SIDE)
+        self.batch_size = whole_number("batch_size", batch_size, 1)
+        self.rank, self.world_size = check_place(rank, world_size)
+        self.device = check_device(device)
+        self.dtype = check_dtype(dtype)
+        self.threads = whole_number("threads", threads, 1, MOST_THREADS)
         self.fields = fields
+        self.shards = expand(patterns)
         self.reader = ShardReader(self.shards, context_length, fields)
 
     def _batches(
@@ -143,7 +151,10 @@ class TrainLoader(_Loader):
         fields (Fields): which members of a sample are image and caption.
 
     Raises:
-        ValueError: the shards hold less than one global batch, or an argument does not fit.
+        TypeError: an argument is of another kind; a ``ValueError`` too.
+        ValueError: an argument is out of its range, the shards hold less than one global batch, or
+            one of them or its index is unfit.
+        FileNotFoundError: shards are missing; see ``clipfast.data.patterns.expand``.
     """
 
     def __init__(
@@ -158,19 +169,19 @@ class TrainLoader(_Loader):
         shuffle: bool = True,
         **options: Any,
     ) -> None:
+        self.scale = check_scale(scale)
         super().__init__(patterns, image_size, batch_size, **options)
-        if batch_size % self.world_size:
-            raise ValueError(f"batch size {batch_size} does not divide by {self.world_size} ranks")
-        if not 0.0 < scale[0] <= scale[1] <= 1.0:
-            raise ValueError(f"scale must satisfy 0 < smallest <= largest <= 1; got {scale}")
-        self.scale = scale
+        if self.batch_size % self.world_size:
+            raise ValueError(
+                f"batch size {self.batch_size} does not divide by {self.world_size} ranks"
+            )
         self.order = EpochOrder(counts(self.shards, fields=self.fields), seed, window, shuffle)
-        self.batches_per_epoch = len(self.order) // batch_size
+        self.batches_per_epoch = len(self.order) // self.batch_size
         if self.batches_per_epoch == 0:
             raise ValueError(
                 reasons_of(self.shards).after(
                     f"{len(self.shards)} shard(s) hold {len(self.order)} samples, less than one "
-                    f"global batch of {batch_size}: pass more data or a smaller --batch-size"
+                    f"global batch of {self.batch_size}: pass more data or a smaller --batch-size"
                 )
             )
         self._consumed = 0
@@ -240,7 +251,7 @@ class EvalLoader(_Loader):
         patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
         batch_size: of this rank; the last batch may be smaller.
-        limit: read only the first samples, over all ranks.
+        limit: read only so many samples, the first of all ranks together; None: all.
 
     Keyword Args:
         rank (int): this rank reads one contiguous part.
@@ -250,6 +261,11 @@ class EvalLoader(_Loader):
         threads (int): CPU threads that decode.
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
+
+    Raises:
+        TypeError: an argument is of another kind; a ``ValueError`` too.
+        ValueError: an argument is out of its range, or a shard or its index is unfit.
+        FileNotFoundError: shards are missing; see ``clipfast.data.patterns.expand``.
     """
 
     with_content = True
@@ -263,9 +279,11 @@ class EvalLoader(_Loader):
         limit: int | None = None,
         **options: Any,
     ) -> None:
+        if limit is not None:
+            limit = whole_number("limit", limit, 0, why="None reads all")
         super().__init__(patterns, image_size, batch_size, **options)
         self.order = EpochOrder(counts(self.shards, fields=self.fields), shuffle=False)
-        total = min(len(self.order), limit or len(self.order))
+        total = len(self.order) if limit is None else min(len(self.order), limit)
         self.start, self.stop = (
             total * part // self.world_size for part in (self.rank, self.rank + 1)
         )

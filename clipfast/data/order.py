@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipfast.arguments import WrongKindError, describe, truth, whole_number
+
+# numpy's generators take 64 bits; the command line leaves one for the sign.
+_MOST_SEED = 2**63 - 1
 _SHARDS, _SAMPLES, _CROPS = 0, 1, 2  # keep the random streams of one epoch apart
 _KEPT_WINDOWS = 3
 
@@ -39,17 +43,24 @@ class EpochOrder:
         window: samples permuted together. A window that holds the whole data set is a full shuffle;
             a smaller one keeps reads within a few shards at a time.
         shuffle: False reads shards and samples as they lie.
+
+    Raises:
+        TypeError: an argument is of another kind; a ``ValueError`` too.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
         self, counts: np.ndarray, seed: int = 0, window: int = 1 << 18, shuffle: bool = True
     ) -> None:
-        if window < 1:
-            raise ValueError(f"the shuffle window holds at least one sample; got {window}")
-        self.counts = np.asarray(counts, dtype=np.int64)
-        self.seed = seed
-        self.window = window
-        self.shuffle = shuffle
+        given = np.asarray(counts)
+        if given.ndim != 1 or not (given.size == 0 or np.issubdtype(given.dtype, np.integer)):
+            raise WrongKindError(f"counts must be a list of whole numbers; got {describe(counts)}")
+        if (given < 0).any():
+            raise ValueError(f"counts must not be negative; got {given.min()}")
+        self.counts = given.astype(np.int64)
+        self.seed = whole_number("seed", seed, 0, _MOST_SEED)
+        self.window = whole_number("window", window, 1, why="samples shuffled together")
+        self.shuffle = truth("shuffle", shuffle)
         self._epoch = -1
         self._shards = np.empty(0, np.int64)
         self._starts = np.empty(0, np.int64)
@@ -69,8 +80,11 @@ class EpochOrder:
 
         Returns:
             References in reading order.
+
+        Raises:
+            ValueError: the epoch has no such positions.
         """
-        assert 0 <= start <= stop <= len(self), (start, stop, len(self))
+        self._check(epoch, start, stop)
         self._begin(epoch)
         places = np.arange(start, stop, dtype=np.int64)
         if self.shuffle:
@@ -83,11 +97,23 @@ class EpochOrder:
         return SampleRefs(shard=self._shards[slot], row=places - self._starts[slot])
 
     def crops(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Three uniform numbers in [0, 1) for each position: ``[stop - start, 3]`` float32."""
+        """Three uniform numbers in [0, 1) for each position: ``[stop - start, 3]`` float32.
+
+        Raises:
+            ValueError: the epoch has no such positions.
+        """
+        self._check(epoch, start, stop)
         generator = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, _CROPS])
         # One Philox block yields four 64-bit words: position p owns block p.
         words = generator.advance(start).random_raw(4 * (stop - start)).reshape(-1, 4)[:, :3]
         return (words >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+
+    def _check(self, epoch: int, start: int, stop: int) -> None:
+        if epoch < 0 or not 0 <= start <= stop <= len(self):
+            raise ValueError(
+                f"epoch {epoch} has no positions {start} to {stop}: epochs count from 0, and each "
+                f"has {len(self):,} samples"
+            )
 
     def _begin(self, epoch: int) -> None:
         if epoch == self._epoch:

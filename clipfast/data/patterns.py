@@ -3,7 +3,10 @@
 import re
 from collections.abc import Sequence
 from os import PathLike, fspath
+from typing import Any
 
+from clipfast.arguments import WrongKindError, describe
+from clipfast.data.braces import expand_braces
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.globs import has_magic
 from clipfast.data.storage.paths import join, split
@@ -16,57 +19,6 @@ _SAMPLES = {
 }
 
 
-def _split_braces(pattern: str) -> tuple[str, str, str] | None:
-    """Cut `pattern` around its first balanced brace group; None when it has none."""
-    start = pattern.find("{")
-    if start < 0:
-        if "}" in pattern:
-            raise ValueError(f"shard pattern {pattern!r} has a '}}' without its '{{'")
-        return None
-    depth = 0
-    for i in range(start, len(pattern)):
-        depth += {"{": 1, "}": -1}.get(pattern[i], 0)
-        if depth == 0:
-            return pattern[:start], pattern[start + 1 : i], pattern[i + 1 :]
-    raise ValueError(f"shard pattern {pattern!r} has a '{{' without its '}}'")
-
-
-def _split_commas(body: str) -> list[str]:
-    """Split at the commas that are outside nested braces."""
-    parts, depth, last = [], 0, 0
-    for i, char in enumerate(body):
-        depth += {"{": 1, "}": -1}.get(char, 0)
-        if char == "," and depth == 0:
-            parts.append(body[last:i])
-            last = i + 1
-    return [*parts, body[last:]]
-
-
-def _expand_braces(pattern: str) -> list[str]:
-    """All strings that the brace lists and ranges of `pattern` stand for, in the order written."""
-    cut = _split_braces(pattern)
-    if cut is None:
-        return [pattern]
-    head, body, tail = cut
-    options = _split_commas(body)
-    if len(options) == 1:
-        number_range = re.fullmatch(r"(\d+)\.\.(\d+)", body)
-        if number_range is None:
-            raise ValueError(
-                f"shard pattern {pattern!r}: '{{{body}}}' is neither a range such as "
-                "{00000..00099} nor a list such as {a,b}"
-            )
-        first, last = number_range.groups()
-        padded = any(len(text) > 1 and text[0] == "0" for text in (first, last))
-        width = max(len(first), len(last)) if padded else 0
-        step = 1 if int(first) <= int(last) else -1
-        options = [f"{n:0{width}d}" for n in range(int(first), int(last) + step, step)]
-    else:
-        options = [text for option in options for text in _expand_braces(option)]
-    tails = _expand_braces(tail)
-    return [head + option + end for option in options for end in tails]
-
-
 def _refuse_unreadable(pattern: str) -> None:
     """Raise for what is no plain tar: pipes, folders, compressed archives, indexes."""
     if pattern.startswith("pipe:"):
@@ -74,8 +26,11 @@ def _refuse_unreadable(pattern: str) -> None:
             f"shard {pattern!r}: 'pipe:' is not read, because samples are fetched in any order; "
             "copy the shards to a local disk or mount the store, and give that path"
         )
-    if storage_of(pattern).is_folder(pattern):
+    storage = storage_of(pattern)
+    if storage.is_folder(pattern):
         raise ValueError(f"shard {pattern!r} is a folder; write '{pattern.rstrip('/')}/*.tar'")
+    if pattern.partition("/")[0] == "sample":
+        raise ValueError(f"shard {pattern!r}: the embedded shards are {', '.join(_SAMPLES)}")
     if not pattern.endswith(".tar"):
         raise ValueError(
             f"shard {pattern!r} does not end in '.tar'; give plain tar files (decompress .tar.gz "
@@ -83,20 +38,58 @@ def _refuse_unreadable(pattern: str) -> None:
         )
 
 
-def _missing(paths: Sequence[str]) -> list[str]:
-    """Those of `paths` that do not exist; one folder listing instead of one look per shard."""
-    listings: dict[str, set[str]] = {}
-    missing = []
+def _refuse_joined(pattern: str) -> None:
+    """Raise for what joins several patterns in one text."""
+    parts = pattern.split("::")
+    if len(parts) == 1 or storage_of(pattern).exists(pattern):
+        return
+    if all(re.fullmatch(r"[\d.]*", part) for part in parts):
+        raise ValueError(
+            f"shard pattern {pattern!r} is a list of weights, which are not read: each sample is "
+            "seen once per epoch"
+        )
+    raise ValueError(
+        f"shard pattern {pattern!r}: '::' does not join patterns here; give them one by one: "
+        + " ".join(map(repr, filter(None, parts)))
+    )
+
+
+def _look(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What of `paths` does not exist, and what is no file: one listing per folder instead of one
+    look per shard.
+
+    Raises:
+        OSError: a folder that is there cannot be listed.
+    """
+    listings: dict[str, dict[str, bool]] = {}
+    missing, others = [], []
     for path in paths:
         folder, name = split(path)
         if folder not in listings:
-            try:
-                listings[folder] = {each.name for each in storage_of(path).list(folder)}
-            except OSError:
-                listings[folder] = set()
+            listings[folder] = {each.name: each.is_file for each in storage_of(path).list(folder)}
         if name not in listings[folder]:
             missing.append(path)
-    return missing
+        elif not listings[folder][name]:
+            others.append(path)
+    return missing, others
+
+
+def _missing_error(pattern: str, missing: Sequence[str], asked: int) -> FileNotFoundError:
+    """Says how many are missing, and what else may be the cause."""
+    first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    what = f"shard pattern {pattern!r}: {len(missing)} of {asked} shards are missing: {first}"
+    storage, folder = storage_of(missing[0]), split(missing[0])[0]
+    start = f", seen from {place}" if (place := storage.start()) else ""
+    if "," in missing[0]:
+        return FileNotFoundError(f"{what}; a comma joins no patterns: give them one by one")
+    if folder and not storage.is_folder(folder):
+        return FileNotFoundError(f"{what}; there is no folder {folder!r}{start}")
+    if len(missing) == asked:
+        return FileNotFoundError(f"{what}; check the name{start}")
+    return FileNotFoundError(
+        f"{what}; complete the download, or narrow the range (a glob '*.tar' takes those that "
+        "exist)"
+    )
 
 
 def _glob(pattern: str) -> list[str]:
@@ -120,9 +113,10 @@ def _glob(pattern: str) -> list[str]:
 def _expand_one(pattern: str) -> list[str]:
     if pattern in _SAMPLES:
         return [join(_SAMPLE_DIR, name) for name in _SAMPLES[pattern]]
+    _refuse_joined(pattern)
     plain: list[str] = []
     found: list[str] = []
-    for text in _expand_braces(pattern):
+    for text in expand_braces(pattern):
         storage = storage_of(text)
         text = storage.resolve(text)
         if has_magic(text) and not storage.exists(text):
@@ -131,14 +125,11 @@ def _expand_one(pattern: str) -> list[str]:
             _refuse_unreadable(text)
             plain.append(text)
             found.append(text)
-    missing = _missing(plain)
+    missing, others = _look(plain)
     if missing:
-        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise FileNotFoundError(
-            f"shard pattern {pattern!r}: {len(missing)} of {len(plain)} shards are missing: "
-            f"{first}; complete the download, or narrow the range "
-            "(a glob '*.tar' takes those that exist)"
-        )
+        raise _missing_error(pattern, missing, len(plain))
+    if others:
+        raise ValueError(f"shard {others[0]!r} is no file: a device, a pipe, or a link to nothing")
     return found
 
 
@@ -146,9 +137,9 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     """List the shards that one or several patterns name.
 
     A pattern is a local path, or one of a registered storage (``scheme://...``), with any of: brace
-    ranges ``{00000..41407}`` (zero padding kept), brace lists ``{a,b}`` (nested too), globs
-    ``* ? [..] **``, ``~``. The names ``sample``, ``sample/noto`` and ``sample/twemoji`` stand for
-    the embedded shards.
+    ranges ``{00000..41407}`` (zero padding kept, a step as in ``{0..8..2}``), brace lists ``{a,b}``
+    (nested too), globs ``* ? [..] **``, ``~``. The names ``sample``, ``sample/noto`` and
+    ``sample/twemoji`` stand for the embedded shards.
 
     Args:
         patterns: one pattern, or a sequence of them.
@@ -157,26 +148,46 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
         Paths of existing ``.tar`` files; globs sorted, braces and sequences in the order written.
 
     Raises:
+        TypeError: a pattern is no text and no path.
         ValueError: no pattern, a malformed one, an unknown scheme, a file that is no ``.tar``, or a
             shard named twice.
         FileNotFoundError: a glob without a match, or missing shards, with their number.
+        OSError: a folder cannot be listed.
     """
-    patterns = [patterns] if isinstance(patterns, (str, PathLike)) else list(patterns)
-    if not patterns or not all(fspath(p) for p in patterns):
+    texts = _texts(patterns)
+    if not texts or not all(texts):
         raise ValueError(
             "expected at least one shard pattern, got none; give for example "
             "'/data/{00000..00099}.tar', or 'sample' for the embedded shards"
         )
     shards: list[str] = []
     seen: set[str] = set()
-    for pattern in patterns:
-        for shard in _expand_one(fspath(pattern)):
+    for pattern in texts:
+        for shard in _expand_one(pattern):
             name = storage_of(shard).identity(shard)
             if name in seen:
                 raise ValueError(
-                    f"shard {shard!r} is named twice (again by pattern {fspath(pattern)!r}); "
+                    f"shard {shard!r} is named twice (again by pattern {pattern!r}); "
                     "its samples would be drawn twice an epoch: remove one of the patterns"
                 )
             seen.add(name)
             shards.append(shard)
     return shards
+
+
+def _texts(patterns: Any) -> list[str]:
+    """Patterns as text."""
+    given = [patterns] if isinstance(patterns, (str, bytes, PathLike)) else patterns
+    try:
+        given = list(given)
+    except TypeError:
+        given = [patterns]
+    texts = []
+    for each in given:
+        text = fspath(each) if isinstance(each, PathLike) else each
+        if not isinstance(text, str):
+            raise WrongKindError(f"a shard pattern must be text or a path; got {describe(each)}")
+        if "\0" in text:
+            raise ValueError(f"shard pattern {text!r} holds a zero byte, which no path does")
+        texts.append(text)
+    return texts

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipfast.arguments import WrongKindError, describe, whole_number
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import INDEX_COMMAND
@@ -20,6 +21,7 @@ from clipfast.data.table import Table, read_table
 from clipfast.tokenizer import tokenize_with_lengths
 
 _KEPT_TABLES = 256
+_CONTEXT = "start, end and a token of the caption"
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,19 @@ class ShardReader:
         shards: paths of tars.
         context_length: tokens that a caption is cut to.
         fields: which members of a sample are image and caption.
+
+    Raises:
+        TypeError: an argument is of another kind; a ``ValueError`` too.
+        ValueError: `context_length` is below 3.
     """
 
     def __init__(
         self, shards: Sequence[str], context_length: int = 77, fields: Fields = FIELDS
     ) -> None:
         self.shards = list(shards)
-        self.context_length = context_length
+        self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
+        if not isinstance(fields, Fields):
+            raise WrongKindError(f"fields must be Fields; got {describe(fields)}")
         self.fields = fields
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()
@@ -170,6 +178,9 @@ class Prefetcher:
         requests: consumed lazily, ``depth`` ahead.
         threads: how many reads run at a time.
         depth: results held ready or under way.
+
+    Raises:
+        ValueError: `threads` or `depth` is below 1.
     """
 
     def __init__(
@@ -179,9 +190,13 @@ class Prefetcher:
         threads: int,
         depth: int,
     ) -> None:
+        threads = whole_number("threads", threads, 1)
+        depth = whole_number("depth", depth, 1)
         self._read = read
         self._requests: Iterator[Request] = iter(requests)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-read")
+        self._pool = ThreadPoolExecutor(
+            whole_number("threads", threads, 1), thread_name_prefix="clipfast-read"
+        )
         self._pending: deque[Future[EncodedBatch]] = deque()
         for _ in range(depth):
             self._submit()

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+from clipfast.arguments import whole_number
 from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarwalk import read_exactly
 
@@ -15,13 +16,14 @@ class ShardFiles:
     Args:
         shards: paths, addressed by their position.
         max_open: readers kept; stay under the process limit (``ulimit -n``, often 1024).
+
+    Raises:
+        ValueError: `max_open` is below 1.
     """
 
     def __init__(self, shards: Sequence[str], max_open: int = 128) -> None:
-        if max_open < 1:
-            raise ValueError(f"max_open must be at least 1, got {max_open}")
         self.shards = list(shards)
-        self.max_open = max_open
+        self.max_open = whole_number("max_open", max_open, 1)
         self._files: OrderedDict[int, Reader] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -1,0 +1,76 @@
+"""What the loaders are given, checked at construction rather than at the first batch."""
+
+from typing import Any
+
+import torch
+
+from clipfast.arguments import WrongKindError, describe, real_number, whole_number
+
+IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Sides beyond this are mistakes: a batch of eight such images has 3 GB.
+MOST_PIXELS_PER_SIDE = 8192
+MOST_THREADS = 4096
+
+
+def check_place(rank: Any, world_size: Any) -> tuple[int, int]:
+    """Rank and number of ranks, as whole numbers.
+
+    Raises:
+        ValueError: there is no such rank.
+    """
+    world_size = whole_number("world_size", world_size, 1)
+    rank = whole_number("rank", rank, 0, world_size - 1, f"of world_size={world_size} ranks")
+    return rank, world_size
+
+
+def check_device(device: Any) -> torch.device:
+    """The device that images are wanted on.
+
+    Raises:
+        ValueError: it is neither a CPU nor a GPU that is here.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        kind = ValueError if isinstance(device, str | int) else WrongKindError
+        raise kind(f"device must be 'cpu', 'cuda' or 'cuda:N'; got {describe(device)}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N'; got '{found}'")
+    gpus = torch.cuda.device_count() if found.type == "cuda" else 1
+    if not gpus:
+        raise ValueError(f"device='{found}': torch sees no GPU here; pass device='cpu'")
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise ValueError(f"device='{found}': torch sees {gpus} GPU(s) here, counted from 0")
+    return found
+
+
+def check_dtype(dtype: Any) -> torch.dtype:
+    """The type of the images.
+
+    Raises:
+        ValueError: normalised pixels do not fit into it.
+    """
+    if not isinstance(dtype, torch.dtype):
+        raise WrongKindError(f"dtype must be a torch.dtype; got {describe(dtype)}")
+    if dtype not in IMAGE_DTYPES:
+        known = ", ".join(map(str, IMAGE_DTYPES))
+        raise ValueError(f"dtype must be one of {known}, since pixels are normalised; got {dtype}")
+    return dtype
+
+
+def check_scale(scale: Any) -> tuple[float, float]:
+    """Smallest and largest side of a crop.
+
+    Raises:
+        ValueError: it is no pair with 0 < smallest <= largest <= 1.
+    """
+    try:
+        low, high = scale
+    except (TypeError, ValueError):
+        raise WrongKindError(
+            f"scale must be two numbers, smallest and largest side; got {describe(scale)}"
+        ) from None
+    low, high = real_number("scale[0]", low), real_number("scale[1]", high)
+    if not 0.0 < low <= high <= 1.0:
+        raise ValueError(f"scale must satisfy 0 < smallest <= largest <= 1; got ({low}, {high})")
+    return low, high
