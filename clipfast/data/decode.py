@@ -121,6 +121,9 @@ class Decoder:
         except StopIteration:
             raise
         except Exception as error:
+            # An error that is its own cause would keep the pipeline until Python looks for cycles.
+            if error is self._feed.failure:
+                raise
             raise (self._feed.failure or self._explain(error)) from error
         encoded = self._feed.in_flight.popleft()
         images = self._to_torch(outputs[0], stream)

@@ -194,9 +194,7 @@ class Prefetcher:
         depth = whole_number("depth", depth, 1)
         self._read = read
         self._requests: Iterator[Request] = iter(requests)
-        self._pool = ThreadPoolExecutor(
-            whole_number("threads", threads, 1), thread_name_prefix="clipfast-read"
-        )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-read")
         self._pending: deque[Future[EncodedBatch]] = deque()
         for _ in range(depth):
             self._submit()
