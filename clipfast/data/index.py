@@ -9,6 +9,8 @@ caption is UTF-8 and not empty. Training then never meets a broken file. The res
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated
 
 from tqdm import tqdm
@@ -16,25 +18,27 @@ from tqdm import tqdm
 from clipfast.data.check import Limits
 from clipfast.data.command import fail, path_of, run_command
 from clipfast.data.fields import FIELDS, Fields
-from clipfast.data.indexfile import index_path
+from clipfast.data.indexfile import check_index, index_path
 from clipfast.data.indexrun import IndexRun, Rule, Summary
 from clipfast.data.patterns import expand
 from clipfast.data.reasons import reasons_of
 from clipfast.data.report import INDEX_REPORT, Report, read_rows
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
-from clipfast.data.table import count
 from clipfast.data.workers import make_executor
 from clipfast.files import explain
 
+# The time is the file system's latency.
+_LOOKED_AT_TOGETHER = 16
+
 
 def _up_to_date(shard: str, fields: Fields) -> int | None:
-    """Number of good samples if the shard's index is newer than it and readable, else None."""
+    """Number of good samples if the shard's index is newer than it and fits it, else None."""
     storage = storage_of(shard)
     try:
         if storage.modified(index_path(shard)) < storage.modified(shard):
             return None
-        return count(shard, fields)
+        return check_index(shard, fields)
     except (OSError, ValueError):
         return None
 
@@ -67,7 +71,7 @@ def index_shards(
         shards: paths, as `expand` returns them.
         workers: processes; default all cores, 1 stays in this process.
         report: path of the report; default `INDEX_REPORT` beside the first shard.
-        force: also index shards whose index is newer than the tar.
+        force: also index shards whose index is newer than the tar and fits it.
         limits: image sizes to refuse.
         dali: decode with DALI too.
         progress: show a bar on a terminal's stderr.
@@ -84,7 +88,11 @@ def index_shards(
     report = report or join(split(shards[0])[0], INDEX_REPORT)
     for folder in sorted({split(path)[0] for path in [*shards, report]}):
         storage_of(folder).remove_leftovers(folder)
-    good = {} if force else {shard: _up_to_date(shard, fields) for shard in shards}
+    good: dict[str, int | None] = {}
+    if not force:
+        with ThreadPoolExecutor(_LOOKED_AT_TOGETHER) as threads:
+            looked = threads.map(partial(_up_to_date, fields=fields), shards)
+            good = dict(zip(shards, looked, strict=True))
     skipped = [shard for shard in shards if good.get(shard) is not None]
     todo = [shard for shard in shards if good.get(shard) is None]
     totals = Summary(skipped=len(skipped), already_good=sum(good[shard] or 0 for shard in skipped))
@@ -133,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shards: paths, {00000..41407} ranges, {a,b} lists, globs, or 'sample'.
             workers: processes; default all cores.
             report: path of the report; default index_report.tsv beside the first shard.
-            force: also index shards whose index is newer than the tar.
+            force: also index shards whose index is newer than the tar and fits it.
             dali: decode with DALI's CPU decoder too, as training will.
             limits: image sizes to refuse.
         """

@@ -1,10 +1,13 @@
 """The index of a shard: which samples it holds, and where, one line per sample.
 
 ``X.idx`` lies beside ``X.tar``. Its form is the text format v1.2 that DALI's webdataset reader
-takes. A line is ``ext offset size name`` for the image and again for the caption.
+takes. A line is ``ext offset size name`` for the image and again for the caption. An index of ours
+has a mark that tells whether it and its shard are what they were (`clipfast.data.indexmark`); one
+of another program, or of an earlier version, is compared with the headers of the tar.
 """
 
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +15,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
-from clipfast.data.storage import Reader, storage_of
+from clipfast.data.indexmark import Mark, make_mark, misfit, read_mark
+from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import split_extension
-from clipfast.data.tarheader import BLOCK, size_of, valid
+from clipfast.data.tarwalk import walk
 
 INDEX_VERSION = "v1.2"
 INDEX_COMMAND = "python -m clipfast.data.index"
-# A first line is a version and a number.
-_FIRST_LINE = 64
+# A first line is a version, a number and a mark.
+_FIRST_LINE = 128
+_MOST_SAMPLES = 1 << 40
+
+# Image and caption of one line: extension, offset, size and name of each, as they are written.
+_Row = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,56 +54,91 @@ def has_index(shard: str) -> bool:
 def _stale(shard: str, why: str) -> ValueError:
     return ValueError(
         f"index {index_path(shard)!r} does not fit its shard: {why}; make it anew with "
-        f"'{INDEX_COMMAND} {shard} --force', or delete it to have the shard scanned"
+        f"'{INDEX_COMMAND} {shlex.quote(shard)} --force', or delete it to have the shard scanned"
     )
 
 
 def read_keys(shard: str, fields: Fields = FIELDS) -> list[str]:
-    """Keys of all samples of an index, in order."""
-    lines = storage_of(shard).read(index_path(shard)).split(b"\n")[1:]
-    return [_key_of_line(line, fields) for line in lines if line.strip()]
+    """Keys of all samples of an index, in order.
+
+    Raises:
+        ValueError: it is no index.
+    """
+    _, _, body = _read(shard)
+    rows = _rows(shard, [line for line in body.split(b"\n") if line.strip()], fields)
+    return [_member(row[3], fields)[0] for row in rows]
 
 
 def read_count(shard: str) -> int:
-    """Number of samples that the first line of an index announces."""
+    """Number of samples that the first line of an index announces.
+
+    Raises:
+        ValueError: it is no index.
+    """
     start = storage_of(shard).read_at(index_path(shard), 0, _FIRST_LINE)
-    return _header_count(shard, start.partition(b"\n")[0])
+    return _first_line(shard, start.partition(b"\n")[0])[0]
 
 
-def _key_of_line(line: bytes, fields: Fields) -> str:
-    """Key of one index line: the name of its first member, up to the first dot."""
-    name = urllib.parse.unquote(line.split(None, 4)[3].decode("utf-8", "surrogateescape"))
-    parts = fields.split(name)
-    return parts[0] if parts else name
+def _read(shard: str) -> tuple[int, Mark | None, bytes]:
+    """Number of samples, mark and lines of an index."""
+    first_line, _, body = storage_of(shard).read(index_path(shard)).partition(b"\n")
+    return *_first_line(shard, first_line), body
 
 
-def _header_count(shard: str, first_line: bytes) -> int:
-    words = first_line.split()
-    if len(words) != 2 or words[0] != INDEX_VERSION.encode() or not words[1].isdigit():
-        raise _stale(
-            shard, f"its first line is {first_line[:40]!r}, not '{INDEX_VERSION} <samples>'"
-        )
-    return int(words[1])
+def _first_line(shard: str, line: bytes) -> tuple[int, Mark | None]:
+    words = line.split()
+    if (
+        len(words) not in (2, 3)
+        or words[0] != INDEX_VERSION.encode()
+        or not words[1].isdigit()
+        or len(words[1]) > 20
+    ):
+        raise _stale(shard, f"its first line is {line[:40]!r}, not '{INDEX_VERSION} <samples>'")
+    if int(words[1]) > _MOST_SAMPLES:
+        raise _stale(shard, f"it announces {int(words[1]):,} samples")
+    try:
+        mark = read_mark(words[2]) if len(words) == 3 else None
+    except ValueError as error:
+        raise _stale(shard, str(error)) from None
+    return int(words[1]), mark
 
 
-def _columns(shard: str, lines: list[bytes], fields: Fields) -> list[list[bytes]]:
-    """Columns (extension, offset, size, offset, size) of image and caption of every line."""
-    columns: list[list[bytes]] = [[], [], [], [], []]
+def _rows(shard: str, lines: Sequence[bytes], fields: Fields) -> list[_Row]:
+    """Image and caption of every line, whatever else stands in it."""
+    rows = []
     for number, line in enumerate(lines, 2):
         words = line.split()
         members = []
         if len(words) % 4 == 0:
             members = [
-                (words[i].lower().decode("utf-8", "replace"), words[i : i + 3])
+                (words[i].lower().decode("utf-8", "replace"), words[i + 1 : i + 4])
                 for i in range(0, len(words), 4)
             ]
         image, caption = fields.pick(members)
         if image is None or caption is None:
             raise _stale(shard, f"line {number} does not hold an image and a caption")
-        words = [image[0].encode(), *image[1][1:], *caption[1][1:]]
-        for column, word in zip(columns, words, strict=True):
-            column.append(word)
-    return columns
+        rows.append((image[0].encode(), *image[1], caption[0].encode(), *caption[1]))
+    return rows
+
+
+def _member(name: bytes, fields: Fields) -> tuple[str, str]:
+    """Key and extension of the member that an index names."""
+    text = urllib.parse.unquote(name.decode("utf-8", "surrogateescape"))
+    return fields.split(text) or (text, "")
+
+
+def check_index(shard: str, fields: Fields = FIELDS) -> int:
+    """Number of samples of an index that fits its shard.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    count, mark, body = _read(shard)
+    if mark is None:
+        return len(read_columns(shard, fields).extension)
+    if why := misfit(shard, count, body, mark):
+        raise _stale(shard, why)
+    return count
 
 
 def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
@@ -108,28 +151,24 @@ def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
     Raises:
         ValueError: the index does not fit its shard.
     """
-    first_line, _, body = storage_of(shard).read(index_path(shard)).partition(b"\n")
-    codes = {extension.encode(): code for code, extension in enumerate(fields.images)}
-    n = _header_count(shard, first_line)
-    words = body.split()
-    # Lines of two members, as `write_index` makes them, are taken apart by slicing.
-    if (
-        len(words) == 8 * n
-        and set(words[0::8]) <= codes.keys()
-        and set(words[4::8]) <= {fields.caption.encode()}
-    ):
-        columns = [words[i::8] for i in (0, 1, 2, 5, 6)]
-    else:
-        lines = [line for line in body.split(b"\n") if line.strip()]
-        if len(lines) != n:
-            raise _stale(shard, f"it announces {n} samples and holds {len(lines)}")
-        columns = _columns(shard, lines, fields)
+    count, mark, body = _read(shard)
+    if mark is not None and (why := misfit(shard, count, body, mark)):
+        raise _stale(shard, why)
+    columns = _columns(shard, count, body, fields)
+    for column in (columns[i] for i in (1, 2, 5, 6)):
+        if column and not b"".join(column).isdigit():
+            raise _stale(shard, "an offset or size is not a number")
     try:
-        numbers = [np.array([int(word) for word in column], np.int64) for column in columns[1:]]
+        numbers = [np.array([int(w) for w in columns[i]], np.int64) for i in (1, 2, 5, 6)]
     except (ValueError, OverflowError):
-        raise _stale(shard, "an offset or size is not a number") from None
+        raise _stale(shard, "an offset or size is no number below 2^63") from None
     image_offset, image_size, caption_offset, caption_size = numbers
-    _check_ranges(shard, [(image_offset, image_size), (caption_offset, caption_size)])
+    for size in (image_size, caption_size):
+        if (size > np.iinfo(np.int32).max).any():
+            raise _stale(shard, "a member's size is above 2 GiB")
+    if mark is None:
+        _compare(shard, columns, fields)
+    codes = {extension.encode(): code for code, extension in enumerate(fields.images)}
     return Columns(
         image_offset,
         image_size.astype(np.int32),
@@ -139,46 +178,51 @@ def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
     )
 
 
-def _check_ranges(shard: str, ranges: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    """Raise unless every range lies in the tar and the outermost ones follow a fitting header.
-
-    Times are not compared: copying a data set or installing a package does not keep them.
-    """
-    with storage_of(shard).open(shard) as reader:
-        tar_size = reader.size()
-        for offset, size in ranges:
-            if not len(offset):
-                continue
-            if (size < 0).any() or (size > np.iinfo(np.int32).max).any():
-                raise _stale(shard, "a member's size is negative or above 2 GiB")
-            if (offset < BLOCK).any() or (offset % BLOCK).any():
-                raise _stale(shard, f"an offset is not a positive multiple of {BLOCK}")
-            end = int((offset + size).max())
-            if end > tar_size:
-                raise _stale(shard, f"it points to byte {end:,}, the tar has {tar_size:,}")
-            for i in {0, len(offset) // 2, len(offset) - 1}:
-                if not _announced(reader, int(offset[i]), int(size[i])):
-                    raise _stale(shard, f"no member of {size[i]:,} bytes begins at {offset[i]:,}")
+def _columns(shard: str, count: int, body: bytes, fields: Fields) -> Sequence[Sequence[bytes]]:
+    """The columns of `_Row`."""
+    words = body.split()
+    # Lines of two members, as `write_index` makes them, are taken apart by slicing.
+    if (
+        len(words) == 8 * count
+        and set(words[0::8]) <= {extension.encode() for extension in fields.images}
+        and set(words[4::8]) <= {fields.caption.encode()}
+    ):
+        return [words[i::8] for i in range(8)]
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    if len(lines) != count:
+        raise _stale(shard, f"it announces {count:,} samples and holds {len(lines):,}")
+    return list(zip(*_rows(shard, lines, fields), strict=True)) or [[]] * 8
 
 
-def _announced(reader: Reader, offset: int, size: int) -> bool:
-    """Whether a tar header lies before `offset` and announces `size` bytes.
-
-    A size above 8 GiB may stand in a pax record instead; members of 2 GiB and more are refused
-    earlier, so the header's own field decides.
-    """
-    header = reader.read_at(offset - BLOCK, BLOCK)
-    try:
-        return valid(header) and size_of(header) == size
-    except ValueError:
-        return False
+def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> None:
+    """Raise unless each line names two members of one key that lie where it says, once."""
+    present = {(fields.split(name), offset, size) for name, offset, size in walk(shard)}
+    seen: dict[tuple[bytes, ...], int] = {}
+    for number, row in enumerate(zip(*columns, strict=True), 2):
+        image, caption = _member(row[3], fields), _member(row[7], fields)
+        for member, extension, offset, size in (
+            (image, row[0], row[1], row[2]),
+            (caption, row[4], row[5], row[6]),
+        ):
+            place = member, int(offset), int(size)
+            if place not in present or member[1] != extension.decode():
+                raise _stale(
+                    shard,
+                    f"line {number}: no member {'.'.join(member)!r} of {int(size):,} bytes begins "
+                    f"at {int(offset):,}",
+                )
+        if image[0] != caption[0]:
+            raise _stale(shard, f"line {number} pairs {image[0]!r} with {caption[0]!r}")
+        if row in seen:
+            raise _stale(shard, f"line {number} repeats line {seen[row]}")
+        seen[row] = number
 
 
 def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -> str:
     """Write the index of `shard` in one atomic step.
 
-    White space and '%' in names are percent-encoded, because DALI separates the fields by white
-    space.
+    White space, control characters and '%' in names are percent-encoded, because DALI separates the
+    fields by white space.
 
     Args:
         shard: path of the tar.
@@ -190,13 +234,15 @@ def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -
     """
     lines = []
     for e in entries:
-        key = re.sub(r"[\s%]", lambda m: urllib.parse.quote(m.group()), e.key)
+        key = re.sub(r"[\s%\x00-\x1f\x7f-\x9f]", lambda m: urllib.parse.quote(m.group()), e.key)
         image, caption = fields.names(key, e.extension)
         lines.append(
             f"{e.extension} {e.image_offset} {e.image_size} {image} "
             f"{fields.caption} {e.caption_offset} {e.caption_size} {caption}\n"
         )
-    text = f"{INDEX_VERSION} {len(lines)}\n" + "".join(lines)
+    body = "".join(lines).encode("utf-8", "surrogateescape")
+    mark = make_mark(shard, len(lines), body)
     path = index_path(shard)
-    storage_of(path).write_atomic(path, text.encode("utf-8", "surrogateescape"))
+    first = f"{INDEX_VERSION} {len(lines)} {mark.word()}\n".encode()
+    storage_of(path).write_atomic(path, first + body)
     return path

@@ -87,11 +87,20 @@ def _check(shard: str, entries: Sequence[Entry], rule: Rule) -> list[str]:
     ]
 
 
+def _stamp(path: str) -> tuple[int, int]:
+    """What tells that a shard was replaced while it was looked at."""
+    try:
+        return storage_of(path).size(path), storage_of(path).modified(path)
+    except OSError:
+        return -1, -1  # the scan has the reason
+
+
 @dataclass
 class _Shard:
     """A shard on its way: its samples, the chunks still out, the verdicts that came back."""
 
     path: str
+    stamp: tuple[int, int]
     found: Contents = field(default_factory=Contents)
     entries: list[Entry] = field(default_factory=list)
     reasons: dict[int, str] = field(default_factory=dict)
@@ -112,8 +121,9 @@ class IndexRun:
     def start(self, path: str) -> None:
         """Hand a shard to the workers."""
         self.in_flight += 1
+        stamp = _stamp(path)
         future = self.pool.submit(contents, path, self.rule.fields)
-        self.pending[future] = (_Shard(path), None)
+        self.pending[future] = (_Shard(path, stamp), None)
 
     def step(self) -> None:
         """Wait for results and act on them."""
@@ -165,6 +175,10 @@ class IndexRun:
             self._finish(shard)
 
     def _finish(self, shard: _Shard) -> None:
+        if _stamp(shard.path) != shard.stamp:
+            why = f"shard {shard.path!r} was written to while it was indexed: index it again"
+            self._fail(shard, ValueError(why))
+            return
         good = [entry for i, entry in enumerate(shard.entries) if i not in shard.reasons]
         reason_of = {id(shard.entries[i]): reason for i, reason in shard.reasons.items()}
         found = shard.found

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from clipfast.data.fields import FIELDS, Entry, Fields, Member, Sample
 from clipfast.data.tarwalk import walk
 
+# A table holds sizes in 32 bits.
+_LARGEST = 2**31 - 1
 _REPEATED = (
     "its key repeats behind an incomplete sample of the same key: which caption belongs to which "
     "image cannot be told; give each pair a key of its own"
@@ -101,6 +103,8 @@ def _add(found: Contents, key: str, run: list[list[Member]], fields: Fields) -> 
         sample = fields.sample(key, members)
         if sample.entry and broken:
             sample = Sample(key, None, _REPEATED)
+        elif sample.entry and max(size for _, _, size in members) > _LARGEST:
+            sample = Sample(key, None, f"a member is larger than {_LARGEST:,} bytes")
         elif sample.entry and len(members) > 2:
             found.left_out += _unused(sample.entry, members, fields)
         broken = sample.entry is None
