@@ -8,6 +8,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from clipfast.data.check import Limits, open_image
 from clipfast.data.fields import STORED_AS
+from clipfast.data.kinds import NOT_PICTURES
 from clipfast.data.rgb import to_rgb
 
 DEFAULT_QUALITY = 95
@@ -67,6 +68,8 @@ def encode_image(data: bytes, encoding: Encoding, limits: Limits) -> tuple[bytes
 
 def _encode(data: bytes, image: Image.Image, encoding: Encoding) -> tuple[bytes, str]:
     kind = image.format or ""
+    if kind in NOT_PICTURES:
+        raise ValueError(f"image is {kind}, which is not read as a picture")
     side = encoding.max_side or 1 << 31
     resize = max(image.size) > side
     if kind in STORED_AS and not resize and encoding.quality is None:

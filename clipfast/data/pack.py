@@ -3,6 +3,7 @@
     python -m clipfast.data.pack photos/captions.csv --output shards --max-side 512
     python -m clipfast.data.pack photos --output shards        # a.jpg beside a.txt, all folders
 
+Every row of a table, and every file of a folder, is packed, named in the report or counted there.
 The same input, options and seed give the same bytes: names are counted, times are zero, and the
 order depends on the seed alone, not on the number of workers.
 """
@@ -22,13 +23,14 @@ from clipfast.data.check import Limits, check_caption, check_images
 from clipfast.data.command import fail, path_of, run_command
 from clipfast.data.encode import Encoding, encode_image
 from clipfast.data.fields import FIELDS, clean_caption
-from clipfast.data.packlist import Item, list_items
+from clipfast.data.packitem import CaptionLists, Item, TableOptions
+from clipfast.data.packlist import list_items
 from clipfast.data.packnext import check_folder, next_command
 from clipfast.data.reasons import Reasons
-from clipfast.data.report import Report
+from clipfast.data.report import Report, printable
 from clipfast.data.shardwriter import ShardWriter
 from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import join, split_extension
+from clipfast.data.storage.paths import join, split, split_extension
 from clipfast.data.workers import make_executor
 
 REPORT_NAME = "pack_report.tsv"
@@ -81,13 +83,25 @@ def _pack_item(item: Item, encoding: Encoding, limits: Limits) -> _Packed:
         if reason:
             return _Packed(reason=reason)
         text = clean_caption(FIELDS.caption_text(caption))
-        data = storage_of(item.image).read(item.image)
+        data = _read(item.image)
         image, extension = encode_image(data, encoding, limits)
     except OSError as error:
         return _Packed(reason=f"file is unreadable: {error.strerror or error}")
     except ValueError as error:
         return _Packed(reason=str(error))
     return _Packed(image, extension, text.encode())
+
+
+def _read(path: str) -> bytes:
+    """A file's bytes; a pipe or a device, which may never end, is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    storage = storage_of(path)
+    if storage.exists(path) and not storage.is_file(path):
+        raise OSError(f"{split(path)[1]!r} is a folder, a pipe or a device")
+    return storage.read(path)
 
 
 def _results(
@@ -146,6 +160,7 @@ def pack_items(
     limits: Limits | None = None,
     dali: bool = True,
     progress: bool = True,
+    notes: Sequence[tuple[str, str]] = (),
 ) -> PackSummary:
     """Write shards, their indexes and a report of what was left out.
 
@@ -161,6 +176,7 @@ def pack_items(
         limits: image sizes to refuse.
         dali: decode with DALI too.
         progress: show a bar on a terminal's stderr.
+        notes: (source, what it is) of what is no sample, for the report alone.
 
     Returns:
         The totals.
@@ -181,6 +197,8 @@ def pack_items(
             Report(summary.report, "source", "reason") as report,
             tqdm(total=len(items), unit="sample", disable=None if progress else True) as bar,
         ):
+            for source, note in notes:
+                report.row(source, note)
             for source, reason in rejected:
                 report.row(source, reason)
                 summary.reasons.add(source, reason)
@@ -197,7 +215,8 @@ def pack_items(
     finally:
         results.close()
         writer.abort()
-    if force:
+    # A run that packed nothing replaces nothing.
+    if force and writer.shards:
         _remove_leftovers(output, writer.shards)
     summary.shards, summary.samples = writer.shards, writer.samples
     summary.seconds = time.perf_counter() - began
@@ -214,6 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         images: str | None = None,
         image_column: str | None = None,
         caption_column: str | None = None,
+        separator: str | None = None,
+        quote: str | None = None,
+        encoding: str | None = None,
+        caption_lists: CaptionLists = "report",
         max_side: int | None = None,
         quality: int | None = None,
         shard_size: int = 10_000,
@@ -230,6 +253,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             images: folder that the table's paths start from; default the table's own.
             image_column: column of the image path; default file, filepath, image or path.
             caption_column: column of the caption; default caption, title or text.
+            separator: one character between cells, or tab; default the one that fits the names of
+                the columns.
+            quote: one character around cells that hold separators or line ends, or none where
+                quotes are plain letters; default ".
+            encoding: of the table, such as utf-16 or cp1252; default what its first bytes tell,
+                else UTF-8.
+            caption_lists: a row with several captions is reported, packed with its first one, or
+                packed once with each.
             max_side: resize images with a longer side, in pixels; default never.
             quality: encode every image anew as JPEG of this quality; default keeps the bytes of
                 JPEG, PNG and WebP that need no resize, and encodes the others at 95.
@@ -241,12 +272,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         """
         output = path_of(output)
         check_folder(output)
-        items, rejected = list_items(
-            path_of(source), path_of(images) if images else None, image_column, caption_column
+        options = TableOptions(
+            image_column, caption_column, separator, quote, encoding, caption_lists
         )
+        listing = list_items(path_of(source), path_of(images) if images else None, options)
         summary = pack_items(
-            items,
-            rejected,
+            listing.items,
+            listing.rejected,
             output,
             Encoding(max_side, quality),
             shard_size,
@@ -254,15 +286,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers,
             force,
             dali=dali,
+            notes=listing.notes,
         )
         rate = summary.samples / summary.seconds
         print(
             f"shards: {summary.shards:,}, samples: {summary.samples:,}, rejected: "
             f"{summary.rejected:,}, images: {summary.image_bytes / 1e6:,.1f} MB "
-            f"({summary.seconds:.1f} s, {rate:,.0f} samples/s)\nreport: {summary.report}"
+            f"({summary.seconds:.1f} s, {rate:,.0f} samples/s)\n"
+            f"{listing.account(summary.samples)}\nreport: {printable(summary.report)}"
         )
         if not summary.samples:
-            return fail(summary.reasons.after("no sample is good:"))
+            hint = f"\n{listing.hint}" if listing.hint else ""
+            return fail(summary.reasons.after("no sample is good:") + hint)
         print(f"next: {next_command(output, summary.shards, summary.samples)}")
         return 0
 

@@ -17,7 +17,7 @@ from clipfast.data import shards
 from clipfast.data.check import Limits
 from clipfast.data.encode import Encoding, encode_image
 from clipfast.data.pack import main, pack_items
-from clipfast.data.packlist import Item, list_items
+from clipfast.data.packlist import list_items
 from clipfast.data.packnext import next_command
 from clipfast.engine import Config
 from clipfast.engine.cli import parse
@@ -231,19 +231,21 @@ def test_pack_reports_bad_rows(folder, tmp_path):
         b'{"file": "a/gone.jpg", "caption": "x"}\n'
         b'{"file": "a/00.jpg", "caption": "\xff"}\n'
     )
-    items, rejected = list_items(str(folder / "bad.jsonl"))
-    summary = pack_items(items, rejected, str(tmp_path / "out"), workers=1)
+    listing = list_items(str(folder / "bad.jsonl"))
+    assert listing.total == 7
+    summary = pack_items(listing.items, listing.rejected, str(tmp_path / "out"), workers=1)
     assert (summary.samples, summary.rejected) == (1, 6)
     text = Path(summary.report).read_text()
-    for what in ("2\trow is not JSON", "3\trow is a JSON list", "4 a/00.jpg\trow has no 'caption'",
+    for what in ("2\trow is not JSON", "3\trow is a list, not", "4 a/00.jpg\trow has no 'caption'",
                  "5\trow has no 'file'", "No such file", "7\trow is not UTF-8"):  # fmt: skip
         assert what in text
     (folder / "bad.csv").write_bytes(b"file,caption\na/00.jpg,\xff\na/00.jpg\n")
-    items, rejected = list_items(str(folder / "bad.csv"))
-    assert "no 'caption'" in rejected[0][1]
-    summary = pack_items(items, rejected, str(tmp_path / "out2"), workers=1)
+    listing = list_items(str(folder / "bad.csv"))
+    summary = pack_items(listing.items, listing.rejected, str(tmp_path / "out2"), workers=1)
     assert summary.samples == 0
-    assert "not UTF-8" in Path(summary.report).read_text()
+    text = Path(summary.report).read_text()
+    assert "bad.csv:2 a/00.jpg\tcaption is not UTF-8; name the encoding" in text
+    assert "bad.csv:3 a/00.jpg\trow has 1 columns, and the first row 2" in text
 
 
 def test_pack_refuses_to_mix_and_force_replaces(folder, tmp_path, capsys):
@@ -260,54 +262,19 @@ def test_pack_refuses_to_mix_and_force_replaces(folder, tmp_path, capsys):
 
 
 def test_pack_leaves_no_partial_shard_when_it_fails(folder, tmp_path, monkeypatch):
-    items, rejected = list_items(str(folder / "t.csv"))
+    listing = list_items(str(folder / "t.csv"))
 
     def broken(*_):
         raise OSError("disk full")
 
     output = str(tmp_path / "out")
-    pack_items(items, rejected, output, shard_size=20, workers=1)
+    pack_items(listing.items, [], output, shard_size=20, workers=1)
     monkeypatch.setattr("clipfast.data.shardwriter.write_index", broken)
     with pytest.raises(OSError, match="disk full"):
-        pack_items(items, rejected, output, shard_size=10, workers=1, force=True)
+        pack_items(listing.items, [], output, shard_size=10, workers=1, force=True)
     # No old index beside the new first tar.
     expected = ["00000.tar", "00001.idx", "00001.tar", "pack_report.tsv"]
     assert sorted(os.listdir(output)) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "options", "message"),
-    [
-        ("x.csv", "a,b\n1,2\n", {}, "none of the columns file, .* its columns: 'a', 'b'"),
-        ("x.csv", "file,b\n1,2\n", {}, "for the caption.*--caption-column"),
-        ("x.csv", "file,b\n1,2\n", {"caption_column": "c"}, "no column 'c' for the caption"),
-        ("x.csv", "file,caption\n", {}, "holds no row"),
-        ("x.jsonl", "oops\n", {}, "holds no row.*row is not JSON"),
-        ("x.parquet", "", {}, "neither a folder nor"),
-        ("x.csv", "file,text\n1,2\n", {"images": "/nowhere/x"}, "is no folder"),
-    ],
-)
-def test_list_items_refuses(tmp_path, name, text, options, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        list_items(str(tmp_path / name), **options)
-
-
-def test_list_items_of_a_folder_without_captions_names_the_table(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(encode(picture(0)))
-    (tmp_path / "captions.tsv").write_text("file\tcaption\n")
-    with pytest.raises(ValueError, match=r"to use the table there, give '.*captions.tsv'"):
-        list_items(str(tmp_path))
-    with pytest.raises(ValueError, match="belong to a table"):
-        list_items(str(tmp_path), caption_column="x")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        list_items(str(tmp_path / "gone"))
-
-
-def test_list_items_reads_other_columns_and_another_image_folder(tmp_path):
-    (tmp_path / "x.csv").write_text("url,alt\np.jpg,words\n")
-    items, _ = list_items(str(tmp_path / "x.csv"), str(tmp_path), "url", "alt")
-    assert items == [Item("x.csv:2 p.jpg", str(tmp_path / "p.jpg"), b"words")]
 
 
 def decoded(data: bytes) -> np.ndarray:

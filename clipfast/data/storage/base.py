@@ -2,12 +2,11 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clipfast.data.storage.globs import glob_paths
-from clipfast.data.storage.paths import join
 
 # Bytes per request of a stream.
 _STREAM_BLOCK = 1 << 20
@@ -180,13 +179,9 @@ class Storage(ABC):
         """Whether something lies below `path`."""
         return bool(self.list(path))
 
-    def walk(self, folder: str) -> Iterator[tuple[str, Sequence[str]]]:
-        """Every folder from `folder` down, in order, with the names of the files in it."""
-        listed = sorted(self.list(folder), key=lambda each: each.name)
-        yield folder, [each.name for each in listed if not each.is_folder]
-        for each in listed:
-            if each.is_folder:
-                yield from self.walk(join(folder, each.name))
+    def target(self, path: str) -> str:
+        """Where a path leads through links; equal for two paths to one folder."""
+        return self.identity(path)
 
     def glob(self, pattern: str) -> Sequence[tuple[str, bool]]:
         """What a pattern with ``* ? [..] **`` matches: sorted paths, and whether each is a file."""

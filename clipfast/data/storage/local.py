@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -99,7 +99,7 @@ class FileStorage(Storage):
         """See `Storage.list`. Links count as what they point to."""
         try:
             with os.scandir(folder or ".") as entries:
-                return [Listed(e.name, e.is_dir(), e.is_file()) for e in entries]
+                return [Listed(e.name, _is(e.is_dir), _is(e.is_file)) for e in entries]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -157,11 +157,9 @@ class FileStorage(Storage):
         """See `Storage.is_folder`; an empty folder is one."""
         return os.path.isdir(path)
 
-    def walk(self, folder: str) -> Iterator[tuple[str, Sequence[str]]]:
-        """See `Storage.walk`. Links to folders are not followed: they may lead back up."""
-        for at, folders, files in os.walk(folder):
-            folders.sort()
-            yield at, sorted(files)
+    def target(self, path: str) -> str:
+        """See `Storage.target`."""
+        return os.path.realpath(path)
 
     def make_folder(self, folder: str) -> None:
         """See `Storage.make_folder`."""
@@ -187,3 +185,11 @@ class FileStorage(Storage):
     def start(self) -> str:
         """The working directory."""
         return os.getcwd()
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    """The answer; no for a link that leads to itself or where nobody may look."""
+    try:
+        return ask()
+    except OSError:
+        return False
