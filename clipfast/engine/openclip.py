@@ -23,7 +23,7 @@ FLAGS = {
         "For synthetic data take `--data.train sample`"
     ),
     "--dataset-resampled": "not there: each sample is seen once per epoch",
-    "--csv-separator": "`--separator` of `clipfast.data.pack`; mostly not needed, since the table tells",
+    "--csv-separator": "`--separator` of `clipfast.data.pack`, where the table does not tell",
     "--csv-img-key": "`--image-column` of `clipfast.data.pack`",
     "--csv-caption-key": "`--caption-column` of `clipfast.data.pack`",
     "--imagenet-val": "not there: no zero-shot evaluation yet",

@@ -83,7 +83,7 @@ def test_pictures_that_nobody_decodes_are_named(tmp_path, capsys):
     captions, report, _ = pack(tmp_path / "in", tmp_path / "out", capsys)
     assert captions == ["a.txt"]
     assert sorted(report) == ["b.heic", "c.eps", "d.jpg"]
-    assert "heic" in report["b.heic"]
+    assert "HEIC" in report["b.heic"]
     assert "EPS" in report["c.eps"]
 
 
