@@ -1,7 +1,13 @@
-"""Imports OpenCLIP as it is installed, also beside a CPU torch."""
+"""Imports OpenCLIP as it is installed, or a checkout of it, also beside a CPU torch.
+
+CLIPFAST_OPEN_CLIP=../open_clip python -m pytest tests/integrations
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -25,16 +31,30 @@ _TORCHVISION_SCHEMAS = (
 )
 _schemas: torch.library.Library | None = None
 
+# The folder of a checkout of OpenCLIP that takes the installed one's place.
+CHECKOUT = "CLIPFAST_OPEN_CLIP"
+
 
 def import_open_clip() -> ModuleType:
     """OpenCLIP, also where torchvision was built for another torch.
+
+    The environment variable ``CLIPFAST_OPEN_CLIP`` may name a checkout to take instead.
 
     Returns:
         The imported module.
 
     Raises:
-        ImportError: it, or a package that it needs, is not installed; says how to install it.
+        ImportError: it, or a package that it needs, is not installed, or the checkout is none; says
+            what to do.
     """
+    checkout = os.environ.get(CHECKOUT)
+    if checkout and "open_clip" not in sys.modules:
+        source = Path(checkout).resolve() / "src"
+        if not (source / "open_clip" / "__init__.py").is_file():
+            raise ImportError(
+                f"{CHECKOUT}={checkout}: expected a checkout of OpenCLIP, with src/open_clip"
+            )
+        sys.path.insert(0, str(source))
     try:
         try:
             import torchvision  # noqa: F401

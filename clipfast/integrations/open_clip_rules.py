@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -54,8 +55,8 @@ def call_obstacle() -> str | None:
     """Why a call of now must be OpenCLIP's, whatever the model is like."""
     if torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
         return "it is being traced or exported"
-    if torch._C._functorch.maybe_current_level() is not None:
-        return "torch.func transforms it"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func or forward-mode AD transforms it"
     for hooks in (
         torch_module._global_forward_pre_hooks,
         torch_module._global_forward_hooks,

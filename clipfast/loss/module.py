@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from clipfast.loss.contrastive import WORKSPACE_BYTES, clip_loss
+from clipfast.loss.distributed import find_shares
+from clipfast.loss.reference import gather_rows
 
 
 class ClipLoss(nn.Module):
@@ -15,8 +18,8 @@ class ClipLoss(nn.Module):
     OpenCLIP model returns normalised features. Logits are never rounded to half precision, under
     autocast too, and ranks may hold different numbers of pairs. OpenCLIP's CoCaLoss and
     DistillClipLoss derive from its own class, so import this one where the loss is made (in
-    open_clip_train, ``open_clip.factory.ClipLoss``) and leave ``open_clip/loss.py`` alone;
-    ``clipfast.patch_open_clip`` swaps that class and minds those that derive from it.
+    open_clip_train 3.3, ``open_clip.factory.ClipLoss``; in 4.2, ``open_clip.loss.ClipLoss``);
+    ``clipfast.patch_open_clip`` swaps its forward and minds the classes that derive from it.
 
     Where it differs from OpenCLIP: whatever ``local_loss`` and ``gather_with_grad`` say, the
     gradients after the mean over ranks that DistributedDataParallel applies are those of the global
@@ -44,7 +47,7 @@ class ClipLoss(nn.Module):
         NotImplementedError: ``use_horovod=True``; the gathers are ``torch.distributed``'s.
         RuntimeError: at a call, when ``rank`` or ``world_size`` and the process group disagree.
 
-    Source: Radford et al. 2021, figure 3; the interface is that of open_clip_torch 3.3.
+    Source: Radford et al. 2021, figure 3; the interface is that of open_clip_torch 3.3 and 4.2.
     """
 
     def __init__(
@@ -68,6 +71,10 @@ class ClipLoss(nn.Module):
                 "ClipLoss gathers features with torch.distributed, which Horovod does not set up; "
                 "launch with torchrun or deepspeed and pass use_horovod=False"
             )
+        self.use_horovod = False
+        # OpenCLIP keeps targets here; ours are made anew, which costs nothing.
+        self.prev_num_logits = 0
+        self.labels: dict[torch.device, Tensor] = {}
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.cache_labels = cache_labels
@@ -116,6 +123,53 @@ class ClipLoss(nn.Module):
         if logit_bias is not None:
             loss = loss + 0.0 * logit_bias.sum()
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits themselves, for a loss of your own; `forward` never makes them.
+
+            logits_per_image = logit_scale * image_features @ all_text_features.T + logit_bias
+
+        Args:
+            image_features, text_features, logit_scale, logit_bias: as for `forward`.
+
+        Returns:
+            Logits per image and per text: ``[G, G]``, or ``[B, G]`` under ``local_loss``, as
+            OpenCLIP's. Gathered features carry their gradient to the ranks they come from.
+        """
+        all_images, all_texts = self._gather(image_features), self._gather(text_features)
+        if not self.local_loss:
+            image_features, text_features = all_images, all_texts
+        per_image = logit_scale * image_features @ all_texts.T
+        per_text = logit_scale * text_features @ all_images.T
+        if logit_bias is not None:
+            per_image, per_text = per_image + logit_bias, per_text + logit_bias
+        return per_image, per_text
+
+    def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
+        """The column of each row's pair in what `get_logits` returns.
+
+        Args:
+            device: where the loss is computed.
+            num_logits: rows of the logits; the same on every rank under ``local_loss``.
+
+        Returns:
+            ``[num_logits]`` int64.
+        """
+        first = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
+        return torch.arange(first, first + num_logits, device=device)
+
+    def _gather(self, features: Tensor) -> Tensor:
+        self._check_ranks()
+        if self.world_size == 1:
+            return features
+        sizes = [len(features)] * self.world_size if self.equal_batches else None
+        return gather_rows(features, find_shares(features, self.group, sizes))
 
     def _check_ranks(self) -> None:
         if self.world_size == 1:

@@ -57,6 +57,22 @@ def reference_loss(
     return local + (mean - local.detach())
 
 
+def gather_rows(features: Tensor, shares: BatchShares) -> Tensor:
+    """All ranks' rows in rank order.
+
+    Args:
+        features: [B, D], this rank's.
+        shares: the ranks that hold the batch.
+
+    Returns:
+        [G, D]; its gradient is summed over ranks and goes to the rows' owners.
+    """
+    if shares.group_name is None:
+        return features
+    gathered: Tensor = _Gather.apply(features, shares)
+    return gathered
+
+
 class _Gather(torch.autograd.Function):
     """All ranks' rows in rank order; the backward sums what all ranks send to their owners."""
 

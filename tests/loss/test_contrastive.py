@@ -430,6 +430,23 @@ def test_clip_loss_module_gives_the_bias_a_zero_gradient():
     assert bias.grad == 0
 
 
+@pytest.mark.parametrize("local_loss", [False, True])
+def test_clip_loss_module_gives_open_clips_logits_and_targets(local_loss):
+    images, texts = (F.normalize(x, dim=1) for x in make_features(5, 8, torch.float64))
+    scale, bias = torch.tensor(7.0, dtype=torch.float64), torch.tensor(-3.0, dtype=torch.float64)
+    theirs = import_open_clip().loss.ClipLoss(local_loss=local_loss, cache_labels=True)
+    ours = ClipLoss(local_loss=local_loss, cache_labels=True)
+    assert vars(theirs).keys() <= vars(ours).keys()
+    for values in ((images, texts, scale), (images, texts, scale, bias)):
+        for value, truth in zip(ours.get_logits(*values), theirs.get_logits(*values), strict=True):
+            torch.testing.assert_close(value, truth)
+    target = ours.get_ground_truth(images.device, 5)
+    assert torch.equal(target, theirs.get_ground_truth(images.device, 5))
+    per_image, per_text = ours.get_logits(images, texts, scale)
+    by_hand = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+    torch.testing.assert_close(ours(images, texts, scale), by_hand)
+
+
 def test_clip_loss_module_refuses_horovod_and_a_wrong_world_size():
     with pytest.raises(NotImplementedError, match="Horovod"):
         ClipLoss(use_horovod=True)

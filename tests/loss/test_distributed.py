@@ -1,11 +1,13 @@
 """The loss over real gloo ranks against one process, and what it sends between them."""
 
 import functools
+import itertools
 import math
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipfast.loss import ClipLoss, clip_loss, distributed, gather_texts
@@ -205,16 +207,26 @@ def test_clip_loss_has_one_collective_under_way_at_a_time_on_the_cpu():
 FLAGS = ({}, {"local_loss": True}, {"local_loss": True, "gather_with_grad": True})
 
 
+def _loss_of_logits(loss_function, images, texts, scale):
+    """The same by hand from what `get_logits` gives, as losses that derive from OpenCLIP's do."""
+    per_image, per_text = loss_function.get_logits(images, texts, scale)
+    target = loss_function.get_ground_truth(images.device, len(per_image))
+    loss = (F.cross_entropy(per_image, target) + F.cross_entropy(per_text, target)) / 2
+    mean = loss.detach().clone()
+    dist.all_reduce(mean)
+    return loss + (mean / dist.get_world_size() - loss.detach())
+
+
 def _module_under_ddp():
     rank = dist.get_rank()
     images, texts = (x[_rows_of([5, 5], rank)].float() for x in make_features(10, 12))
     results = []
-    for flags in FLAGS:
+    for flags, make in itertools.product(FLAGS, (ClipLoss.__call__, _loss_of_logits)):
         torch.manual_seed(0)
         tower = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(12, 8))
         loss_function = ClipLoss(**flags, rank=rank, world_size=2)
         features = torch.nn.functional.normalize(tower(torch.stack([images, texts])), dim=-1)
-        loss = loss_function(features[0], features[1], torch.tensor(10.0))
+        loss = make(loss_function, features[0], features[1], torch.tensor(10.0))
         loss.backward()
         results.append((loss.detach(), tower.module.weight.grad))
     return results
@@ -227,7 +239,7 @@ def test_clip_loss_module_under_ddp_has_the_true_gradient_whatever_the_flags():
     loss = fitted_loss(tower(images), tower(texts), torch.tensor(10.0))
     loss.backward()
     for results in run_ranks(2, _module_under_ddp):
-        assert len(results) == len(FLAGS)
+        assert len(results) == 2 * len(FLAGS)
         for got, grad in results:
             torch.testing.assert_close(got, loss.detach(), rtol=1e-5, atol=0)
             torch.testing.assert_close(grad, tower.weight.grad, rtol=1e-4, atol=1e-6)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ _TEXT_FIELDS = {"text_layers": "layers", "text_width": "width"}
 
 def open_clip_version() -> str:
     """Its version, as in the names of rows."""
-    return metadata.version("open_clip_torch")
+    version: str = import_open_clip().__version__
+    return version
 
 
 def open_clip_name(name: str) -> str:
