@@ -75,8 +75,14 @@ $(STAMPS)/packages: $(STAMPS)/torch setup.py pyproject.toml
 	echo "[setup] compiling csrc, installing clipfast[$$train,dev]"; \
 	$(PIP) install -c $(VENV)/constraints.txt -e ".[$$train,dev]" --no-build-isolation
 	@echo "[setup] installing peers: open_clip_torch, timm, torchvision"
+	@$(PIP) install -c $(VENV)/constraints.txt --no-deps open_clip_torch timm
+# Beside a CPU torch the index's torchvision does not import: torch's own index has one that does.
 	@vision=$$($(BIN)/python -c 'import torch; a, b = torch.__version__.split(".")[:2]; print("0.%d" % (int(b) + 15))'); \
-	$(PIP) install -c $(VENV)/constraints.txt --no-deps open_clip_torch timm "torchvision==$$vision.*"
+	built_for=$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[2] or "index")'); \
+	{ test "$$built_for" = cpu && $(PIP) install --no-deps --retries 0 --timeout 30 \
+	  --index-url https://download.pytorch.org/whl/cpu "torchvision==$$vision.*" 2>/dev/null; } || \
+	$(PIP) install -c $(VENV)/constraints.txt --no-deps "torchvision==$$vision.*"
+	@$(BIN)/python -m clipfast.env --peers | sed 's/^/[setup] /'
 	@touch $@
 
 # Apart from the packages, so that a change of csrc only compiles.

@@ -2,6 +2,7 @@
 
     python -m clipfast.env           for people
     python -m clipfast.env --json    the stamp that benchmarks write beside their figures
+    python -m clipfast.env --peers   whether OpenCLIP imports here, and what to do where it does not
 
 Versions come from the packages' metadata, so nothing heavy is imported just to learn its number.
 """
@@ -220,15 +221,64 @@ def report(info: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def open_clip_problem() -> str | None:
+    """Why ``import open_clip`` fails here, and what to do; None where it works or is not installed.
+
+    Mostly it is torchvision: the package index has the one for a GPU, whose compiled part does not
+    load beside a CPU torch.
+    """
+    if version("open_clip_torch") is None:
+        return None
+    command = [sys.executable, "-c", "import torchvision, open_clip"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"import open_clip could not be tried: {error}"
+    if done.returncode == 0:
+        return None
+    reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    import torch
+
+    release, _, built_for = torch.__version__.partition("+")
+    seen = version("torchvision") or "absent"
+    lines = [
+        f"import open_clip fails: {reason}",
+        f"torch is {torch.__version__}, torchvision {seen}"
+        + ("" if version("torchvision") else ", which open_clip needs"),
+    ]
+    if "torchvision" in reason or seen == "absent":
+        cuda = torch.version.cuda
+        index = built_for or ("cu" + cuda.replace(".", "") if cuda else "cpu")
+        # torchvision 0.N + 15 is made for torch 2.N.
+        matching = f"0.{int(release.split('.')[1]) + 15}.*"
+        lines += [
+            "install the torchvision that was built for this torch:",
+            f"  {sys.executable} -m pip install --no-deps --force-reinstall "
+            f'"torchvision=={matching}" --index-url https://download.pytorch.org/whl/{index}',
+            "without it, clipfast's tests and benchmarks import OpenCLIP by "
+            "benchmarks.peers.import_open_clip()",
+        ]
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Prints the report, or the stamp as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m clipfast.env", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--json", action="store_true", help="print the stamp instead")
+    parser.add_argument("--peers", action="store_true", help="say only whether OpenCLIP imports")
     chosen = parser.parse_args(arguments)
-    info = stamp()
-    print(json.dumps(info, indent=2) if chosen.json else report(info))
+    if chosen.json:
+        print(json.dumps(stamp(), indent=2))
+        return
+    problem = open_clip_problem()
+    if chosen.peers:
+        print(problem or "OpenCLIP imports, or is not installed")
+        return
+    print(report(stamp()))
+    if problem:
+        print("\npeers\n  " + problem.replace("\n", "\n  "))
 
 
 if __name__ == "__main__":

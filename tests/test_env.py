@@ -67,6 +67,38 @@ def test_env_commit_is_none_outside_a_repository(monkeypatch, tmp_path):
     assert env.commit() is None
 
 
+def _fake_import(monkeypatch, code: int, stderr: str) -> None:
+    done = subprocess.CompletedProcess([], code, "", stderr)
+    monkeypatch.setattr(env.subprocess, "run", lambda *_, **__: done)
+
+
+def test_env_says_why_open_clip_does_not_import_and_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(env, "version", lambda *names: "1.0")
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    error = "Traceback ...\nRuntimeError: operator torchvision::nms does not exist\n"
+    _fake_import(monkeypatch, 1, error)
+    env.main(["--peers"])
+    told = capsys.readouterr().out
+    assert "import open_clip fails: RuntimeError: operator torchvision::nms does not exist" in told
+    assert '"torchvision==0.28.*" --index-url https://download.pytorch.org/whl/cpu' in told
+    monkeypatch.setattr(torch, "__version__", "2.12.1")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    told = env.open_clip_problem()
+    assert '"torchvision==0.27.*" --index-url https://download.pytorch.org/whl/cu130' in told
+    _fake_import(monkeypatch, 1, "ModuleNotFoundError: No module named 'ftfy'")
+    assert env.open_clip_problem().startswith("import open_clip fails: ModuleNotFoundError")
+    assert "--index-url" not in env.open_clip_problem()
+
+
+def test_env_says_nothing_of_an_open_clip_that_imports_or_is_absent(monkeypatch, capsys):
+    _fake_import(monkeypatch, 0, "")
+    env.main([])
+    assert "\npeers\n" not in capsys.readouterr().out
+    monkeypatch.setattr(env, "version", lambda *names: None)
+    _fake_import(monkeypatch, 1, "ModuleNotFoundError: No module named 'open_clip'")
+    assert env.open_clip_problem() is None
+
+
 def test_env_module_prints_without_heavy_imports():
     script = (
         "import sys\nfrom clipfast import env\nenv.main([])\n"
