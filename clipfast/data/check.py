@@ -19,7 +19,7 @@ from clipfast.data.fields import FIELDS, FORMATS, Fields, clean_caption
 from clipfast.data.judge import BATCH, DaliDecoder
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
-from clipfast.data.unreadable import why_broken, why_unreadable
+from clipfast.data.unreadable import pixel_fault, why_broken, why_unreadable
 
 # Decoded bytes held at a time: 64 images of 12 megapixels would take 2.3 GB.
 _DALI_PIXELS = 64_000_000
@@ -99,7 +99,7 @@ def check_header(data: bytes, limits: Limits) -> str:
     return ""
 
 
-def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> Image.Image:
+def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> ImageFile.ImageFile:
     """Open and check an image's header; nothing is decoded yet.
 
     Raises:
@@ -107,10 +107,14 @@ def open_image(data: bytes, limits: Limits, formats: tuple[str, ...] | None) -> 
     """
     if not data:
         raise ValueError("image has 0 bytes")
+    if (size := plain_size(data)) and (reason := check_size(size, limits)):
+        raise ValueError(reason)
     try:
         image = Image.open(io.BytesIO(data), formats=formats)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"image is a decompression bomb: {error}") from None
+    except Image.DecompressionBombError:
+        # Pillow's own limit, which it applies before it tells a size.
+        most = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))
+        raise ValueError(f"image has more than {most:,} pixels (decompression bomb?)") from None
     except UnidentifiedImageError:
         raise ValueError(why_unreadable(data)) from None
     except Exception as error:
@@ -191,9 +195,14 @@ def check_images(
     pixels = 0
 
     def judge() -> None:
-        if decoder is not None:
+        if decoder is None:
+            for i, prepared in batch.items():
+                fault = pixel_fault(prepared.tobytes())
+                reasons[i] = fault and f"image is broken: {fault}"
+        else:
             for i, reason in zip(batch, decoder.check(list(batch.values())), strict=True):
-                reasons[i] = reason
+                fault = reason and pixel_fault(batch[i].tobytes())
+                reasons[i] = f"{reason} ({fault})" if fault else reason
         batch.clear()
 
     for i, data in enumerate(images):

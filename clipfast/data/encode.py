@@ -4,12 +4,12 @@ import warnings
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from clipfast.data.check import Limits, open_image
 from clipfast.data.fields import STORED_AS
 from clipfast.data.kinds import NOT_PICTURES
-from clipfast.data.rgb import to_rgb
+from clipfast.data.rgb import shown
 
 DEFAULT_QUALITY = 95
 
@@ -66,7 +66,7 @@ def encode_image(data: bytes, encoding: Encoding, limits: Limits) -> tuple[bytes
             raise ValueError(f"image is broken: {type(error).__name__}: {text}") from None
 
 
-def _encode(data: bytes, image: Image.Image, encoding: Encoding) -> tuple[bytes, str]:
+def _encode(data: bytes, image: ImageFile.ImageFile, encoding: Encoding) -> tuple[bytes, str]:
     kind = image.format or ""
     if kind in NOT_PICTURES:
         raise ValueError(f"image is {kind}, which is not read as a picture")
@@ -77,7 +77,7 @@ def _encode(data: bytes, image: Image.Image, encoding: Encoding) -> tuple[bytes,
     if resize:
         # Lets libjpeg decode at 1/2, 1/4 or 1/8; twice the target keeps Lanczos in charge.
         image.draft(None, (2 * side, 2 * side))
-    rgb = to_rgb(ImageOps.exif_transpose(image))
+    rgb = shown(image, data)
     if resize:
         rgb.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
     buffer = BytesIO()

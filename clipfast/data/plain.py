@@ -17,15 +17,19 @@ _FRAME = struct.Struct(">BHHB")
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 0x112
+# Bytes of a value, by TIFF's number of its type.
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 # Sampling of the luma, beside chroma of 1 x 1: 4:4:4, 4:2:2, 4:4:0, 4:2:0.
 _SAMPLINGS = (0x11, 0x21, 0x12, 0x22)
 
-# (bits, colour type): grey, RGB and palette.
-_PNG_KINDS = {(8, 0), (8, 2), (8, 3), (4, 3), (2, 3), (1, 3)}
-# Chunks that change no pixel here or there; text may hold an orientation, and is looked into.
-_PNG_CHUNKS = {b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs", b"tIME", b"bKGD", b"hIST", b"iCCP"}
+# (bits, colour type): grey, RGB and palette, up to 8 bits.
+_PNG_KINDS = {(1, 0), (2, 0), (4, 0), (8, 0), (8, 2), (1, 3), (2, 3), (4, 3), (8, 3)}
+# Chunks that change the picture; others of lower case change no pixel, here or there.
+_PNG_CHANGES = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
+# Texts that may turn it, by their keywords.
 _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
-_PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type", b"exif", b"xmp", b"transparency")
+_PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type", b"exif", b"xmp")
+_ANCILLARY = 0x20
 
 
 def plain_size(encoded: bytes) -> tuple[int, int] | None:
@@ -50,10 +54,11 @@ def plain_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(encoded: bytes) -> tuple[int, int] | None:
-    """Walk the segments up to the first scan, as whatever stands in between has its say."""
+    """Walk the segments up to the first scan: whatever stands in between has its say."""
     at = 2
     frame = exif = None
     jfif = xmp_turns = False
+    tables: set[int] = set()
     while True:
         if encoded[at] != 0xFF:
             return None
@@ -61,7 +66,9 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
         start, at = at + 4, at + 2 + _SHORT.unpack_from(encoded, at + 2)[0]
         if marker == 0xDA:
             break
-        if marker == 0xE0:
+        if marker in (0xC4, 0xDB):
+            tables.add(marker)
+        elif marker == 0xE0:
             jfif = jfif or encoded.startswith(b"JFIF\0", start)
         elif marker == 0xE1:
             if encoded.startswith(b"Exif\0\0", start):
@@ -80,9 +87,9 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
             if frame is not None:
                 return None
             frame = encoded[start:at]
-        elif (0xC0 < marker < 0xD0 and marker != 0xC4) or marker == 0xFF or marker < 0xC0:
+        elif marker < 0xD0 or marker == 0xFF:
             return None
-    if frame is None or (xmp_turns and not exif):
+    if frame is None or len(tables) < 2 or (xmp_turns and not exif):
         return None
     bits, height, width, channels = _FRAME.unpack_from(frame)
     size = width, height
@@ -107,7 +114,13 @@ def _turns(tiff: bytes) -> int | None:
     if len(entries) < 12 * count:
         return None
     found = 0
-    for tag, kind, number, value, _ in struct.iter_unpack(order + "HHIHH", entries):
+    for tag, kind, number, value, rest in struct.iter_unpack(order + "HHIHH", entries):
+        length = number * _TIFF_SIZES.get(kind, 0)
+        if length > 4:
+            offset = value | rest << 16 if order == "<" else value << 16 | rest
+            # Pillow stops reading at an entry that lies beyond the end.
+            if offset + length > len(tiff):
+                return None
         if tag == _ORIENTATION:
             if found or kind != 3 or number != 1 or not 1 <= value <= 8:
                 return None
@@ -133,8 +146,10 @@ def _png(encoded: bytes) -> tuple[int, int] | None:
         elif kind in seen and kind not in _PNG_TEXTS:
             return None
         elif kind == b"IHDR":
-            width, height, bits, color = struct.unpack_from(">IIBB", encoded, at + 8)
+            width, height, bits, color, *ways = struct.unpack_from(">IIBBBBB", encoded, at + 8)
             if last or length != 13 or (bits, color) not in _PNG_KINDS:
+                return None
+            if not width or not height or ways not in ([0, 0, 0], [0, 0, 1]):
                 return None
             size = (width, height)
             paletted = color == 3
@@ -144,7 +159,7 @@ def _png(encoded: bytes) -> tuple[int, int] | None:
         elif kind == b"PLTE":
             if b"IDAT" in seen:
                 return None
-        elif kind not in _PNG_CHUNKS and kind != b"IEND":
+        elif kind in _PNG_CHANGES or not (kind[0] & _ANCILLARY or kind == b"IEND"):
             return None
         if not last and kind != b"IHDR":
             return None

@@ -3,9 +3,10 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from clipfast.data.fields import FORMATS
+from clipfast.data.pngkey import mend_key
 
 
 def open_rgb(encoded: bytes) -> Image.Image:
@@ -21,7 +22,24 @@ def open_rgb(encoded: bytes) -> Image.Image:
         ValueError: see ``to_rgb``; broken files raise Pillow's own errors.
     """
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return shown(image, encoded)
+
+
+def shown(image: ImageFile.ImageFile, encoded: bytes) -> Image.Image:
+    """The same of a picture that is open already.
+
+    Args:
+        image: as opened, before it is loaded.
+        encoded: its file.
+    """
+    if image.format == "PNG":
+        mend_key(image, encoded)
+    image.load()
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's reader of EXIF raises many kinds, and the picture is sound
+        return to_rgb(image)
+    return to_rgb(upright)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,5 +1,6 @@
 """Why an image cannot be opened, in words that are true: found by walking its bytes."""
 
+import io
 import struct
 import zlib
 
@@ -10,6 +11,17 @@ from clipfast.data.fields import FORMATS
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# Of interlaced pixels: first column and row, and the steps between.
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 # Kinds of frames that no JPEG on the web has, by the low half of their marker.
 _JPEG_FRAMES = {
     0x3: "lossless coding",
@@ -58,12 +70,21 @@ def why_unreadable(data: bytes) -> str:
         data: the whole file, which Pillow refused.
     """
     if data.startswith(_JPEG):
-        return f"image is a JPEG that cannot be read: {jpeg_fault(data) or 'its header is broken'}"
+        return f"image is a JPEG that cannot be read: {_jpeg_fault(data) or _said('JPEG', data)}"
     if data.startswith(_PNG):
-        return f"image is a PNG that cannot be read: {png_fault(data) or 'its header is broken'}"
+        return f"image is a PNG that cannot be read: {_png_fault(data) or _said('PNG', data)}"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return f"image is a WebP that cannot be read: {_webp_fault(data)}"
+        return f"image is a WebP that cannot be read: {_webp_fault(data) or _said('WEBP', data)}"
     return f"image is of no format that is read ({', '.join(FORMATS)}): it is {_looks_like(data)}"
+
+
+def _said(form: str, data: bytes) -> str:
+    """What Pillow's reader of a format says, which Pillow itself passes over."""
+    try:
+        Image.OPEN[form][0](io.BytesIO(data), "").close()
+    except Exception as error:  # of many kinds
+        return _one_line(error)
+    return "its header is broken"
 
 
 def _looks_like(data: bytes) -> str:
@@ -78,7 +99,7 @@ def _looks_like(data: bytes) -> str:
             return kind
     for magic, kind in ((_JPEG, "JPEG"), (_PNG, "PNG")):
         if (at := data.find(magic, 0, 1 << 16)) > 0:
-            return f"a {kind} after {at:,} other bytes; cut these off"
+            return f"a {kind} that begins at byte {at:,}; cut off what stands before it"
     if data[:2] == b"\xff\xd8" or _PNG.startswith(data[:8]):
         return f"{len(data):,} bytes, the beginning of an image"
     return f"{data[:8]!r}..."
@@ -88,11 +109,11 @@ def _brand(data: bytes) -> str:
     return f"of type {data[8:12].decode('latin-1')!r}"
 
 
-def jpeg_fault(data: bytes) -> str:
+def _jpeg_fault(data: bytes) -> str:
     """What is wrong in a JPEG's header; '' where it looks sound."""
     at = 2
     framed = False
-    while at + 4 <= len(data):
+    while at + 2 <= len(data):
         if data[at] != 0xFF:
             return f"no marker at byte {at}, where a segment ends"
         marker = data[at + 1]
@@ -101,6 +122,8 @@ def jpeg_fault(data: bytes) -> str:
             continue
         if marker == 0xD9:
             return f"it ends at byte {at}, before any picture"
+        if at + 4 > len(data):
+            break
         (length,) = struct.unpack_from(">H", data, at + 2)
         if length < 2:
             return f"segment {marker:02X} at byte {at} has a length of {length}"
@@ -131,9 +154,9 @@ def _frame_fault(kind: int, frame: bytes) -> str:
     return "its frame is too short" if len(frame) < 6 + 3 * channels else ""
 
 
-def png_fault(data: bytes) -> str:
+def _png_fault(data: bytes) -> str:
     """What is wrong in a PNG's chunks; '' where they look sound."""
-    at, kind = 8, b""
+    at, kind, pixels = 8, b"", False
     while at + 8 <= len(data):
         first = not kind
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -149,10 +172,38 @@ def png_fault(data: bytes) -> str:
             return fault
         if zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             return f"the checksum of chunk {name} at byte {at} is wrong"
+        pixels = pixels or kind in (b"IDAT", b"fdAT")
         if kind == b"IEND":
-            return ""
+            return "" if pixels else "it has no chunk IDAT, and so no pixels"
         at = end + 4
     return f"it is cut off after {len(data):,} bytes, without chunk IEND"
+
+
+def pixel_fault(data: bytes) -> str:
+    """What is wrong in the packed pixels of a PNG, which Pillow reads and DALI refuses.
+
+    Args:
+        data: the whole file, whose chunks are sound; any other format has no fault here.
+    """
+    if not data.startswith(_PNG) or _png_fault(data):
+        return ""
+    width, height, bits, color, *_, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    passes = _PASSES if interlaced else ((0, 0, 1, 1),)
+    wanted = 0
+    for x, y, across, down in passes:
+        columns, rows = -((x - width) // across), -((y - height) // down)
+        if columns > 0 and rows > 0:
+            wanted += rows * (1 + (columns * bits * _PNG_CHANNELS[color] + 7) // 8)
+    unpacker, found, at = zlib.decompressobj(), 0, 8
+    try:
+        while at < len(data) and not unpacker.eof:
+            length, kind = struct.unpack_from(">I4s", data, at)
+            if kind == b"IDAT":
+                found += len(unpacker.decompress(data[at + 8 : at + 8 + length]))
+            at += 12 + length
+    except zlib.error as error:
+        return f"its pixels do not unpack: {_one_line(error)}"
+    return f"its pixels end after {found:,} of {wanted:,} bytes" if found < wanted else ""
 
 
 def _header_fault(header: bytes) -> str:
@@ -177,9 +228,10 @@ def _webp_fault(data: bytes) -> str:
         if at + 8 + length > size:
             return f"chunk {found[-1]!r} is longer than the file"
         at += 8 + length + length % 2
+    names = ", ".join(map(repr, found)) or "nothing"
     if not {"VP8 ", "VP8L", "ANMF"} & set(found):
-        return f"it holds no picture, but {', '.join(map(repr, found)) or 'nothing'}"
-    return "its stream is broken"
+        return f"it holds no picture, but {names}"
+    return "" if found in (["VP8 "], ["VP8L"]) else f"its chunks ({names}) make no picture"
 
 
 def why_broken(data: bytes, error: BaseException) -> str:
@@ -191,10 +243,14 @@ def why_broken(data: bytes, error: BaseException) -> str:
     """
     fault = ""
     if data.startswith(_JPEG):
-        fault = jpeg_fault(data)
+        fault = _jpeg_fault(data)
     elif data.startswith(_PNG):
-        fault = png_fault(data)
+        fault = _png_fault(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        fault = _webp_fault(data)
     said = _one_line(error)
+    if type(error) is ValueError and said.startswith("image "):
+        return said
     return f"image is broken: {said} ({fault})" if fault else f"image is broken: {said}"
 
 
@@ -202,7 +258,7 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())[:200]
     if isinstance(error, Image.DecompressionBombError):
         return f"decompression bomb: {text}"
-    # Ours, of clipfast.data.rgb, are whole sentences.
+    # Ours, and Pillow's own, are whole sentences.
     if type(error) is ValueError:
         return text
     return f"{type(error).__name__}: {text}"
