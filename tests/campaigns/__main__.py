@@ -1,6 +1,6 @@
 """All campaigns, one after the other, with one table at the end; half an hour on two cores."""
 
-from tests.campaigns import disk, hostile, kill, soak, torn, twins
+from tests.campaigns import disk, hostile, images, kill, soak, torn, twins
 from tests.campaigns.program import main
 
 if __name__ == "__main__":
@@ -9,6 +9,7 @@ if __name__ == "__main__":
             "twins": (twins.campaign, 20),
             "hostile": (hostile.campaign, 100),
             "disk": (disk.campaign, len(disk.FAULTS)),
+            "images": (images.campaign, images.COUNT),
             "soak": (soak.campaign, 400),
             "torn": (torn.campaign, 300),
             "kill": (kill.campaign, 100),

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.campaigns import disk, hostile, kill, soak, torn, twins
+from tests.campaigns import disk, hostile, images, kill, soak, torn, twins
 from tests.campaigns.program import Setting
 from tests.campaigns.soak import Sample
 from tests.campaigns.subject import Subject
@@ -16,6 +16,7 @@ SHORT = {
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
     "disk": (disk.campaign, 1),
+    "images": (images.campaign, 150),
 }
 
 
