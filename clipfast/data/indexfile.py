@@ -16,9 +16,9 @@ import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
 from clipfast.data.indexmark import Mark, make_mark, misfit, read_mark
+from clipfast.data.scan import runs
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import split_extension
-from clipfast.data.tarwalk import walk
 
 INDEX_VERSION = "v1.2"
 INDEX_COMMAND = "python -m clipfast.data.index"
@@ -64,9 +64,8 @@ def read_keys(shard: str, fields: Fields = FIELDS) -> list[str]:
     Raises:
         ValueError: it is no index.
     """
-    _, _, body = _read(shard)
-    rows = _rows(shard, [line for line in body.split(b"\n") if line.strip()], fields)
-    return [_member(row[3], fields)[0] for row in rows]
+    count, _, body = _read(shard)
+    return [_member(name, fields)[0] for name in _columns(shard, count, body, fields)[3]]
 
 
 def read_count(shard: str) -> int:
@@ -195,27 +194,31 @@ def _columns(shard: str, count: int, body: bytes, fields: Fields) -> Sequence[Se
 
 
 def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> None:
-    """Raise unless each line names two members of one key that lie where it says, once."""
-    present = {(fields.split(name), offset, size) for name, offset, size in walk(shard)}
+    """Raise unless each line names two members of one sample that lie where it says, once."""
+    # A member of a hard link is in several samples.
+    present: dict[tuple[str, str, int, int], set[int]] = {}
+    groups = ((key, members) for key, run in runs(shard, fields) for members in run)
+    for number, (key, members) in enumerate(groups):
+        for member in members:
+            present.setdefault((key, *member), set()).add(number)
     seen: dict[tuple[bytes, ...], int] = {}
-    for number, row in enumerate(zip(*columns, strict=True), 2):
-        image, caption = _member(row[3], fields), _member(row[7], fields)
-        for member, extension, offset, size in (
-            (image, row[0], row[1], row[2]),
-            (caption, row[4], row[5], row[6]),
-        ):
-            place = member, int(offset), int(size)
-            if place not in present or member[1] != extension.decode():
+    for line, row in enumerate(zip(*columns, strict=True), 2):
+        samples = []
+        for extension, offset, size, name in (row[:4], row[4:]):
+            key, named = _member(name, fields)
+            at = present.get((key, named, int(offset), int(size)), set())
+            if not at or named != extension.decode():
                 raise _stale(
                     shard,
-                    f"line {number}: no member {'.'.join(member)!r} of {int(size):,} bytes begins "
-                    f"at {int(offset):,}",
+                    f"line {line}: no member {f'{key}.{named}'!r} of {int(size):,} bytes begins at "
+                    f"{int(offset):,}",
                 )
-        if image[0] != caption[0]:
-            raise _stale(shard, f"line {number} pairs {image[0]!r} with {caption[0]!r}")
+            samples.append(at)
+        if not samples[0] & samples[1]:
+            raise _stale(shard, f"line {line} pairs members of two samples")
         if row in seen:
-            raise _stale(shard, f"line {number} repeats line {seen[row]}")
-        seen[row] = number
+            raise _stale(shard, f"line {line} repeats line {seen[row]}")
+        seen[row] = line
 
 
 def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -> str:

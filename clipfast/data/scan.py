@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from clipfast.data.fields import FIELDS, Entry, Fields, Member, Sample
-from clipfast.data.tarwalk import walk
+from clipfast.data.tarwalk import Note, no_note, walk
 
 # A table holds sizes in 32 bits.
 _LARGEST = 2**31 - 1
@@ -31,20 +31,16 @@ class Contents:
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def note(self, name: str, why: str) -> None:
-        """Take what a walk says of a member, or of the shard where `name` is empty."""
-        if name:
-            self.left_out.append((name, why))
-        else:
+    def note(self, name: str | None, why: str) -> None:
+        """Take what a walk says of a member, or of the shard where `name` is None."""
+        if name is None:
             self.notes.append(why)
+        else:
+            self.left_out.append((name, why))
 
 
 def contents(shard: str, fields: Fields = FIELDS) -> Contents:
     """Walk the tar headers of `shard` and group its members into samples.
-
-    The rule is webdataset's: the key is the path up to the first dot of the basename, the members
-    of a sample are adjacent, hidden and dotless files are passed over. A sample ends where an
-    extension repeats, too, as OpenCLIP has it: three pairs of one key are three samples.
 
     Args:
         shard: path of a plain tar.
@@ -54,20 +50,42 @@ def contents(shard: str, fields: Fields = FIELDS) -> Contents:
         ValueError: see `clipfast.data.tarwalk.walk`.
     """
     found = Contents()
-    # Samples of one key, one behind the other.
+    for key, run in runs(shard, fields, found.note):
+        _add(found, key, run, fields)
+    _name_parts(found)
+    return found
+
+
+def runs(
+    shard: str, fields: Fields = FIELDS, note: Note = no_note
+) -> Iterator[tuple[str, list[list[Member]]]]:
+    """Yield each key with the samples of it that lie one behind the other, as their members.
+
+    The rule is webdataset's: the key is the path up to the first dot of the basename, the members
+    of a sample are adjacent, hidden and dotless files are passed over. A sample ends where an
+    extension repeats, too, as OpenCLIP has it: three pairs of one key are three samples.
+
+    Args:
+        shard: path of a plain tar.
+        fields: which members are image and caption.
+        note: called for each member that is in no sample.
+
+    Raises:
+        ValueError: see `clipfast.data.tarwalk.walk`.
+    """
     run: list[list[Member]] = []
     key: str | None = None
     extensions: set[str] = set()
-    for name, offset, size in walk(shard, found.note):
+    for name, offset, size in walk(shard, note):
         parts = fields.split(name)
         if parts is None or "PaxHeader" in name:
             why = _passed_over(name)
             if parts is None or why:
-                found.left_out.append((name, f"left out: {why}"))
+                note(name, f"left out: {why}")
                 continue
         if parts[0] != key:
             if key is not None:
-                _add(found, key, run, fields)
+                yield key, run
             key, run, extensions = parts[0], [[]], set()
         elif parts[1] in extensions:
             run.append([])
@@ -75,9 +93,7 @@ def contents(shard: str, fields: Fields = FIELDS) -> Contents:
         extensions.add(parts[1])
         run[-1].append((parts[1], offset, size))
     if key is not None:
-        _add(found, key, run, fields)
-    _name_parts(found)
-    return found
+        yield key, run
 
 
 def scan(shard: str, fields: Fields = FIELDS) -> Iterator[Sample]:

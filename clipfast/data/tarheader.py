@@ -13,6 +13,7 @@ BLOCK = 512
 # and time. One match replaces five conversions.
 _PLAIN_NUMBERS = re.compile(rb"(?:[0-7]{7}[\0 ]){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]")
 _NO_DEVICE = frozenset((bytes(16), b"0000000\0" * 2, b"000000 \0" * 2, b"      0\0" * 2))
+_TIME = re.compile(rb"[0-7]{11}[\0 ]")
 _OCTAL = re.compile(rb" *([0-7]*) *\Z")
 _NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 _SIZE = slice(124, 136)
@@ -86,11 +87,14 @@ def name_of(header: bytes) -> str:
         ValueError: it is in two parts, and the header does not say by which rule.
     """
     name = text(header[:100])
-    if not header[345] or header[257:265] == _GNU:  # GNU's form keeps times in the prefix's place
+    if not header[345]:
         return name
-    if header[257:263] != _USTAR:
-        raise ValueError("it has a prefix for its name, and is not marked as ustar")
-    return f"{text(header[345:500])}/{name}"
+    if header[257:263] == _USTAR:
+        return f"{text(header[345:500])}/{name}"
+    # GNU's incremental archives keep a time in the prefix's place.
+    if header[257:265] == _GNU and _TIME.match(header, 345):
+        return name
+    raise ValueError("it has a prefix for its name, and is not marked as ustar")
 
 
 @dataclass

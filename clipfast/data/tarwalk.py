@@ -26,9 +26,14 @@ _REGULAR = frozenset((b"0", b"\0", b"7"))
 # Links, devices, folders and pipes carry no data, whatever their size field says.
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _HARD_LINK, _SOFT_LINK = b"1", b"2"
-_SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
-# Folders, in an incremental archive too, and the label of a volume: no files.
-_FRAME = frozenset((b"5", b"D", b"V"))
+_FOLDER = b"5"
+_SPECIAL = {
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a named pipe",
+    b"D": "a folder's list of an incremental archive",
+    b"V": "the label of a volume",
+}
 _PAX, _ABOUT_NEXT = (b"x", b"X", b"g"), (b"x", b"X", b"g", b"L", b"K")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLANK = bytes(BLOCK)
@@ -39,12 +44,12 @@ _LOOKED_BEHIND = 16 << 20
 _PIECE = 64 << 10
 _NOTHING = Extra()
 
-# Takes the name of a member ("" for the shard) and what there is to say of it.
-Note = Callable[[str, str], None]
+# Takes the name of a member (None for the shard itself) and what there is to say of it.
+Note = Callable[[str | None, str], None]
 
 
-def _no_note(name: str, why: str) -> None:
-    return
+def no_note(name: str | None, why: str) -> None:
+    """A `Note` for whoever does not ask."""
 
 
 def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
@@ -68,7 +73,7 @@ def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
     return data
 
 
-def walk(shard: str, note: Note = _no_note) -> Iterator[tuple[str, int, int]]:
+def walk(shard: str, note: Note = no_note) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset of the data, size) of every regular file of a tar, in order.
 
     Reads ustar, GNU (long names, base-256 sizes) and pax headers. A hard link counts as the file
@@ -129,7 +134,7 @@ class _Walk:
         self._check_nothing_waits(extra, at)
         if not ended:
             self._note(
-                "", f"shard has no end mark: it may have been cut at byte {at:,}, between members"
+                None, f"shard has no end mark: it may have been cut at byte {at:,}, between members"
             )
 
     def _refuse(self, why: str) -> ValueError:
@@ -181,8 +186,12 @@ class _Walk:
         if size > _LARGEST_EXTRA:
             raise self._damaged(at, f"a name or pax header claims {size:,} bytes")
         behind = self._behind(at + BLOCK, size)
-        body = read_exactly(self._reader, at + BLOCK, size, self._shard)
+        body = read_exactly(self._reader, at + BLOCK, behind - at - BLOCK, self._shard)
         try:
+            if any(body[size:]):
+                # Some programs read it as more of the same.
+                raise ValueError("a name or pax header does not end where it says")
+            body = body[:size]
             new = pax_records(body) if kind in _PAX else long_name(kind, body)
             if kind != b"g":
                 extra.add(new)
@@ -197,12 +206,13 @@ class _Walk:
     ) -> tuple[int, int] | None:
         """Where the data of a member lie; None, and a note, where it has none."""
         if kind in _REGULAR:
-            if not name.endswith("/"):
-                return data, size
-            if kind == b"\0" and size:
-                # Some programs take it for a folder, and read its data as headers.
+            # In the oldest form a slash makes a folder, and its data, for some programs, headers.
+            old_folder = kind == b"\0" and text(header[:100]).endswith("/")
+            if old_folder and size:
                 raise self._damaged(data - BLOCK, "a folder has data")
-            if kind != b"\0" or extra.path is not None:
+            if not old_folder and not name.endswith("/"):
+                return data, size
+            if not old_folder or extra.path is not None:
                 self._note(name, "left out: its name ends in a slash, as that of a folder")
         elif kind == _HARD_LINK:
             target = extra.linkpath or text(header[157:257])
@@ -223,7 +233,7 @@ class _Walk:
                 f"shard {self._shard!r} is a part of an archive of several volumes (byte "
                 f"{data - BLOCK:,}); extract all volumes and pack them into one tar each"
             )
-        elif kind not in _FRAME:
+        elif kind != _FOLDER:
             what = _SPECIAL.get(kind, f"of the unknown kind {kind!r}")
             self._note(name, f"left out: it is {what}, no file")
         return None
@@ -247,7 +257,7 @@ class _Walk:
             return self._end
         if valid(self._reader.read_at(found, BLOCK)):
             self._note(
-                "",
+                None,
                 f"another archive begins at byte {found:,}, behind the end of one at {blank:,}: "
                 "it is read too, where most programs stop",
             )
@@ -258,4 +268,4 @@ class _Walk:
         return self._end
 
     def _left_unread(self, at: int, why: str) -> None:
-        self._note("", f"{self._end - at:,} bytes from byte {at:,} on were left unread: {why}")
+        self._note(None, f"{self._end - at:,} bytes from byte {at:,} on were left unread: {why}")

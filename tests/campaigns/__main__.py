@@ -1,9 +1,10 @@
 """All campaigns, one after the other, with one table at the end; half an hour on two cores."""
 
-from tests.campaigns import disk, hostile, images, kill, soak, torn, twins
-from tests.campaigns.program import main
+from tests.campaigns import disk, fuzz, hostile, images, kill, soak, torn, twins
+from tests.campaigns.program import main, run_one
 
 if __name__ == "__main__":
+    run_one()
     main(
         {
             "twins": (twins.campaign, 20),
@@ -12,6 +13,7 @@ if __name__ == "__main__":
             "images": (images.campaign, images.COUNT),
             "soak": (soak.campaign, 400),
             "torn": (torn.campaign, 300),
+            "fuzz": (fuzz.campaign, 5000),
             "kill": (kill.campaign, 100),
         },
         __doc__,

@@ -2,6 +2,7 @@
 
 import argparse
 import random
+import runpy
 import sys
 import tempfile
 import time
@@ -33,6 +34,15 @@ class Setting:
 
 
 Campaign = Callable[[Setting], Table]
+
+
+def run_one() -> None:
+    """Where the first word of the command line is a campaign's name, run that program and leave."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name.isidentifier() and Path(__file__).with_name(f"{name}.py").is_file():
+        del sys.argv[1]
+        runpy.run_module(f"tests.campaigns.{name}", run_name="__main__", alter_sys=True)
+        sys.exit()
 
 
 def main(campaigns: Mapping[str, tuple[Campaign, int]], description: str | None) -> None:

@@ -1,7 +1,8 @@
 """Tars made by hand: headers that no tool writes, and members in any order."""
 
-from clipfast.data.tarheader import BLOCK, tar_header
+import tarfile
 
+BLOCK = 512
 END = bytes(2 * BLOCK)
 
 
@@ -18,7 +19,10 @@ def header(
     name: str | bytes = "a.jpg", size: int = 0, kind: bytes = b"0", **fields: bytes
 ) -> bytes:
     """A header; `fields` replace bytes, by where they begin: ``at_124=b"-1"``."""
-    made = bytearray(tar_header("", size))
+    info = tarfile.TarInfo("x")
+    info.size = size
+    made = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    made[:1] = b"\0"
     encoded = name.encode() if isinstance(name, str) else name
     made[: len(encoded)] = encoded
     made[156:157] = kind

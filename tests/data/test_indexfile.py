@@ -50,7 +50,7 @@ EDITS = {
     "short line": (lambda t: t.replace("txt 2048 2 0000.txt", ""), "line 2 does not", CHANGED),
     "caption of another": (
         lambda t: t.replace("txt 2048 2 0000.txt", "txt 4608 2 0001.txt"),
-        "line 2 pairs '0000' with '0001'", CHANGED,
+        "line 2 pairs members of two samples", CHANGED,
     ),
     "name": (lambda t: t.replace("0000.jpg", "0001.jpg"), "no member '0001.jpg'", CHANGED),
     "doubled": (
@@ -62,6 +62,7 @@ EDITS = {
         "line 4 repeats line 2", CHANGED,
     ),
     "order": (lambda t: "\n".join([*t.splitlines()[:1], *t.splitlines()[:0:-1], ""]), "", CHANGED),
+    "white space": (lambda t: t.replace("\njpg 3", "\vjpg 3"), "", CHANGED),
     "line ends": (lambda t: t.replace("\n", "\r\n"), "", CHANGED),
 }  # fmt: skip
 
@@ -216,6 +217,11 @@ def test_hard_links_and_repeated_keys_are_indexed(tmp_path):
         ]
         assert images == [b"one", b"two", b"two"]
         path.write_bytes(re.sub(rb"^(v1.2 \d+) .*", rb"\1", path.read_bytes()))
+    lines = path.read_text().splitlines()
+    lines[1] = " ".join([*lines[1].split()[:4], *lines[2].split()[4:]])
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="line 2 pairs members of two samples"):
+        shards.read_table(tar)
 
 
 def test_control_characters_of_keys_are_encoded(tmp_path):

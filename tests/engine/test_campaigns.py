@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.campaigns import disk, hostile, images, kill, soak, torn, twins
+from tests.campaigns import disk, fuzz, hostile, images, kill, soak, torn, twins
 from tests.campaigns.program import Setting
 from tests.campaigns.soak import Sample
 from tests.campaigns.subject import Subject
@@ -15,6 +15,7 @@ SHORT = {
     "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
+    "fuzz": (fuzz.campaign, 150),
     "disk": (disk.campaign, 1),
     "images": (images.campaign, 150),
 }
