@@ -41,12 +41,12 @@ def texts_of(caption: object, lists: CaptionLists) -> list[object]:
         return [caption]
     if not caption:
         raise ValueError("caption is an empty list")
-    if lists == "report":
+    if lists == "report" and len(caption) > 1:
         raise ValueError(
             f"caption is a list of {len(caption)}: --caption-lists first packs the first one, "
             "--caption-lists each packs the image once with each"
         )
-    return caption[:1] if lists == "first" else caption
+    return caption if lists == "each" else caption[:1]
 
 
 def _parsed(text: str) -> list[object]:

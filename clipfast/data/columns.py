@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from clipfast.data.packitem import TableOptions
 
 IMAGE_COLUMNS = ("file", "filepath", "image", "path")
+# Names, and letters of each, that a message shows.
+_SHOWN = 40
 CAPTION_COLUMNS = ("caption", "title", "text")
 
 
@@ -34,7 +36,8 @@ def _column(
     path: str, names: Sequence[str], kind: str, wanted: str | None, usual: Sequence[str]
 ) -> int:
     """The column asked for, or the first of the usual ones."""
-    told = ", ".join(map(repr, names))
+    told = ", ".join(repr(name[:_SHOWN]) for name in names[:_SHOWN])
+    told += ", ..." if len(names) > _SHOWN else ""
     if wanted is not None:
         exact = [i for i, name in enumerate(names) if name == wanted]
         alike = [i for i, name in enumerate(plain_names(names)) if name == wanted.strip().lower()]
@@ -51,6 +54,7 @@ def _column(
             raise ValueError(
                 f"{path!r} has none of the columns {', '.join(usual)} for the {kind}; its columns: "
                 f"{told}. Name one with --{kind}-column (the first row must hold names)"
+                + ('; --quote "\'" reads single quotes' if _in_single(names) else "")
             )
     if len(found) > 1:
         raise ValueError(
@@ -58,3 +62,7 @@ def _column(
             f"one, or name another with --{kind}-column; its columns: {told}"
         )
     return found[0]
+
+
+def _in_single(names: Sequence[str]) -> bool:
+    return all(len(name) > 2 and name[0] == name[-1] == "'" for name in names)

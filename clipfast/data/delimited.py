@@ -13,7 +13,7 @@ from clipfast.data.columns import both_columns, plain_names
 from clipfast.data.kinds import image_extensions
 from clipfast.data.packitem import TableOptions
 from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import join, split, split_extension
+from clipfast.data.storage.paths import join, split
 from clipfast.data.tablefound import Found, where
 from clipfast.data.tablerows import Lines, Row, Rows
 
@@ -89,7 +89,7 @@ def _separator(path: str, lines: Lines, usual: str, quote: str, options: TableOp
     # The one that cuts most tells the names that a person sees.
     best = max(headers, key=lambda each: len(headers[each]))
     told = _NAMES.get(best, repr(best))
-    raise ValueError(f"{errors[best]}; cells are read as separated by {told}: --separator")
+    raise ValueError(f"{errors[best]}; cells are cut at {told}, --separator names another one")
 
 
 class _Table:
@@ -106,12 +106,13 @@ class _Table:
         self._name, self._root, self._rows = split(path)[1], root, rows
         self._separator, self._quote, self._end = separator, quote, header.end
         self._names = header.cells
-        self._sorted_names = sorted(plain_names(header.cells))
+        self._plain_names = sorted(plain_names(header.cells))
         self._image, self._caption = both_columns(path, header.cells, options)
         self._first = self._caption == 0
         self._last = self._caption == len(header.cells) - 1
-        # How images are called that were taken for such.
+        # How images are called that have no extension of one.
         self._shapes: set[str] = set()
+        self._any_image = False
 
     def found(self) -> Iterator[Found]:
         # A row whose end is not known yet, and the blank ones behind it.
@@ -151,7 +152,7 @@ class _Table:
             cells[i] if i < len(cells) else None for i in (self._image, self._caption)
         )
         reason = row.reason
-        if not reason and sorted(plain_names(cells)) == self._sorted_names:
+        if not reason and self._repeats_names(cells):
             reason = "row repeats the names of the columns"
         if not reason and len(cells) != len(self._names):
             reason = (
@@ -167,6 +168,10 @@ class _Table:
             self._names[self._caption],
             reason,
         )
+
+    def _repeats_names(self, cells: list[str]) -> bool:
+        first = cells[0].strip("\ufeff \t").lower()
+        return first in self._plain_names and sorted(plain_names(cells)) == self._plain_names
 
     def _is_one(self, row: Row) -> bool:
         """Whether a row over several lines can be one: no line in its cells begins like a row."""
@@ -190,26 +195,27 @@ class _Table:
     def _is_odd(self, row: Row) -> bool:
         """Whether a row may be the rest of another: where the image should be, there is none."""
         cells = row.cells
-        if sorted(plain_names(cells)) == self._sorted_names:
+        if self._repeats_names(cells):
             return False
         if len(cells) <= self._image:
             return True
-        image = cells[self._image].replace("\ufeff", "").strip()
-        if not any(cell.strip() for cell in cells[self._image :]):
+        image = cells[self._image].strip("\ufeff \t")
+        if not image and not any(cell.strip() for cell in cells[self._image :]):
             return False
         # The first row has nothing before it that it could be cut from.
-        if not self._is_image(image) and self._shapes:
+        if not self._is_image(image) and self._any_image:
             return True
-        if len(self._shapes) < _SHAPES:
+        self._any_image = True
+        if _extension(image) not in image_extensions() and len(self._shapes) < _SHAPES:
             self._shapes.add(_shape(image))
         return False
 
     def _is_image(self, text: str, own: str = "") -> bool:
         """Whether `text` names an image: by its extension, by its like, or because it is there."""
+        if _extension(text) in image_extensions() or "://" in text:
+            return True
         if not text or len(text) > _PATH:
             return False
-        if split_extension(text)[1].lower() in image_extensions() or "://" in text:
-            return True
         shape = _shape(text)
         if shape == own or shape in self._shapes:
             return True
@@ -230,6 +236,10 @@ class _Table:
 
     def _cut(self, what: str) -> str:
         return f"row may be cut, and {what}: a line end inside a cell needs quotes around the cell"
+
+
+def _extension(text: str) -> str:
+    return text[text.rfind(".") :].lower()
 
 
 def _shape(text: str) -> str:

@@ -63,7 +63,7 @@ def _parsed(line: str, encoding: str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("row is not JSON: nested too deep") from None
     except ValueError as error:
-        raise ValueError(f"row is not JSON: {error}") from None
+        raise ValueError(f"row is not JSON, one object on each line: {error}") from None
     if not isinstance(row, dict):
         kind = "a text" if isinstance(row, str) else "null" if row is None else kind_of(row)
         raise ValueError(f"row is {kind}, not a JSON object")

@@ -86,7 +86,8 @@ def _pack_item(item: Item, encoding: Encoding, limits: Limits) -> _Packed:
         data = _read(item.image)
         image, extension = encode_image(data, encoding, limits)
     except OSError as error:
-        return _Packed(reason=f"file is unreadable: {error.strerror or error}")
+        hint = "; paths are written with / here" if "\\" in item.image else ""
+        return _Packed(reason=f"file is unreadable: {error.strerror or error}{hint}")
     except ValueError as error:
         return _Packed(reason=str(error))
     return _Packed(image, extension, text.encode())

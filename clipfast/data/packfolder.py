@@ -100,8 +100,11 @@ def _folders(
                 notes.append((source, "hidden folder is left alone"))
             elif linked and inside.startswith(target.rstrip("/") + "/"):
                 notes.append((source, "linked folder leads back up; it is not followed"))
-            elif target in seen or (linked and target.startswith(inside)):
-                notes.append((source, "linked folder lies in the source already; not followed"))
+            elif target in seen:
+                notes.append((source, f"linked folder is {seen[target]!r}, which is taken once"))
+            elif linked and target.startswith(inside):
+                inner = relative(target, inside)
+                notes.append((source, f"linked folder is {inner!r}, which is taken once"))
             else:
                 seen[target] = source
                 below.append(path)

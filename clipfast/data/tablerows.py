@@ -132,24 +132,36 @@ class Rows:
 
     def _other_rule(self, cells: list[str]) -> str:
         """Why cells that were read are probably not what their writer meant; "" mostly."""
+        if len(self._lines.taken) > 1:
+            return ""
         line = self._lines.taken[0].rstrip("\r\n")
         if line.endswith("\\"):
             return "row ends in a \\: a line end inside a cell needs quotes around the cell"
-        odd = self._quote and (self._quote in line or "''" in line)
-        if not odd or len(self._lines.taken) > 1:
+        if not self._quote or (self._quote not in line and "''" not in line):
             return ""
         # Read in quotes, a cell that holds a quote stands in the line with that quote doubled.
         bare = f"{self._separator}{line}{self._separator}"
         for cell in cells:
+            if self._quote not in cell and "''" not in cell:
+                continue
             if f"{self._separator}{cell}{self._separator}" not in bare:
                 continue
             if f"\\{self._quote}" in cell:
                 return f"row has a \\{self._quote}: double a quote that belongs to the caption"
             if cell[:1] in (" ", "\t") and cell.lstrip(" \t").startswith(self._quote):
                 return f"row has a space before the {self._quote} of a cell; remove the space"
+            if self._only_closes(line, cell):
+                return f"row has a cell that ends in a {self._quote} that nothing opens"
             if _in_single_quotes(cell):
                 return 'row has a cell in single quotes; say so with --quote "\'"'
         return ""
+
+    def _only_closes(self, line: str, cell: str) -> bool:
+        """Whether a cell without quotes ends in one by mistake: 12" may be inches."""
+        if not cell.endswith(self._quote) or cell.count(self._quote) % 2 == 0:
+            return False
+        quotes_others = f"{self._separator}{line}".count(self._separator + self._quote) > 0
+        return quotes_others or not cell[:-1].rstrip()[-1:].isdigit()
 
 
 def _in_single_quotes(cell: str) -> bool:

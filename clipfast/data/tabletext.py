@@ -33,6 +33,8 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it"),
     (b"\xfd7zXZ", "compressed (xz)", "decompress it"),
     (b"PAR1", "a Parquet file", "write its columns as .csv or .jsonl"),
+    (b"<!doctype html", "a web page", "download the file itself"),
+    (b"<html", "a web page", "download the file itself"),
     (b"version https://git-lfs", "a pointer of Git LFS", "fetch the file: git lfs pull"),
 )
 
@@ -75,7 +77,7 @@ def open_lines(path: str, encoding: str | None = None) -> Iterator[io.TextIOWrap
     with storage_of(path).open(path) as reader:
         head = reader.read_at(0, _HEAD)
         for magic, what, remedy in _OTHERS:
-            if head.startswith(magic):
+            if head.startswith(magic) or head.lower().startswith(magic):
                 raise ValueError(f"table {path!r} is {what}; {remedy} first")
         encoding = encoding or encoding_of(head)
         try:

@@ -1,12 +1,13 @@
 """All campaigns, one after the other, with one table at the end; half an hour on two cores."""
 
-from tests.campaigns import disk, fuzz, hostile, images, kill, soak, torn, twins
+from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins
 from tests.campaigns.program import main, run_one
 
 if __name__ == "__main__":
     run_one()
     main(
         {
+            "data": (data.campaign, data.COUNT),
             "twins": (twins.campaign, 20),
             "hostile": (hostile.campaign, 100),
             "disk": (disk.campaign, len(disk.FAULTS)),

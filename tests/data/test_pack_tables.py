@@ -36,8 +36,8 @@ def reasons(listing: Listing) -> dict[str, str]:
         ("x.csv", "a,b\n1,2\n", {}, "none of the columns file, .* its columns: 'a', 'b'"),
         ("x.csv", "file,b\n1,2\n", {}, "for the caption.*--caption-column"),
         ("x.csv", "file,b\n1,2\n", {"caption_column": "c"}, "no column 'c' for the caption"),
-        ("x.csv", "url;alt\n1;2\n", {}, "its columns: 'url', 'alt'.*separated by ';'"),
-        ("x.csv", "url\talt\n1\t2\n", {}, "its columns: 'url', 'alt'.*separated by tab"),
+        ("x.csv", "url;alt\n1;2\n", {}, "its columns: 'url', 'alt'.*cut at ';'"),
+        ("x.csv", "url\talt\n1\t2\n", {}, "its columns: 'url', 'alt'.*cut at tab"),
         ("x.csv", "file,caption\n", {}, "holds no row"),
         ("x.csv", "", {}, "holds no row"),
         ("x.jsonl", "\n\n", {}, "holds no row"),
@@ -45,6 +45,9 @@ def reasons(listing: Listing) -> dict[str, str]:
         ("x.csv", "0.jpg,a cat\n1.jpg,a dog\n", {}, "the first row must hold names"),
         ("x.csv", "file,caption,Caption\n1,2,3\n", {}, "2 columns 'caption' for the caption"),
         ("x.csv", "file,caption;caption\n", {"separator": ";"}, "its columns: 'file,caption'"),
+        ("x.csv", "'file','caption'\n", {}, "--quote .* reads single quotes"),
+        ("x.csv", "<!DOCTYPE html>", {}, "is a web page"),
+        ("x.csv", "x" * 999, {}, r"columns: 'x{40}'\. Name"),
         ("x.csv", 'file,"caption\n1.jpg,2\n', {}, "names of the columns: row has a"),
         ("x.csv", "file,text\n1,2\n", {"encoding": "utf-99"}, "no encoding that Python reads"),
         ("x.csv", "file,text\n1,2\n", {"encoding": "base64"}, "no encoding that Python reads"),
@@ -153,13 +156,16 @@ def test_bytes_of_another_encoding_are_named_and_read_when_it_is_given(tmp_path)
         # A quote that opens and never closes, or closes in another row.
         ('0.jpg\t"a\n1.jpg\tb\n2.jpg\tc', "1 2", {2: "does not close"}),
         ('0.jpg\ta\n1.jpg\t"b\n2.jpg\tc\n3.jpg\td"\n4.jpg\te', "0 2 4",
+         {3: "does not close", 5: "nothing opens"}),
+        ('0.jpg\ta\n1.jpg\t"b\n2.jpg\tc\n3.jpg\td 5"\n4.jpg\te', "0 2 4",
          {3: "does not close", 5: "may close"}),
         ('0.jpg\t"a\n"1.jpg"\t"b"\n2.jpg\tc', "1 2", {2: "does not close"}),
         ('0.jpg\t"a"b\n1.jpg\tb', "1", {2: "does not close"}),
         ('"0.jpg\ta\n1.jpg\tb', "1", {2: "does not close"}),
-        ('0.jpg\ta\n1.jpg\tb "big" one', "0 1", {}),
+        ('0.jpg\ta "b" c\n1.jpg\ta 12"\n2.jpg\tb"\n3.jpg\ta "b"', "0 1 3", {4: "nothing opens"}),
+        ('"0.jpg"\t66"\n1.jpg\tb', "1", {2: "nothing opens"}),
         # A quote that swallows the rest of a line, or the header's columns.
-        ('0.jpg\t"a\n1.jpg"\n2.jpg\tc', "2", {2: "does not close", 3: "1 columns"}),
+        ('0.jpg\t"a\n1.jpg"\n2.jpg\tc', "2", {2: "does not close", 3: "nothing opens"}),
         # Line ends that nobody quoted.
         ("0.jpg\ta\ncut\n1.jpg\tb", "1", {2: "line 3 is its rest", 3: "1 columns"}),
         ("0.jpg\ta\n \ncut\n1.jpg\tb", "1", {2: "line 4 is its rest", 3: "1 col", 4: "1 col"}),
@@ -173,6 +179,7 @@ def test_bytes_of_another_encoding_are_named_and_read_when_it_is_given(tmp_path)
         ('0.jpg\ta \\"b\\"\n1.jpg\tb', "1", {2: "has a \\\\\""}),
         ('0.jpg\t "a"\n1.jpg\tb', "1", {2: "space before"}),
         ("0.jpg\t'it''s'\n1.jpg\t'b'", "1", {2: "single quotes"}),
+        ("0.jpg\ta\\\n1.jpg\tb\n2.jpg\t\"c\\\n\"", "1 2", {2: "ends in a \\"}),
         # Joined tables.
         ("0.jpg\ta\n\ufeffFILE \tcaption\n1.jpg\tb", "0 1", {3: "repeats the names"}),
         ("0.jpg\ta\nfile\tcaption\n1.jpg\tb\ncaption\tfile", "0 1", {3: "repeats", 5: "repeats"}),
@@ -240,6 +247,7 @@ def test_very_long_cells_are_read_and_endless_ones_named(tmp_path, monkeypatch):
         ('{"en": "x"}', "an object, not a text"),
         ("null", "no 'caption'"),
         ("[]", "an empty list"),
+        ("[5]", "a number, not a text"),
         ('["a", "b"]', "a list of 2: --caption-lists first"),
         ("\"['a', 'b']\"", "a list of 2: --caption-lists first"),
         ("\"['a' 'b']\"", "looks like a list"),
@@ -267,6 +275,9 @@ def test_json_rows_before_the_columns_are_known_are_named(tmp_path):
 
 def test_caption_lists_pack_the_first_or_each(tmp_path):
     text = '{"file": "0.jpg", "caption": ["a", 5, "b"]}\n{"file": "1.jpg", "caption": "c"}\n'
+    assert "a list of 3" in reasons(listed(tmp_path, "t.jsonl", text))["1"]
+    one = '{"file": "0.jpg", "caption": ["a"]}'
+    assert pairs(listed(tmp_path, "t.jsonl", one)) == [("0.jpg", "a")]
     listing = listed(tmp_path, "t.jsonl", text, caption_lists="first")
     assert pairs(listing) == [("0.jpg", "a"), ("1.jpg", "c")]
     listing = listed(tmp_path, "t.jsonl", text, caption_lists="each")

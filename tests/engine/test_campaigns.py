@@ -4,13 +4,15 @@ import random
 
 import pytest
 
-from tests.campaigns import disk, fuzz, hostile, images, kill, soak, torn, twins
+from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins
 from tests.campaigns.program import Setting
 from tests.campaigns.soak import Sample
 from tests.campaigns.subject import Subject
 from tests.campaigns.table import Row, Table, markdown
 
 SHORT = {
+    # Each kind once.
+    "data": (data.campaign, 13),
     "kill": (kill.campaign, 1),
     "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
