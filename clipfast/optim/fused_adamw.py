@@ -46,8 +46,12 @@ class FusedAdamW(torch.optim.Optimizer):
     The random bits are a function of (seed, step, element): a run that is resumed, or has another
     number of threads, repeats them. Elements are numbered in the order in which ``step`` first
     meets their parameters, with or without a gradient. States are made by ``step`` too, for what
-    then stands in ``param_groups``, so that a wrapper may put others there. A master is the weight:
-    after overwriting a parameter by hand, remove its state.
+    then stands in ``param_groups``, so that a wrapper may put others there.
+
+    A parameter may be set by hand between steps (a clamp, ``load_state_dict``, an average swapped
+    in; also through ``.data``). ``step`` compares each with its master: where it is not the nearest
+    value, it is the weight from then on. Of a remainder the 16 bits stay, less than half a unit in
+    the parameter's last place; statistics stay as they are, as in ``torch.optim.AdamW``.
 
     Args:
         params: parameters, or groups with any of the options from ``lr`` to ``weights_dtype`` and

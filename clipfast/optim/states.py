@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.ops.adamw import BLOCK, decode, encode, join_master, split_master
+from clipfast.ops.adamw import BLOCK, decode, encode, follow, join_master, split_master
 
 State = dict[str, Any]
 
@@ -265,7 +265,10 @@ def moments(state: State) -> tuple[Tensor, Tensor]:
 def exact_weight(param: Tensor, state: State) -> Tensor:
     """The fp32 weight that the parameter and its state stand for: a copy."""
     if "master" in state:
-        return restore(state, "master", torch.float32).clone()
+        master = restore(state, "master", torch.float32)
+        if param.dtype in HALVES and master.shape == param.shape:
+            return follow(param.detach(), master)
+        return master.clone()
     if "remainder" in state:
         return _joined(param, state)
     return param.detach().to(torch.float32, copy=True)
@@ -388,14 +391,15 @@ def _fit_weight(param: Tensor, state: State, kept: torch.dtype | None) -> None:
         if key in state and not _lies_like(state[key], param):
             state[key] = in_order_of(param, state[key])
     if kept is torch.float32:
-        state["master"] = (
-            exact_weight(param, state)
-            if "master" not in state
-            else restore(state, "master", torch.float32)
-        )
-        state.pop("remainder", None)
+        if "master" in state:
+            state["master"] = restore(state, "master", torch.float32)
+            return
+        state["master"] = exact_weight(param, state)
+        if state.pop("remainder", None) is not None:
+            # Ties went away from zero there, and go to even here.
+            param.copy_(state["master"])
     elif kept is torch.int16 and "master" in state:
-        high, state["remainder"] = split_master(restore(state, "master", torch.float32))
+        high, state["remainder"] = split_master(exact_weight(param, state))
         param.copy_(high)
         del state["master"]
     elif kept is torch.int16:

@@ -26,7 +26,7 @@ enum class WeightForm : int32_t {
   kSingle,        // fp32 parameter
   kGridHalf,      // fp32 parameter, stochastically rounded to a value that fp16 holds
   kGridBfloat16,  // likewise bf16
-  kMaster,        // fp32 master; the half parameter is its nearest value, ties to even
+  kMaster,        // fp32 master; the half parameter, unless set by hand, is its nearest value
   kRemainder,     // bf16 parameter and 16 bits, together the fp32 master
   kStochastic,    // half parameter alone, stochastically rounded
 };

@@ -45,6 +45,26 @@ def test_first_steps_of_mixed_tensors(adamw_target, group, stats):
 
 
 @pytest.mark.parametrize("stats", TYPES, ids=str)
+@pytest.mark.parametrize("form", [Form(F16, F32), Form(BF16, F32)], ids=str)
+def test_masters_follow_parameters_that_were_set_by_hand(adamw_target, form, stats):
+    call = make_call(form, F32, stats)
+    for param in call.params:
+        is_set = torch.rand(param.shape) < 0.1
+        param.copy_(torch.where(is_set, torch.randn(param.shape).to(param), param))
+    check_call(adamw_target, call)
+    # A step that moves nothing shows what it took for the weights.
+    ops, device = adamw_target
+    before, after = call.clone(), call.to(device)
+    ops.adamw_(*after, **OPTIONS | {"lr": 0.0})
+    for param, master, now, moved in zip(
+        before.params, before.masters, after.params, after.masters, strict=True
+    ):
+        torch.testing.assert_close(now.cpu(), param, rtol=0, atol=0)
+        kept = master.to(param.dtype) == param
+        assert torch.equal(moved.cpu(), torch.where(kept, master, param.float()))
+
+
+@pytest.mark.parametrize("stats", TYPES, ids=str)
 def test_views_off_16_byte_boundaries(adamw_target, stats):
     for offset in (1, 4):
         call = make_mixed_call("masters", stats, (257, 1000, 600), offset, turn=offset)

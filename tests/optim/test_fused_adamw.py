@@ -1,5 +1,7 @@
 """FusedAdamW's step: against torch's AdamW, and under all that calls an optimizer."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -340,6 +342,75 @@ def test_strides_of_dimensions_of_size_one_cost_no_copy():
     viewed = in_layout(param, grad)
     assert (viewed.data_ptr(), viewed.stride()) == (grad.data_ptr(), param.stride())
     assert torch.equal(viewed, grad)
+
+
+def _clamp(param):
+    param.clamp_(-0.25, 0.25)
+
+
+def _swap_in_an_average(param):
+    param.data.copy_(torch.linspace(-1, 1, param.numel()).reshape(param.shape))
+
+
+def _set_some(param):
+    param[::3] = 0.125
+
+
+@pytest.mark.parametrize("edit", [_clamp, _swap_in_an_average, _set_some])
+@pytest.mark.parametrize("weights", ["fp32", "remainder", "stochastic"])
+def test_a_parameter_set_by_hand_is_the_weight_from_then_on(weights, edit):
+    params = [Parameter(torch.randn(40, 13).bfloat16()), Parameter(torch.randn(300).bfloat16())]
+    optimizer = FusedAdamW(params, lr=0.05, weights=weights)
+    train(optimizer, range(5))
+    with torch.no_grad():
+        for param in params:
+            edit(param)
+    values = [param.detach().clone() for param in params]
+    half_a_unit = 2.0**-8 if weights == "remainder" else 0.0
+    for param, value in zip(params, values, strict=True):
+        changed = optimizer.full_precision(param) - value.float()
+        is_set = edit is not _set_some or (torch.arange(len(param)) % 3 == 0)
+        is_set = torch.as_tensor(is_set).reshape(-1, *[1] * (param.dim() - 1))
+        if edit is _clamp:
+            is_set = value.abs() == 0.25
+        bound = half_a_unit * value.float().abs()
+        assert ((changed.abs() <= bound) | ~is_set).all()
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, range(5, 6))
+    assert_same_bits([param.detach() for param in params], values)
+
+
+def test_a_clamp_after_every_step_holds_as_with_torch():
+    # OpenCLIP's of its logit scale, in a model that is bf16 as a whole.
+    bound = math.log(100)
+    scale = Parameter(torch.tensor([4.6], dtype=torch.bfloat16))
+    optimizer = FusedAdamW([scale], lr=1e-2, weight_decay=0)
+    for _ in range(60):
+        scale.grad = torch.full_like(scale, -1.0)
+        optimizer.step()
+        # One step of the optimizer from the bound, and a rounding of bf16.
+        assert scale.item() <= bound + 0.01 + 2.0**-6
+        with torch.no_grad():
+            scale.clamp_(0, bound)
+    for _ in range(4):
+        scale.grad = torch.full_like(scale, 20.0)
+        optimizer.step()
+    assert scale.item() < bound - 0.02
+
+
+def test_masters_that_no_one_touched_keep_every_bit():
+    params = parameters(torch.bfloat16)
+    runs = []
+    for clamps in (False, True):
+        copies = [Parameter(param.detach().clone()) for param in params]
+        optimizer = FusedAdamW(copies, lr=1e-3, weights="fp32")
+        for step in range(8):
+            train(optimizer, range(step, step + 1))
+            if clamps:  # of which nothing comes, but a new version
+                for param in copies:
+                    param.detach().clamp_(-1e3, 1e3)
+        runs.append(list(optimizer.master_parameters()))
+    assert_same_bits(*runs)
 
 
 def test_parameters_put_in_place_after_construction_one_group_a_step():

@@ -7,6 +7,7 @@ from clipfast.ops.adamw.formats import (
     decode,
     encode,
     float_of,
+    follow,
     join_master,
     split_master,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "decode",
     "encode",
     "float_of",
+    "follow",
     "grad_norm_operator",
     "join_master",
     "philox",

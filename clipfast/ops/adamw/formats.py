@@ -91,6 +91,22 @@ def join_master(weight: Tensor, remainder: Tensor) -> Tensor:
     return float_of((weight.view(torch.int16).long() << 16) + remainder.long())
 
 
+def follow(param: Tensor, master: Tensor) -> Tensor:
+    """The fp32 weights of half parameters and their masters.
+
+    A parameter that is not its master's nearest value was set by hand: it is the weight then.
+
+    Args:
+        param: fp16 or bf16.
+        master: fp32, shape of param.
+
+    Returns:
+        A new fp32 tensor.
+    """
+    is_nearest = master.to(param.dtype).view(torch.int16) == param.view(torch.int16)
+    return torch.where(is_nearest, master, param.float())
+
+
 def in_memory_order(t: Tensor) -> Tensor:
     """[numel] view of a tensor whose elements fill its memory, in the order that they lie there."""
     return t.as_strided((t.numel(),), (1,))

@@ -19,6 +19,7 @@ from clipfast.ops.adamw.formats import (
     NEAREST,
     decode_flat,
     encode_flat,
+    follow,
     in_memory_order,
     join_master,
     round_to,
@@ -132,7 +133,7 @@ def update(
 def _load_weight(param: Tensor, master: Tensor | None) -> Tensor:
     if master is None:
         return param.float()
-    return master if master.dtype == torch.float32 else join_master(param, master)
+    return follow(param, master) if master.dtype == torch.float32 else join_master(param, master)
 
 
 def _store_weight(

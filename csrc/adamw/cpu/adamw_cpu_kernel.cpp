@@ -73,6 +73,21 @@ Stream stream_of(const TensorSlot& slot, const StepOptions& options) {
   return {options.seed, static_cast<uint32_t>(*slot.step), begin, options.stochastic ? end : begin};
 }
 
+// A master whose param was set by hand since the last step takes its value: the param is otherwise
+// the master's nearest one.
+void follow_params(const TensorSlot& slot, const Block& block) {
+  uint16_t nearest[kBlock];
+  auto* master = static_cast<float*>(block.master);
+  const auto* param = static_cast<const uint16_t*>(block.param);
+  narrow(master, slot.param_dtype, nearest);
+  if (std::memcmp(nearest, param, sizeof(nearest)) == 0) return;
+  float value[kBlock];
+  widen(param, slot.param_dtype, value);
+  for (int i = 0; i < kBlock; ++i) {
+    if (nearest[i] != param[i]) master[i] = value[i];
+  }
+}
+
 Weights find_weights(const TensorSlot& slot, const Block& block, Buffers& buffers) {
   auto* master = static_cast<float*>(block.master);
   auto* param = static_cast<float*>(block.param);
@@ -177,6 +192,7 @@ void store_moments(const StoredMoments& to, const Moments& moments, const Ranges
 
 void step_block(const TensorSlot& slot, const StepOptions& options, const Coefficients& c,
                 const Block& block, const stages::Draws& draws, Buffers& buffers) {
+  if (slot.form == WeightForm::kMaster) follow_params(slot, block);
   const Weights weights = find_weights(slot, block, buffers);
   const Moments moments = find_moments(options, block, buffers);
   const Ranges ranges = new_moments(slot, options, c, block, moments);

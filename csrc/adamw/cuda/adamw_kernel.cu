@@ -113,7 +113,8 @@ __device__ __forceinline__ Words to_half(const float (&v)[kLane], const Range& r
   return words;
 }
 
-// The words that fp32 weights come from: the master's, the param's, or four of each.
+// The words that fp32 weights come from: the param's, or half of them the remainder's; with a
+// master the master's.
 __device__ __forceinline__ Words load_weights(const TensorSlot& t, const Place& place) {
   const bool has_master = t.form == WeightForm::kMaster;
   Words words =
@@ -126,8 +127,18 @@ __device__ __forceinline__ Words load_weights(const TensorSlot& t, const Place& 
   return words;
 }
 
-__device__ __forceinline__ void widen_weights(const Words& words, const TensorSlot& t,
-                                              float (&out)[kLane]) {
+// x as the nearest value of a type of 16 bits, ties to even.
+__device__ __forceinline__ Words to_nearest(DType type, const float (&x)[kLane]) {
+  if (type == DType::kBFloat16) {
+    return narrow_all(x, [](float v, int) { return __bfloat16_as_ushort(__float2bfloat16_rn(v)); });
+  }
+  return narrow_all(x, [](float v, int) { return __half_as_ushort(__float2half_rn(v)); });
+}
+
+//   params: with a master, the words of the param: set by hand since the last step where they are
+//           not the master's nearest, and then the weights
+__device__ __forceinline__ void widen_weights(const Words& words, const Words& params,
+                                              const TensorSlot& t, float (&out)[kLane]) {
   if (t.form == WeightForm::kRemainder) {
 #pragma unroll
     for (int i = 0; i < kLane; ++i) {
@@ -136,6 +147,15 @@ __device__ __forceinline__ void widen_weights(const Words& words, const TensorSl
     }
   } else {
     widen_all(words, t.form == WeightForm::kMaster ? DType::kFloat32 : t.param_dtype, out);
+  }
+  if (t.form == WeightForm::kMaster) {
+    const Words nearest = to_nearest(t.param_dtype, out);
+    float set[kLane];
+    widen_all(params, t.param_dtype, set);
+#pragma unroll
+    for (int i = 0; i < kLane; ++i) {
+      if (half_word(nearest.word, i) != half_word(params.word, i)) out[i] = set[i];
+    }
   }
 }
 
@@ -183,14 +203,7 @@ __device__ __forceinline__ void store_weights(const TensorSlot& t, const Place& 
       return store_split(t, place, v);
     case WeightForm::kMaster:
       store(t.master, place, true, as_words(v));
-      if (t.param_dtype == DType::kBFloat16) {
-        return store(t.param, place, false, narrow_all(v, [](float x, int) {
-                       return __bfloat16_as_ushort(__float2bfloat16_rn(x));
-                     }));
-      }
-      return store(t.param, place, false, narrow_all(v, [](float x, int) {
-                     return __half_as_ushort(__float2half_rn(x));
-                   }));
+      return store(t.param, place, false, to_nearest(t.param_dtype, v));
     default:
       return store_rounded(t, place, bits_for(kWeight, draw), v);
   }
@@ -360,12 +373,13 @@ __device__ __forceinline__ void update_block(const TensorSlot& t, const Start& s
   constexpr bool kKeepV = Statistics<S>::kIsWide;
   // All loads, before anything waits for one.
   const Words weight_words = load_weights(t, place);
+  const Words param_words = t.form == WeightForm::kMaster ? load(t.param, place, false) : Words{};
   const Words grad_words = load(t.grad, place, t.grad_dtype == DType::kFloat32);
   const Statistics<S> first(t.m, place, t.m_exponents + block);
   const Statistics<S> second(t.v, place, t.v_exponents + block);
 
   float weight[kLane], grad[kLane], m[kLane], v[kLane];
-  widen_weights(weight_words, t, weight);
+  widen_weights(weight_words, param_words, t, weight);
   widen_all(grad_words, t.grad_dtype, grad);
 #pragma unroll
   for (int i = 0; i < kLane; ++i) {
