@@ -13,11 +13,17 @@ import torch.distributed as dist
 import tyro
 
 from clipfast.engine.config import Config, ConfigError
+from clipfast.engine.environment import (
+    claims_to_be_main,
+    processes_claimed,
+    read_environment,
+)
 from clipfast.engine.failure import fail, leave_quietly, refuse, refuse_together
 from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
 from clipfast.engine.renamed import renamed_options
+from clipfast.engine.rendezvous import meet
 from clipfast.engine.requests import INTERRUPTED, end_while_starting
 from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
@@ -67,7 +73,7 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
             skip = True
         elif not argument.startswith(("--local_rank=", "--local-rank=")):
             kept.append(argument)
-    if theirs := answer(kept, int(os.environ.get("WORLD_SIZE", 1))):
+    if theirs := answer(kept, processes_claimed()):
         raise ConfigError(theirs)
     return tyro.cli(Config, default=default, args=kept, description=Config.__doc__)
 
@@ -96,7 +102,7 @@ def main(
             that can go on; 130 where Ctrl-C ended it without a checkpoint; 1 for a finished run
             that stayed below one of ``--eval.floors`` or could not write its weights.
     """
-    is_main = int(os.environ.get("RANK", 0)) == 0
+    is_main = claims_to_be_main()
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     # Of other packages warnings alone: setuptools tells of every compiler that it starts.
@@ -104,6 +110,10 @@ def main(
     if is_main:
         logging.getLogger("clipfast").setLevel(logging.INFO)
     config = _agreed(default, arguments, is_main)
+    try:
+        read_environment()
+    except ConfigError as error:
+        refuse(error, speaks=True)
     try:
         process = current_process()
         _check_files(config)
@@ -116,6 +126,10 @@ def main(
     for line in idle_options(sys.argv[1:] if arguments is None else arguments, plan):
         _log.warning(line)
 
+    try:
+        meet(process.rank, process.world_size)
+    except ConfigError as error:
+        refuse(error, speaks=True)
     # Only now: a mistyped option is answered before all of this is imported.
     from clipfast.engine.trainer import Trainer
 

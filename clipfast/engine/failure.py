@@ -4,7 +4,6 @@ A rank that raises ends, its connections close, and the others raise in the coll
 wait in. Only the first has something to say.
 """
 
-import os
 import socket
 import sys
 import time
@@ -14,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NoReturn
 
+from clipfast.engine.environment import processes_claimed
 from clipfast.engine.launch import Process
 from clipfast.files import write_whole
 
@@ -120,7 +120,7 @@ def leave_quietly(status: int, speaks: bool) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    if not speaks and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if not speaks and processes_claimed() > 1:
         time.sleep(_STARTED_APART)
     raise SystemExit(status)
 

@@ -1,4 +1,4 @@
-"""Where this process runs: rank, device, threads. One place reads the environment."""
+"""Where this process runs: rank, device, threads."""
 
 import ctypes
 import os
@@ -10,6 +10,8 @@ import torch
 
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.helper import load_helper
+from clipfast.engine.environment import read_environment
+from clipfast.engine.rendezvous import meet
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,18 @@ def current_process() -> Process:
     """Read the launcher's variables (deepspeed, torchrun), or stand alone without them.
 
     Raises:
-        ConfigError: more local ranks than GPUs.
+        ConfigError: they are not whole, or contradict each other; more local ranks than GPUs.
     """
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    local_world_size = int(
-        os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size))
-    )
+    launched = read_environment()
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
+        if launched.local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                f"local rank {local_rank} has no GPU of its own: this node has "
+                f"local rank {launched.local_rank} has no GPU of its own: this node has "
                 f"{torch.cuda.device_count()}. Start at most that many processes on it"
             )
-        device = torch.device("cuda", local_rank)
-    return Process(rank, local_rank, world_size, local_world_size, device)
+        device = torch.device("cuda", launched.local_rank)
+    return Process(**vars(launched), device=device)
 
 
 def cpu_threads(process: Process) -> int:
@@ -68,7 +65,12 @@ def cpu_threads(process: Process) -> int:
 
 
 def start(process: Process) -> None:
-    """Initialise the process group and set the backends once."""
+    """Initialise the process group and set the backends once.
+
+    Raises:
+        ConfigError: the ranks cannot meet, see `rendezvous.meet`.
+    """
+    meet(process.rank, process.world_size)
     import deepspeed
 
     for name, value in {

@@ -16,6 +16,7 @@ from torch import Tensor
 from clipfast.loss.distributed import BatchShares, find_shares
 from clipfast.loss.fused import LossPlan, start_texts, strip_loss
 from clipfast.loss.reference import reference_loss
+from clipfast.loss.tracing import is_autocast, is_transformed, no_autocast
 from clipfast.ops import contrastive as ops
 from clipfast.ops.normalize import DTYPES
 
@@ -68,9 +69,16 @@ def gather_texts(
     """
     _check_features(text_features, "text_features")
     _check_options(keep_logits, workspace_bytes)
-    autocast = torch.is_autocast_enabled(text_features.device.type)
-    with torch.autocast(text_features.device.type, enabled=False):
+    autocast = is_autocast(text_features.device)
+    with no_autocast(text_features.device):
         shares = find_shares(text_features, group, batch_sizes)
+        if is_transformed(text_features):
+            impl = _derivable(impl)
+        if impl == "reference" and shares.group_name is not None and is_transformed(text_features):
+            raise NotImplementedError(
+                "clip_loss under torch.func or forward-mode AD works on one process: over ranks "
+                "use loss.backward() or torch.autograd.grad"
+            )
         if impl == "reference":
             return GatheredTexts(text_features, shares, None, normalize)
         choice = ops.choose(impl, text_features, autocast)
@@ -128,7 +136,8 @@ def clip_loss(
         impl: "auto"; "cpu", "cuda" or "triton" (fused); "plain" (chunked plain PyTorch, any
             device); "reference" (plain PyTorch that holds all logits). `available_impls`
             lists what can serve a device, `chosen_impl` says what "auto" is; the log
-            ``clipfast.loss`` says it once, unless under torch.compile.
+            ``clipfast.loss`` says it once, unless under torch.compile. "reference" alone has second
+            derivatives; it also is what "auto" means under ``torch.func`` and forward-mode AD.
         keep_logits: keep the logits from forward to backward, B G of them: 6 B G D floating-point
             operations instead of 8. They take 4 bytes each; on a GPU with half-precision features
             2, in steps of s / 32767 (0.003 at s = 100). "auto" keeps them where they fit
@@ -148,6 +157,8 @@ def clip_loss(
         ValueError: shapes or devices do not match, ranks differ in width or type, or ``impl``
             cannot serve here.
         TypeError: features are not floating point, or differ in dtype; the scale is no tensor.
+        NotImplementedError: a second derivative of a fused form, when it is asked for; a fused
+            form, or several ranks, under ``torch.func`` or forward-mode AD.
 
     Source: Radford et al. 2021, figure 3 and section 2.3.
     """
@@ -161,8 +172,15 @@ def clip_loss(
             raise ValueError("these gathered texts have had their loss: gather_texts again")
         pending.is_taken = True
         _check(image_features, pending.text_features, logit_scale)
+        if pending.plan is not None and is_transformed(image_features, logit_scale):
+            raise NotImplementedError(
+                "under torch.func or forward-mode AD give clip_loss the text features themselves, "
+                'or gather_texts impl="reference"'
+            )
     else:
         _check(image_features, text_features, logit_scale)
+        if is_transformed(image_features, text_features, logit_scale):
+            impl = _derivable(impl)
         pending = gather_texts(
             text_features,
             group=group,
@@ -172,7 +190,7 @@ def clip_loss(
             workspace_bytes=workspace_bytes,
             batch_sizes=batch_sizes,
         )
-    with torch.autocast(image_features.device.type, enabled=False):
+    with no_autocast(image_features.device):
         texts = pending.text_features
         scale = logit_scale.reshape(1).to(torch.promote_types(image_features.dtype, torch.float32))
         if pending.plan is None:
@@ -188,6 +206,16 @@ def available_impls(device: torch.device | str) -> list[str]:
 def chosen_impl(features: Tensor) -> str:
     """What ``impl="auto"`` is for such features."""
     return ops.choose("auto", features).impl
+
+
+def _derivable(impl: str) -> str:
+    """The implementation for a caller that derives every operation by itself."""
+    if impl in ("auto", "reference"):
+        return "reference"
+    raise NotImplementedError(
+        f"impl={impl!r} is one fused function, which torch.func and forward-mode AD cannot derive: "
+        'use impl="reference" (as "auto" does there), which holds all logits'
+    )
 
 
 def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> None:

@@ -31,12 +31,14 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clipfast.loss import distributed
 from clipfast.loss.distributed import BatchShares
+from clipfast.loss.tracing import holds_values, no_autocast
 from clipfast.ops.contrastive import Choice, operators
+from clipfast.ops.derivatives import first_derivative_only
 
+_first_derivative_only = first_derivative_only("clip_loss", 'impl="reference"')
 # Norms between which products of raw features stay well inside fp32.
 _SAFE_NORMS = (2.0**-40, 2.0**40)
 
@@ -120,7 +122,7 @@ class _StartTexts(torch.autograd.Function):
         return gathered, vectors, inverse_norm, *tickets
 
     @staticmethod
-    @once_differentiable
+    @_first_derivative_only
     def backward(ctx, _0, _1, _2, column_grad, images, image_inverse_norm, diagonal, coefficient):
         text_features, inverse_norm, factor = ctx.saved_tensors
         column_grad = distributed.wait(column_grad, ctx.plan.shares)
@@ -176,6 +178,8 @@ class _StripLoss(torch.autograd.Function):
             inverse_norm,
             text_inverse_norm,
             diagonal,
+            # Ties what backward returns to the texts: it depends on them.
+            tickets[-1],
             *strip,
             shift,
             row_lse,
@@ -185,16 +189,16 @@ class _StripLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @_first_derivative_only
     def backward(ctx, grad_loss: Tensor):
         plan, shares = ctx.plan, ctx.plan.shares
-        images, texts, inverse_norm, text_inverse_norm, diagonal, *saved = ctx.saved_tensors
+        images, texts, inverse_norm, text_inverse_norm, diagonal, _, *saved = ctx.saved_tensors
         factor, logit_scale = saved[2], saved[4]
         want_images, _, want_scale = ctx.needs_input_grad[:3]
         want_rows, want_columns = want_images or want_scale, ctx.needs_input_grad[8]
         ops = operators(plan.choice.impl)
         # Backward may be called under autocast, which would round the plain form's products.
-        with torch.autocast(images.device.type, enabled=False):
+        with no_autocast(images.device):
             row_grad, column_grad = ops.gradients(
                 *saved, shares.first_column, want_rows, want_columns, plan.workspace_bytes
             )
@@ -229,8 +233,8 @@ def _prepare(features: Tensor, plan: LossPlan) -> tuple[Tensor, Tensor, Tensor, 
     """(work features, inverse norms, factors, norms) of this rank's features."""
     ops = operators(plan.choice.impl)
     work_dtype = plan.choice.work_dtype
-    if work_dtype is None and plan.normalize and torch.compiler.is_compiling():
-        # A graph cannot look at norms: it always works on a scaled copy.
+    if work_dtype is None and plan.normalize and not holds_values(features):
+        # Nobody can look at norms: work on a scaled copy in any case.
         work_dtype = features.dtype
     prepared = ops.prepare(features, plan.normalize, work_dtype)
     if work_dtype is not None:

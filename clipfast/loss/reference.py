@@ -8,7 +8,6 @@ from torch import Tensor
 
 from clipfast.loss import distributed
 from clipfast.loss.distributed import BatchShares
-from clipfast.ops import l2_normalize
 
 
 def reference_loss(
@@ -32,10 +31,9 @@ def reference_loss(
     """
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     logit_scale = logit_scale.to(dtype)
-    if normalize:
-        image_features = l2_normalize(image_features, eps=0.0, out_dtype=dtype)
-        text_features = l2_normalize(text_features, eps=0.0, out_dtype=dtype)
     image_features, text_features = image_features.to(dtype), text_features.to(dtype)
+    if normalize:
+        image_features, text_features = _unit(image_features), _unit(text_features)
     all_images, all_texts = image_features, text_features
     if shares.group_name is not None:
         all_images = _Gather.apply(image_features, shares)
@@ -71,6 +69,15 @@ def gather_rows(features: Tensor, shares: BatchShares) -> Tensor:
         return features
     gathered: Tensor = _Gather.apply(features, shares)
     return gathered
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length 1 in operations that torch can derive again and again; zero rows stay zero."""
+    largest = x.detach().abs().amax(1, keepdim=True)
+    x = x / largest.masked_fill(largest == 0, 1.0)
+    square = (x * x).sum(1, keepdim=True)
+    is_zero = square == 0
+    return x * square.masked_fill(is_zero, 1.0).rsqrt().masked_fill(is_zero, 0.0)
 
 
 class _Gather(torch.autograd.Function):

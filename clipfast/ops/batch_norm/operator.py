@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from clipfast.ops.batch_norm.declaration import apply_operator, backward_operator
 from clipfast.ops.batch_norm.plain import FORMAT
 from clipfast.ops.batch_norm.tail import Tail, plain_tail
+from clipfast.ops.derivatives import first_derivative_only
 from clipfast.ops.dtypes import DTYPES, accumulate_dtype
 from clipfast.ops.extension import load_extension
 
@@ -138,7 +138,7 @@ class _BatchNorm(torch.autograd.Function):
         return y, pooled if tail.shortcut_stride == 2 else y.detach()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("batch_norm", "clipfast.ops.batch_norm.reference")
     def backward(ctx, grad, other=None):
         if grad is None and other is None:
             return (None,) * 7

@@ -1,0 +1,208 @@
+"""Where the ranks of a run meet, before they build anything: who is missing, and who is none of us.
+
+torch waits for missing ranks in silence for minutes, and takes whatever answers at MASTER_PORT for
+rank 0. Here rank 0 puts a greeting into torch's own store, each rank signs in once, and whoever
+finds something wrong says so to all. The store stays: torch shares it when the group is built.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from clipfast.engine.config import ConfigError
+
+# Between ranks that are there: a store on this or another node answers in far less.
+ANSWER_SECONDS = 5.0
+# Nodes of a large job start minutes apart.
+MEET_SECONDS = 1800.0
+_NEWS_SECONDS = 30.0
+_POLL_SECONDS = 0.1
+_LINGER_SECONDS = 1.0
+_PORT_REMEDY = (
+    "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
+    "--rdzv-endpoint HOST:PORT"
+)
+# Held so that the port stays ours until torch's group shares the store, and while it lives.
+_store: Any = None
+
+
+def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
+    """Wait until every rank is here. A collective; nothing where there is one process.
+
+    Args:
+        rank: this process's.
+        world_size: number of ranks.
+        patience: seconds that ranks may start apart.
+
+    Raises:
+        ConfigError: on every rank that is here: the port is taken, something else answers there,
+            two processes have one rank, ranks disagree about their number, or some never come. The
+            message says which and what to do.
+    """
+    global _store
+    if world_size == 1 or dist.is_initialized() or _store is not None:
+        return
+    deadline = time.monotonic() + patience
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = rank == 0 and not _agent_holds_the_store()
+    base = _host(address, port) if hosts else _join(rank, address, port, deadline)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"clipfast/{attempt}", base)
+    try:
+        _sign_in(rank, world_size, store, f"{address}:{port}", deadline)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise ConfigError(
+            f"rank {rank} lost rank 0, at {address}:{port}, while the ranks met: "
+            f"{_first_line(error)}. Look at what rank 0 printed"
+        ) from error
+    _store = base
+
+
+def _agent_holds_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _host(address: str, port: int) -> Any:
+    """The store, at rank 0."""
+    try:
+        return TCPStore(address, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+    except (dist.DistNetworkError, RuntimeError) as error:
+        reason = _first_line(error)
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            reason = "another program listens there, perhaps another run"
+        raise ConfigError(
+            f"rank 0 cannot open MASTER_PORT {port} on {socket.gethostname()}: {reason}. "
+            f"{_PORT_REMEDY}"
+        ) from error
+
+
+def _join(rank: int, address: str, port: int, deadline: float) -> Any:
+    """The store that rank 0, or torchrun, holds."""
+    _wait_for_port(rank, address, port, deadline)
+    made: list[Any] = []
+
+    def connect() -> None:
+        with suppress(dist.DistNetworkError, dist.DistStoreError, RuntimeError):
+            made.append(TCPStore(address, port, is_master=False, wait_for_workers=False))
+
+    # A thread, because its own timeout is none against a server that accepts and says nothing.
+    thread = threading.Thread(target=connect, name="clipfast-rendezvous", daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if not made:
+        raise _foreign(f"{address}:{port}")
+    return made[0]
+
+
+def _wait_for_port(rank: int, address: str, port: int, deadline: float) -> None:
+    def is_open() -> bool:
+        try:
+            socket.create_connection((address, port), timeout=ANSWER_SECONDS).close()
+        except socket.gaierror as error:
+            raise ConfigError(
+                f"MASTER_ADDR={address}: {error.strerror}. Give a name or an address of the first "
+                "node that this node can reach"
+            ) from error
+        except OSError:
+            return False
+        return True
+
+    what = f"rank 0, at {address}:{port}"
+    if not _until(is_open, deadline, lambda: f"rank {rank} waits for {what}"):
+        raise ConfigError(
+            f"rank {rank} did not reach {what}. Is it running, and does a firewall lie "
+            "between the nodes? MASTER_ADDR is to be the first node's, reachable from here"
+        )
+
+
+def _sign_in(rank: int, world_size: int, store: Any, where: str, deadline: float) -> None:
+    store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
+    if rank == 0:
+        store.set("greeting", json.dumps({"world_size": world_size}))
+    elif not _until(
+        lambda: store.check(["greeting"]),
+        # torchrun's store is there before rank 0 is.
+        deadline if _agent_holds_the_store() else time.monotonic() + ANSWER_SECONDS,
+        lambda: f"rank {rank} waits for rank 0",
+    ):
+        raise _foreign(where)
+    greeting = json.loads(store.get("greeting"))
+    if greeting["world_size"] != world_size:
+        _refuse_all(
+            rank,
+            store,
+            f"rank {rank} on {socket.gethostname()} was started with WORLD_SIZE="
+            f"{world_size}, rank 0 at {where} with {greeting['world_size']}. Give every "
+            f"node the same number of nodes and processes. Where they are two runs: {_PORT_REMEDY}",
+        )
+    if store.add(f"rank{rank}", 1) > 1:
+        _refuse_all(
+            rank,
+            store,
+            f"two processes are rank {rank}, the second on {socket.gethostname()}. Give "
+            f"every node its own --node_rank. Where they are two runs: {_PORT_REMEDY}",
+        )
+    names = [f"rank{number}" for number in range(world_size)]
+
+    def are_all_here() -> bool:
+        if store.check(["refused"]):
+            _refuse_all(rank, store, store.get("refused").decode())
+        return bool(store.check(names))
+
+    def missing() -> str:
+        absent = [str(i) for i, name in enumerate(names) if not store.check([name])]
+        shown = ", ".join(absent[:16]) + (" ..." if len(absent) > 16 else "")
+        return f"{len(absent)} of {len(names)} ranks are not here yet: {shown}"
+
+    news = missing if rank == 0 else None
+    if not _until(are_all_here, deadline, news):
+        _refuse_all(
+            rank,
+            store,
+            f"{missing()}. Look at what they printed; ranks meet at {where}, and MASTER_ADDR, "
+            "MASTER_PORT and the number of nodes have to be the same on every node",
+        )
+
+
+def _refuse_all(rank: int, store: Any, message: str) -> None:
+    store.set("refused", message)
+    if rank == 0:
+        time.sleep(_LINGER_SECONDS)  # the others read it here
+    raise ConfigError(message)
+
+
+def _foreign(where: str) -> ConfigError:
+    return ConfigError(
+        f"what answers at {where} is not rank 0 of this run, but another program or another run. "
+        f"{_PORT_REMEDY}"
+    )
+
+
+def _until(
+    holds: Callable[[], bool], deadline: float, news: Callable[[], str] | None = None
+) -> bool:
+    """Whether something came to hold before the deadline; prints news while it does not."""
+    next_news = time.monotonic() + _NEWS_SECONDS
+    while not holds():
+        now = time.monotonic()
+        if now >= deadline:
+            return False
+        if news is not None and now >= next_news:
+            print(news(), file=sys.stderr, flush=True)
+            next_news = now + _NEWS_SECONDS
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
