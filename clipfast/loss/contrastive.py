@@ -137,7 +137,8 @@ def clip_loss(
             device); "reference" (plain PyTorch that holds all logits). `available_impls`
             lists what can serve a device, `chosen_impl` says what "auto" is; the log
             ``clipfast.loss`` says it once, unless under torch.compile. "reference" alone has second
-            derivatives; it also is what "auto" means under ``torch.func`` and forward-mode AD.
+            derivatives, on one process; it also is what "auto" means under ``torch.func`` and
+            forward-mode AD.
         keep_logits: keep the logits from forward to backward, B G of them: 6 B G D floating-point
             operations instead of 8. They take 4 bytes each; on a GPU with half-precision features
             2, in steps of s / 32767 (0.003 at s = 100). "auto" keeps them where they fit

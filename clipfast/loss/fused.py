@@ -38,7 +38,7 @@ from clipfast.loss.tracing import holds_values, no_autocast
 from clipfast.ops.contrastive import Choice, operators
 from clipfast.ops.derivatives import first_derivative_only
 
-_first_derivative_only = first_derivative_only("clip_loss", 'impl="reference"')
+_first_derivative_only = first_derivative_only("clip_loss", 'impl="reference", on one process')
 # Norms between which products of raw features stay well inside fp32.
 _SAFE_NORMS = (2.0**-40, 2.0**40)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipfast.loss import distributed
 from clipfast.loss.distributed import BatchShares
+from clipfast.ops.derivatives import first_derivative_only
 
 
 def reference_loss(
@@ -89,6 +90,7 @@ class _Gather(torch.autograd.Function):
         return distributed.finish_gather(distributed.start_gather(features, shares), shares)
 
     @staticmethod
+    @first_derivative_only("clip_loss over several ranks", 'group="local" and one process')
     def backward(ctx, grad_gathered: Tensor) -> tuple[Tensor, None]:
         pending = distributed.start_reduce_scatter(grad_gathered.contiguous(), ctx.shares)
         return distributed.wait(pending, ctx.shares)[: ctx.rows], None
