@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipfast.arguments import real_number, whole_number
-from clipfast.data.fields import FIELDS, FORMATS, Fields, clean_caption
+from clipfast.data.blank import is_blank
+from clipfast.data.fields import FIELDS, FORMATS, Fields
 from clipfast.data.judge import BATCH, DaliDecoder
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
@@ -54,7 +55,7 @@ class Limits:
 
 
 def check_caption(data: bytes, fields: Fields = FIELDS) -> str:
-    """Why a caption is unfit: not UTF-8, or nothing but white space; '' when it is fit.
+    """Why a caption is unfit: not UTF-8, or nothing to read (``is_blank``); '' when it is fit.
 
     Args:
         data: the member that holds the caption.
@@ -64,7 +65,14 @@ def check_caption(data: bytes, fields: Fields = FIELDS) -> str:
         text = fields.caption_text(data)
     except ValueError as error:
         return str(error)
-    return "" if clean_caption(text) else "caption is empty"
+    return why_empty(text)
+
+
+def why_empty(text: str) -> str:
+    """Why the text of a caption is unfit; '' when it is fit."""
+    if not is_blank(text):
+        return ""
+    return "caption is empty" if not text.strip() else f"caption is empty: it holds {text[:20]!a}"
 
 
 def check_size(size: tuple[int, int], limits: Limits) -> str:

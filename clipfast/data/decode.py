@@ -1,8 +1,9 @@
 """The DALI pipeline: encoded images in, normalised square crops out, on the CPU or the GPU."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from clipfast.data.check import Limits, check_images
-from clipfast.data.reader import EncodedBatch, ShardReader, broken_image
+from clipfast.data.encoded import EncodedBatch
+from clipfast.data.judge import DaliDecoder, build_pipeline
+from clipfast.data.reader import ShardReader
+from clipfast.data.skipping import Substitutes
 from clipfast.preprocessing import MEAN, STD
 
 _QUEUE_DEPTH = 2
@@ -42,14 +46,22 @@ class _Feed:
         failure: what the source raised.
     """
 
-    def __init__(self, source: Iterator[EncodedBatch]) -> None:
+    def __init__(
+        self,
+        source: Iterator[EncodedBatch],
+        settle: Callable[[EncodedBatch], EncodedBatch] | None,
+    ) -> None:
         self._source = source
+        self._settle = settle
+        self._again: deque[EncodedBatch] = deque()
         self.in_flight: deque[EncodedBatch] = deque()
         self.failure: Exception | None = None
 
     def __call__(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         try:
-            encoded = next(self._source)
+            encoded = self._again.popleft() if self._again else next(self._source)
+            if self._settle is not None:
+                encoded = self._settle(encoded)
         except StopIteration:
             raise
         except Exception as error:
@@ -58,9 +70,15 @@ class _Feed:
         self.in_flight.append(encoded)
         return encoded.images, list(encoded.request.crops)
 
+    def give_again(self, batches: Iterable[EncodedBatch]) -> None:
+        """Begin anew with batches whose results never came."""
+        self.in_flight.clear()
+        self._again.extendleft(reversed(list(batches)))
+
     def close(self) -> None:
         """Forget everything: DALI's graph, which holds this object, lies in cycles of its own."""
-        self._source = iter(())
+        self._source, self._settle = iter(()), None
+        self._again.clear()
         self.in_flight.clear()
         self.failure = None
 
@@ -81,6 +99,7 @@ class Decoder:
         device: where images are wanted.
         dtype: of the images: float32, float16 or bfloat16.
         threads: CPU threads that decode.
+        substitutes: replace broken samples; without them one is an error.
 
     Raises:
         ImportError: DALI is not installed.
@@ -95,16 +114,20 @@ class Decoder:
         device: torch.device,
         dtype: torch.dtype,
         threads: int,
+        substitutes: Substitutes | None = None,
     ) -> None:
         self._reader = reader
         self._device = device
         self._dtype = dtype
-        self._feed = _Feed(source)
+        self._threads = threads
+        self._is_tolerant = substitutes is not None
+        self._feed = _Feed(source, substitutes.settle if substitutes else None)
         # The executor may still read the bytes of a batch whose result has just been handed out.
         self._finished: deque[EncodedBatch] = deque(maxlen=_QUEUE_DEPTH)
-        self._pipeline: Any = _build_pipeline(
-            self._feed, batch_size, image_size, device, dtype, max(1, threads)
+        self._build = partial(
+            _build_pipeline, self._feed, batch_size, image_size, device, dtype, threads
         )
+        self._pipeline: Any = self._build()
 
     def __iter__(self) -> "Decoder":
         return self
@@ -115,21 +138,32 @@ class Decoder:
         if self._pipeline is None:
             raise StopIteration
         stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        while (outputs := self._run(stream)) is None:
+            pass
+        encoded = self._feed.in_flight.popleft()
+        images = self._to_torch(outputs[0], stream)
+        self._pipeline.release_outputs()
+        self._finished.append(encoded)
+        return DecodedBatch(images, encoded)
+
+    def _run(self, stream: torch.cuda.Stream | None) -> Any:
+        """DALI's outputs; None where a broken sample was met and all begins anew without it."""
         try:
             self._pipeline.schedule_run()
-            outputs = self._pipeline.share_outputs(cuda_stream=stream)
+            return self._pipeline.share_outputs(cuda_stream=stream)
         except StopIteration:
             raise
         except Exception as error:
             # An error that is its own cause would keep the pipeline until Python looks for cycles.
             if error is self._feed.failure:
                 raise
-            raise (self._feed.failure or self._explain(error)) from error
-        encoded = self._feed.in_flight.popleft()
-        images = self._to_torch(outputs[0], stream)
-        self._pipeline.release_outputs()
-        self._finished.append(encoded)
-        return DecodedBatch(images, encoded)
+            if self._feed.failure is not None:
+                raise self._feed.failure from error
+            said = str(error)
+        # Out of the block above nothing holds the pipeline, which is dead, any more.
+        self._pipeline = None
+        self._begin_anew(said)
+        return None
 
     def close(self) -> None:
         """End DALI's threads and give its memory back; what is under way is abandoned."""
@@ -147,16 +181,37 @@ class Decoder:
         feed_ndarray(output.as_tensor(), images, cuda_stream=stream)
         return images.to(self._dtype).permute(0, 3, 1, 2)
 
-    def _explain(self, error: Exception) -> Exception:
-        """Find the sample that broke the pipeline, whose error names no file."""
-        for encoded in self._feed.in_flight:
-            samples = encoded.request.samples
-            reasons = check_images([image.tobytes() for image in encoded.images], _ANY_SIZE)
-            for i, reason in enumerate(reasons):
-                if reason:
-                    shard, row = int(samples.shard[i]), int(samples.row[i])
-                    return broken_image(self._reader, shard, row, reason)
-        return RuntimeError(f"DALI failed, though every image of the batch decodes alone: {error}")
+    def _begin_anew(self, said: str) -> None:
+        """Find the samples that broke the pipeline, whose error names no file, and go on without.
+
+        Each is decoded by itself, so that what is broken does not depend on its batch.
+
+        Args:
+            said: DALI's error.
+        """
+        on_gpu = self._device.type == "cuda"
+        device_id = (self._device.index or 0) if on_gpu else None
+        judge = DaliDecoder(partial(build_pipeline, device_id, self._threads))
+        batches = []
+        for batch in self._feed.in_flight:
+            reasons = judge.check(batch.images)
+            faults = {
+                i: check_images([batch.images[i].tobytes()], _ANY_SIZE, dali=False)[0] or reason
+                for i, reason in enumerate(reasons)
+                if reason
+            }
+            batches.append(replace(batch, faults=faults))
+        broken = [(batch, i) for batch in batches for i in batch.faults]
+        if not broken:
+            raise RuntimeError(
+                f"DALI failed, though every image of the batch decodes alone: {said}"
+            )
+        if not self._is_tolerant:
+            batch, i = broken[0]
+            samples = batch.request.samples
+            raise self._reader.broken(int(samples.shard[i]), int(samples.row[i]), batch.faults[i])
+        self._feed.give_again(batches)
+        self._pipeline = self._build()
 
 
 def normalised_crops(
@@ -166,7 +221,7 @@ def normalised_crops(
 
     Args:
         encoded: DALI node, uint8 ``[N]``, as ``clipfast.data.prepare`` gives it.
-        crop: DALI node, float32 ``[3]``; see ``clipfast.data.reader.Request``.
+        crop: DALI node, float32 ``[3]``; see ``clipfast.data.encoded.Request``.
         image_size: S, pixels.
         on_gpu: decode on the GPU, where it can.
         half: float16 instead of float32.

@@ -1,6 +1,7 @@
 """DALI's verdict on images, from the graph that training runs."""
 
 import re
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,22 +14,37 @@ _SIZE = 8
 _CROP = np.array([1.0, 0.5, 0.5], np.float32)
 
 
-def _build_pipeline() -> Any:
+# A picture that every decoder reads: one grey point, as a BMP.
+_SOUND = np.frombuffer(
+    struct.pack("<2sI4xI", b"BM", 58, 54)
+    + struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 24, 0, 4, 2835, 2835, 0, 0)
+    + b"\x80\x80\x80\0",
+    np.uint8,
+)
+
+
+def build_pipeline(device_id: int | None = None, threads: int = 1) -> Any:
+    """The graph, for images that are fed by hand.
+
+    Args:
+        device_id: of the GPU that decodes; None: the CPU does.
+        threads: of the CPU.
+    """
     from nvidia.dali import fn, pipeline_def, types
 
     from clipfast.data.decode import normalised_crops
 
     @pipeline_def(
         batch_size=BATCH,
-        num_threads=1,
-        device_id=None,
+        num_threads=threads,
+        device_id=device_id,
         prefetch_queue_depth=1,
         exec_dynamic=True,
     )
     def decode() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         crop = fn.external_source(name="crop", dtype=types.FLOAT, ndim=1)
-        return normalised_crops(encoded, crop, _SIZE)
+        return normalised_crops(encoded, crop, _SIZE, on_gpu=device_id is not None)
 
     pipeline = decode()
     pipeline.build()
@@ -36,13 +52,13 @@ def _build_pipeline() -> Any:
 
 
 class DaliDecoder:
-    """Decodes batches with DALI on the CPU and says which images it refuses.
+    """Decodes batches with DALI and says which images it refuses.
 
     A pipeline is dead after its first error, so a failing batch is repeated image by image, each
     refused one costing a new pipeline (5 ms).
     """
 
-    def __init__(self, build: Callable[[], Any] = _build_pipeline) -> None:
+    def __init__(self, build: Callable[[], Any] = build_pipeline) -> None:
         self._build = build
         self._pipeline: Any = None
 
@@ -63,14 +79,22 @@ class DaliDecoder:
 
         Args:
             images: uint8 ``[N]`` each, as ``clipfast.data.prepare`` gives them.
+
+        Raises:
+            RuntimeError: it refuses a sound picture too, so that the fault is its own.
         """
-        if not images:
-            return []
-        if not self._run(images):
-            return [""] * len(images)
-        if len(images) > 1:
-            return [self._run([data]) for data in images]
-        return [self._run(images)]
+        reasons = []
+        for first in range(0, len(images), BATCH):
+            reasons += self._check(images[first : first + BATCH])
+        if any(reasons) and (fault := self._run([_SOUND])):
+            raise RuntimeError(f"DALI decodes nothing any more: {fault}")
+        return reasons
+
+    def _check(self, images: Sequence[np.ndarray]) -> list[str]:
+        refused = self._run(images)
+        if not refused or len(images) == 1:
+            return [refused] * len(images)
+        return [self._run([data]) for data in images]
 
 
 # Status numbers of nvImageCodec, the library behind DALI's decoders.

@@ -1,11 +1,11 @@
 """Batches of images and tokens: an endless shuffled stream to train on, one pass to evaluate."""
 
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,14 +21,20 @@ from clipfast.data.arguments import (
     check_scale,
 )
 from clipfast.data.decode import DecodedBatch, Decoder
+from clipfast.data.encoded import Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
+from clipfast.data.good_order import GoodOrder
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
-from clipfast.data.reader import Prefetcher, Request, ShardReader
+from clipfast.data.prefetch import Prefetcher
+from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
+from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.table import counts
 
+# Broken samples that a run bears with where nobody says how many.
+MAX_ERRORS = 1000
 _READ_AHEAD = 4
 
 
@@ -46,6 +52,7 @@ class ImageTextBatch:
         row: ``[B]`` int64, its row in that shard.
         content: ``[B, 2]`` int64 on the CPU: an id of the picture's file, and one of the caption's
             words, equal where they are equal. From `EvalLoader` alone.
+        skipped: broken samples that were met on the way to this batch, where they are left out.
     """
 
     images: Tensor
@@ -56,12 +63,15 @@ class ImageTextBatch:
     shard: np.ndarray
     row: np.ndarray
     content: Tensor | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 class _Loader:
     """What both loaders share: shards, reader threads, decoder."""
 
     with_content = False
+    # None: a broken sample is an error.
+    _substitutes: Substitutes | None = None
 
     def __init__(
         self,
@@ -100,13 +110,16 @@ class _Loader:
                 self.device,
                 self.dtype,
                 self.threads,
+                self._substitutes,
             )
             with closing(decoder):
                 for decoded in decoder:
                     yield self._to_device(decoded)
 
     def _prefetcher(self, requests: Iterator[Request]) -> Prefetcher:
-        read = partial(self.reader.read, with_content=self.with_content)
+        read = partial(
+            self.reader.read, with_content=self.with_content, strict=self._substitutes is None
+        )
         threads = min(self.threads, _READ_AHEAD)
         return Prefetcher(read, requests, threads=threads, depth=_READ_AHEAD)
 
@@ -121,6 +134,7 @@ class _Loader:
             shard=encoded.request.samples.shard,
             row=encoded.request.samples.row,
             content=encoded.content,
+            skipped=encoded.skipped,
         )
 
 
@@ -132,6 +146,12 @@ class TrainLoader(_Loader):
     more or fewer ranks, and repeats itself exactly. Samples that do not fill a last global batch
     are left out of that epoch; being shuffled anew, others are left out of the next.
 
+    A broken sample ends the stream by an error that names it, or is left out (`on_error`): the next
+    good one of the same order takes its place (``clipfast.data.good_order``), whatever the number
+    of ranks and threads, and after a resume. Without an index a sample is held to the same rule as
+    with one: its caption says something, its image decodes and is within ``Limits``. A shard that
+    cannot be read, or changes while it is read, is an error in any case.
+
     Args:
         patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
@@ -140,6 +160,11 @@ class TrainLoader(_Loader):
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
         shuffle: False reads in the order of the shards.
+        on_error: "stop" at a broken sample, or "skip" it.
+        max_errors: with "skip", the number of broken samples, each counted once, that this rank
+            bears with; one more is an error that names them all.
+        on_skip: with "skip", called once with each, as its batch is handed out; None: a warning in
+            the log ``clipfast.data.skipping`` names it.
 
     Keyword Args:
         rank (int): this rank.
@@ -167,9 +192,15 @@ class TrainLoader(_Loader):
         scale: tuple[float, float] = (0.9, 1.0),
         window: int = 1 << 18,
         shuffle: bool = True,
+        on_error: Literal["stop", "skip"] = "stop",
+        max_errors: int = MAX_ERRORS,
+        on_skip: Callable[[Skipped], None] | None = None,
         **options: Any,
     ) -> None:
         self.scale = check_scale(scale)
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error must be 'stop' or 'skip'; got {on_error!r}")
+        max_errors = whole_number("max_errors", max_errors, 0)
         super().__init__(patterns, image_size, batch_size, **options)
         if self.batch_size % self.world_size:
             raise ValueError(
@@ -185,6 +216,34 @@ class TrainLoader(_Loader):
                 )
             )
         self._consumed = 0
+        self._found: dict[tuple[int, int], Skipped] = {}
+        self._on_skip = on_skip or log_skipped
+        self._places = Substitutes(
+            self.reader,
+            GoodOrder(self.order, self.batch_size),
+            self.rank * self._local_batch,
+            (self.rank + 1) * self._local_batch,
+            max_errors,
+        )
+        self._substitutes = self._places if on_error == "skip" else None
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The broken samples that were left out so far, each once."""
+        return list(self._found.values())
+
+    def learn(self, skipped: Iterable[Skipped]) -> None:
+        """Leave out samples too that another rank has met.
+
+        It changes no batch: a rank that comes to one of them would leave it out in any case.
+
+        Args:
+            skipped: of a loader of the same shards.
+        """
+        skipped = list(skipped)
+        self._places.learn(skipped)
+        for each in skipped:
+            self._found.setdefault((each.shard, each.row), each)
 
     def __iter__(self) -> Generator[ImageTextBatch, None, None]:
         """Batches from where the loader stands, without end."""
@@ -192,12 +251,21 @@ class TrainLoader(_Loader):
         with closing(self._batches(requests, self._local_batch)) as batches:
             for batch in batches:
                 self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
+                for each in batch.skipped:
+                    if (each.shard, each.row) not in self._found:
+                        self._found[each.shard, each.row] = each
+                        self._on_skip(each)
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what that depends on."""
         epoch, index = divmod(self._consumed, self.batches_per_epoch)
-        return {"epoch": epoch, "index": index, **self._identity()}
+        state = {"epoch": epoch, "index": index, **self._identity()}
+        if self._found:
+            state["skipped"] = [
+                [each.shard, each.row, each.key, each.reason] for each in self.skipped
+            ]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches a saved state had handed out, on any number of ranks.
@@ -219,6 +287,10 @@ class TrainLoader(_Loader):
                 + ". Resume with the same settings, or start a new run from its weights"
             )
         self._consumed = state["epoch"] * self.batches_per_epoch + state["index"]
+        self.learn(
+            Skipped(shard, row, self.shards[shard], key, reason)
+            for shard, row, key, reason in state.get("skipped", ())
+        )
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -241,7 +313,7 @@ class TrainLoader(_Loader):
             crops = self.order.crops(epoch, start, stop)
             low, high = self.scale
             crops[:, 0] = low + (high - low) * crops[:, 0]
-            yield Request(self.order.locate(epoch, start, stop), crops, epoch, index)
+            yield self._places.request(epoch, index, crops)
 
 
 class EvalLoader(_Loader):

@@ -16,6 +16,7 @@ from clipfast.arguments import WrongKindError, describe, truth, whole_number
 _MOST_SEED = 2**63 - 1
 _SHARDS, _SAMPLES, _CROPS = 0, 1, 2  # keep the random streams of one epoch apart
 _KEPT_WINDOWS = 3
+_KEPT_EPOCHS = 2
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class EpochOrder:
         self.seed = whole_number("seed", seed, 0, _MOST_SEED)
         self.window = whole_number("window", window, 1, why="samples shuffled together")
         self.shuffle = truth("shuffle", shuffle)
-        self._epoch = -1
-        self._shards = np.empty(0, np.int64)
-        self._starts = np.empty(0, np.int64)
+        self._lines: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -85,16 +84,53 @@ class EpochOrder:
             ValueError: the epoch has no such positions.
         """
         self._check(epoch, start, stop)
-        self._begin(epoch)
-        places = np.arange(start, stop, dtype=np.int64)
+        return self.at(epoch, np.arange(start, stop, dtype=np.int64))
+
+    def at(self, epoch: int, positions: np.ndarray) -> SampleRefs:
+        """The samples at any positions of an epoch.
+
+        Args:
+            epoch: from 0.
+            positions: ``[N]`` int64, each from 0 to ``len(self) - 1``.
+
+        Returns:
+            References in the order of the positions.
+        """
+        shards, starts = self._line(epoch)
+        places = positions.copy()
         if self.shuffle:
             window = places // self.window
             for index in np.unique(window):
                 chosen = window == index
                 base = index * self.window
                 places[chosen] = base + self._permutation(epoch, int(index))[places[chosen] - base]
-        slot = np.searchsorted(self._starts, places, side="right") - 1
-        return SampleRefs(shard=self._shards[slot], row=places - self._starts[slot])
+        slot = np.searchsorted(starts, places, side="right") - 1
+        return SampleRefs(shard=shards[slot], row=places - starts[slot])
+
+    def positions(self, epoch: int, samples: SampleRefs) -> np.ndarray:
+        """Where samples stand in an epoch, the inverse of ``at``.
+
+        Args:
+            epoch: from 0.
+            samples: N references.
+
+        Returns:
+            ``[N]`` int64.
+        """
+        shards, starts = self._line(epoch)
+        slots = np.zeros(len(self.counts), np.int64)
+        slots[shards] = np.arange(len(shards))
+        places = starts[slots[samples.shard]] + samples.row
+        if self.shuffle:
+            window = places // self.window
+            for index in np.unique(window):
+                chosen = window == index
+                base = index * self.window
+                permutation = self._permutation(epoch, int(index))
+                back = np.empty_like(permutation)
+                back[permutation] = np.arange(len(permutation))
+                places[chosen] = base + back[places[chosen] - base]
+        return places
 
     def crops(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Three uniform numbers in [0, 1) for each position: ``[stop - start, 3]`` float32.
@@ -115,17 +151,18 @@ class EpochOrder:
                 f"has {len(self):,} samples"
             )
 
-    def _begin(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        shards = np.arange(len(self.counts))
-        if self.shuffle:
-            shards = self._generator(_SHARDS, epoch, 0).permutation(shards)
-        lengths = self.counts[shards]
-        occupied = lengths > 0
-        self._shards = shards[occupied]
-        self._starts = np.concatenate([[0], np.cumsum(lengths[occupied])[:-1]]).astype(np.int64)
-        self._epoch = epoch
+    def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards end to end, the empty ones left out, and the place where each begins."""
+        if epoch not in self._lines:
+            shards = np.arange(len(self.counts))
+            if self.shuffle:
+                shards = self._generator(_SHARDS, epoch, 0).permutation(shards)
+            shards = shards[self.counts[shards] > 0]
+            starts = np.concatenate([[0], np.cumsum(self.counts[shards])[:-1]]).astype(np.int64)
+            self._lines[epoch] = shards, starts
+            while len(self._lines) > _KEPT_EPOCHS:
+                self._lines.popitem(last=False)
+        return self._lines[epoch]
 
     def _permutation(self, epoch: int, window: int) -> np.ndarray:
         key = (epoch, window)

@@ -1,65 +1,48 @@
-"""Encoded batches, read from shards by background threads ahead of the decoder."""
+"""The samples of shards, read in any order, by any thread."""
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clipfast.arguments import WrongKindError, describe, whole_number
+from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
+from clipfast.data.encoded import EncodedBatch, Request, encode
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
+from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
+from clipfast.data.report import printable
 from clipfast.data.shardfiles import ShardFiles
 from clipfast.data.table import Table, read_table
-from clipfast.tokenizer import tokenize_with_lengths
 
 _KEPT_TABLES = 256
 _CONTEXT = "start, end and a token of the caption"
+_LIMITS = Limits()
+# Stands where a broken image is; it is never decoded.
+_NOTHING = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What one batch is made of.
+class Files:
+    """What some samples hold.
 
     Attributes:
-        samples: B references.
-        crops: ``[B, 3]`` float32: side of the square as a fraction of the short side, then the
-            vertical and horizontal place of the square in what is left over, each in [0, 1].
-        epoch: the epoch the batch belongs to.
-        index: the batch's number in its epoch.
+        images: N arrays uint8, as ``clipfast.data.prepare`` gives them.
+        captions: N texts.
+        faults: why samples are broken, by their rows.
+        content: ``[N, 2]``, ids of the picture's file and of the caption's words, where asked for.
     """
 
-    samples: SampleRefs
-    crops: np.ndarray
-    epoch: int = 0
-    index: int = 0
-
-
-@dataclass(frozen=True)
-class EncodedBatch:
-    """Bytes of images and tokens of captions of one request.
-
-    Attributes:
-        request: what was asked for.
-        images: B arrays uint8, each a whole image file.
-        tokens: ``[B, L]`` int64 on the CPU, cut to the longest caption.
-        lengths: ``[B]`` int64, tokens up to and including end-of-text.
-        content: ``[B, 2]`` int64, ids of picture and caption (``clipfast.data.content``), where
-            they were asked for.
-    """
-
-    request: Request
     images: list[np.ndarray]
-    tokens: Tensor
-    lengths: Tensor
-    content: Tensor | None = None
+    captions: list[str]
+    faults: dict[int, str]
+    content: list[tuple[int, int]]
 
 
 class ShardReader:
@@ -85,6 +68,7 @@ class ShardReader:
         self.fields = fields
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._keys: tuple[int, list[str]] = (-1, [])
         self._lock = Lock()
 
     def table(self, shard: int) -> Table:
@@ -101,120 +85,142 @@ class ShardReader:
         return table
 
     def image(self, shard: int, row: int) -> bytes:
-        """The bytes of one image file."""
-        table = self.table(shard)
-        return self._files.pread(shard, int(table.image_offset[row]), int(table.image_size[row]))
+        """The bytes of one image file.
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: the shard ends before, or its index does not fit it.
+            OSError: it cannot be read.
+        """
+        return self._image(self._table_with(shard, row), shard, row)
 
     def caption(self, shard: int, row: int) -> str:
         """One caption.
 
         Raises:
-            ValueError: it is no UTF-8 or has no text; names shard and sample.
+            IndexError: there is no such row.
+            ValueError: it is no UTF-8 or has no text, and names shard and sample; or as ``image``.
+            OSError: the shard cannot be read.
         """
-        table = self.table(shard)
-        data = self._files.pread(
-            shard, int(table.caption_offset[row]), int(table.caption_size[row])
-        )
+        data = self._caption(self._table_with(shard, row), shard, row)
         try:
             return self.fields.caption_text(data)
         except ValueError as error:
-            raise ValueError(
-                f"cannot read the caption of {self.name(shard, row)}: {error}. Make an index that "
-                f"leaves such samples out: {INDEX_COMMAND} {self.shards[shard]}"
-            ) from error
+            raise self.broken(shard, row, str(error)) from None
 
-    def name(self, shard: int, row: int) -> str:
-        """Shard and key of a sample, for messages."""
-        return f"sample '{self.table(shard).keys()[row]}' of shard {self.shards[shard]}"
+    def key(self, shard: int, row: int) -> str:
+        """The key of a sample."""
+        with self._lock:
+            known, keys = self._keys
+        if known != shard:
+            keys = self.table(shard).keys()
+            with self._lock:
+                self._keys = shard, keys
+        return keys[row]
 
-    def read(self, request: Request, with_content: bool = False) -> EncodedBatch:
+    def broken(self, shard: int, row: int, reason: str) -> ValueError:
+        """The error for a sample that is not fit for training: which one, why, and what to do.
+
+        Args:
+            shard: its shard.
+            row: its row in that shard.
+            reason: why, beginning with what is unfit, "caption" or "image".
+        """
+        what = "read the caption" if reason.startswith("caption") else "decode the image"
+        path = self.shards[shard]
+        name = printable(f"sample '{self.key(shard, row)}' of shard {path}: {reason}")
+        return ValueError(
+            f"cannot {what} of {name}. Make an index that leaves such samples out, then resume: "
+            f"{INDEX_COMMAND} {path}; or pass --data.on-error skip"
+        )
+
+    def read(
+        self, request: Request, *, with_content: bool = False, strict: bool = True
+    ) -> EncodedBatch:
         """Fetch the images and captions of a request and tokenize the captions.
 
         Args:
             request: which samples.
             with_content: whether the batch says which pictures and captions are the same.
+            strict: a broken sample is an error; else it is among the batch's faults.
+
+        Raises:
+            ValueError: a sample is broken; names it.
         """
-        pairs = list(zip(request.samples.shard.tolist(), request.samples.row.tolist(), strict=True))
-        files = [self.image(shard, row) for shard, row in pairs]
-        captions = [self.caption(shard, row) for shard, row in pairs]
-        content = None
-        if with_content:
-            ids = [
-                (image_id(data), caption_id(text))
-                for data, text in zip(files, captions, strict=True)
-            ]
-            content = torch.tensor(ids, dtype=torch.int64)
-        images = [
-            self._prepare(shard, row, data) for (shard, row), data in zip(pairs, files, strict=True)
-        ]
-        tokens, lengths = tokenize_with_lengths(captions, self.context_length)
-        # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
-        return EncodedBatch(request, images, tokens[:, : int(lengths.max())], lengths, content)
+        files = self.fetch(request.samples, with_content)
+        for i, reason in files.faults.items() if strict else ():
+            raise self.broken(int(request.samples.shard[i]), int(request.samples.row[i]), reason)
+        batch = encode(request, files.images, files.captions, self.context_length)
+        content = torch.tensor(files.content, dtype=torch.int64) if with_content else None
+        return replace(batch, faults=files.faults, content=content)
+
+    def fetch(self, samples: SampleRefs, with_content: bool = False) -> Files:
+        """What samples hold, and which are broken.
+
+        Args:
+            samples: N references.
+            with_content: whether to tell which pictures and captions are the same.
+
+        Raises:
+            IndexError: there is no such row.
+            ValueError: a shard ends before, or its index does not fit it.
+            OSError: a shard cannot be read.
+        """
+        files = Files([], [], {}, [])
+        for i, (shard, row) in enumerate(
+            zip(samples.shard.tolist(), samples.row.tolist(), strict=True)
+        ):
+            table = self._table_with(shard, row)
+            data = self._image(table, shard, row)
+            image, why_image = _fit(data, table.checked)
+            caption, why_caption = self._text(self._caption(table, shard, row), table.checked)
+            files.images.append(image)
+            files.captions.append(caption)
+            if why_image or why_caption:
+                files.faults[i] = "; ".join(filter(None, (why_image, why_caption)))
+            elif with_content:
+                files.content.append((image_id(data), caption_id(caption)))
+        return files
 
     def close(self) -> None:
         """Close the shards; the next read opens them again."""
         self._files.close()
 
-    def _prepare(self, shard: int, row: int, data: bytes) -> np.ndarray:
+    def _table_with(self, shard: int, row: int) -> Table:
+        table = self.table(shard)
+        # A negative one would be counted from the end.
+        if not 0 <= row < len(table):
+            raise IndexError(
+                f"shard {self.shards[shard]} holds {len(table):,} samples, and row {row:,} was "
+                "asked for; where that was there, it or its index has changed since"
+            )
+        return table
+
+    def _image(self, table: Table, shard: int, row: int) -> bytes:
+        return self._files.pread(shard, int(table.image_offset[row]), int(table.image_size[row]))
+
+    def _caption(self, table: Table, shard: int, row: int) -> bytes:
+        return self._files.pread(
+            shard, int(table.caption_offset[row]), int(table.caption_size[row])
+        )
+
+    def _text(self, data: bytes, checked: bool) -> tuple[str, str]:
+        """A caption, or why there is none."""
         try:
-            return prepare(data)
+            text = self.fields.caption_text(data)
         except ValueError as error:
-            raise broken_image(self, shard, row, error) from error
+            return "", str(error)
+        return text, "" if checked else why_empty(text)
 
 
-def broken_image(reader: ShardReader, shard: int, row: int, why: object) -> ValueError:
-    """The error for an image that cannot be decoded: which one, and what to do."""
-    return ValueError(
-        f"cannot decode the image of {reader.name(shard, row)}: {why}. Make an index that leaves "
-        f"broken samples out, then resume: {INDEX_COMMAND} {reader.shards[shard]}"
-    )
-
-
-class Prefetcher:
-    """Runs ``read`` over requests in background threads and yields results in order.
-
-    Args:
-        read: called in the threads; its exceptions surface at the result's turn.
-        requests: consumed lazily, ``depth`` ahead.
-        threads: how many reads run at a time.
-        depth: results held ready or under way.
-
-    Raises:
-        ValueError: `threads` or `depth` is below 1.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[Request], EncodedBatch],
-        requests: Iterable[Request],
-        threads: int,
-        depth: int,
-    ) -> None:
-        threads = whole_number("threads", threads, 1)
-        depth = whole_number("depth", depth, 1)
-        self._read = read
-        self._requests: Iterator[Request] = iter(requests)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-read")
-        self._pending: deque[Future[EncodedBatch]] = deque()
-        for _ in range(depth):
-            self._submit()
-
-    def __iter__(self) -> "Prefetcher":
-        return self
-
-    def __next__(self) -> EncodedBatch:
-        if not self._pending:
-            raise StopIteration
-        result = self._pending.popleft().result()
-        self._submit()
-        return result
-
-    def close(self) -> None:
-        """Stop reading: what waits is cancelled, what is under way ends and is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._pending.clear()
-
-    def _submit(self) -> None:
-        request = next(self._requests, None)
-        if request is not None:
-            self._pending.append(self._pool.submit(self._read, request))
+def _fit(data: bytes, checked: bool) -> tuple[np.ndarray, str]:
+    """An image as the decoder takes it, or why it is unfit, found without decoding a plain one."""
+    size = None if checked else plain_size(data)
+    if not checked:
+        reason = check_size(size, _LIMITS) if size else check_header(data, _LIMITS)
+        if reason:
+            return _NOTHING, reason
+    try:
+        return np.frombuffer(data, np.uint8) if size else prepare(data), ""
+    except ValueError as error:
+        return _NOTHING, str(error)

@@ -39,6 +39,7 @@ class Table:
         extension: [N] uint8, position in `Fields.images`.
         left_out: samples without image or caption that a scan met; 0 with an index.
         fields: which members were taken for image and caption.
+        checked: an index has left out what is not fit for training.
     """
 
     shard: str
@@ -49,6 +50,7 @@ class Table:
     extension: np.ndarray
     left_out: int = 0
     fields: Fields = FIELDS
+    checked: bool = False
 
     def __len__(self) -> int:
         return len(self.image_offset)
@@ -111,6 +113,7 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
             columns.caption_size,
             columns.extension,
             fields=fields,
+            checked=True,
         )
     found = contents(shard, fields)
     samples = found.samples

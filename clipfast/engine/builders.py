@@ -38,6 +38,10 @@ def build_loader(plan: RunPlan) -> TrainLoader:
             device=process.device,
             dtype=plan.dtype,
             threads=plan.decode_threads,
+            on_error=config.data.on_error,
+            max_errors=config.data.max_errors,
+            # The run names them, once over all ranks.
+            on_skip=lambda skipped: None,
         )
     except ValueError as error:
         raise ConfigError(f"--data.train: {error}") from error

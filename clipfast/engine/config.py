@@ -107,6 +107,15 @@ class DataConfig:
     threads: int = 0
     """CPU threads a rank uses to read and decode. 0: four with a GPU, else as many as torch."""
 
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a broken training sample does. stop: it ends the run. skip: it is left out and named, in
+    the log and in skipped.tsv of the run's folder, and the next good one of the same order takes
+    its place, the same on any number of ranks and after a resume. Evaluations always stop: with
+    fewer pairs their numbers would be others."""
+
+    max_errors: int = 1000
+    """With skip: more broken samples than this, each counted once over all ranks, end the run."""
+
     eval_batch_size: int = 256
     """Images a rank encodes at a time in evaluation."""
 
@@ -119,6 +128,7 @@ class DataConfig:
             "--data",
             shuffle_window=Range(1, 2**62),
             threads=Range(0, 4096, why="0 lets clipfast choose"),
+            max_errors=Range(0, _MOST, why="0 bears with none"),
             eval_batch_size=Range(1, 2**20),
             eval_limit=_COUNT,
         )

@@ -15,6 +15,8 @@ WITH_CHANGES = "--resume-with-changes"
 FREE = (
     *("logging", "checkpoint", "eval"),
     *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
+    # What a run has left out stays left out, and until a broken sample comes both are the same.
+    *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile"),
 )
 # No flag makes these fit.

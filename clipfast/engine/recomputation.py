@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from clipfast.data import TrainLoader
+from clipfast.data.order import SampleRefs
 from clipfast.engine.config import largest_divisor
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan
@@ -100,10 +101,13 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
 def caption_tokens(loader: TrainLoader) -> int:
     """The mean length of some captions, start and end included, a tenth added: batches differ."""
     shards = np.unique(np.linspace(0, len(loader.shards) - 1, _SHARDS_SAMPLED).astype(int))
-    captions = []
+    captions: list[str] = []
     for shard in shards.tolist():
         count = len(loader.reader.table(shard))
         rows = np.unique(np.linspace(0, count - 1, min(count, _CAPTIONS_OF_EACH)).astype(int))
-        captions += [loader.reader.caption(shard, row) for row in rows.tolist()]
+        files = loader.reader.fetch(SampleRefs(np.full(len(rows), shard), rows))
+        captions += [text for i, text in enumerate(files.captions) if i not in files.faults]
+    if not captions:
+        return loader.reader.context_length
     lengths = tokenize_with_lengths(captions, loader.reader.context_length)[1]
     return min(loader.reader.context_length, int(np.ceil(1.1 * lengths.double().mean().item())))

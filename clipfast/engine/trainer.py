@@ -33,6 +33,7 @@ from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests
 from clipfast.engine.rows import read_rows
+from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
 from clipfast.engine.step import train_step
 from clipfast.eval import Measured, Retrieval
@@ -152,6 +153,7 @@ class Trainer:
         chosen = self._opening.chosen
         if chosen is not None:
             self._place_loader(chosen)
+        self._skips = Skips(plan, self.loader)
         self.engine = builders.build_engine(self.plan)
         if chosen is not None:
             self._load(chosen)
@@ -230,6 +232,9 @@ class Trainer:
                 images = (self.step - logged_step) * options.batch_size
                 values["images_per_second"] = images / (clock.seconds - logged_seconds)
                 logged_step, logged_seconds = self.step, clock.seconds
+                self._skips.share(metrics.say)
+                if self._skips.wanted:
+                    values["skipped_samples"] = len(self._skips)
                 metrics.log(self.step, values)
                 self._require_finite(values["loss"])
             request = self._requests.agree()
@@ -295,6 +300,8 @@ class Trainer:
 
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint; one that fails costs the attempt, not the run."""
+        # What any rank has met belongs to the loader's state, which is rank 0's.
+        self._skips.share(metrics.say)
         state = {
             "loader": self.loader.state_dict(),
             "cpu_products": self._cpu_products,
@@ -343,6 +350,7 @@ class Trainer:
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
             f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
         ]
+        lines += self._skips.lines()
         lines += self._evaluations.summary(result.measured)
         lines += result.below_floors
         if result.finished and not result.lost:

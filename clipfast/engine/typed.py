@@ -47,6 +47,8 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
         for option in ("--data.eval-limit", "--data.eval-batch-size", "--logging.eval-every-steps"):
             if option in options:
                 yield f"{option} does not count: there is no --data.eval to measure on"
+    if "--data.max-errors" in options and config.data.on_error == "stop":
+        yield "--data.max-errors does not count: --data.on-error stop bears with none"
     saves = config.checkpoint.every_steps > 0 or config.checkpoint.every_minutes > 0
     if "--checkpoint.keep" in options and not saves:
         yield "--checkpoint.keep does not count: --checkpoint.every-steps 0 saves none"

@@ -12,7 +12,7 @@ from clipfast.data.check import Limits
 from clipfast.data.fields import Fields
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
-from clipfast.data.reader import Prefetcher
+from clipfast.data.prefetch import Prefetcher
 from clipfast.data.shardfiles import ShardFiles
 
 OF_BOTH = [

@@ -33,7 +33,7 @@ FREE_TO_CHANGE = {
     "logging": LoggingConfig(every_steps=1, dir="elsewhere"),
     "checkpoint": CheckpointConfig(keep=9),
     "eval": EvaluationConfig(names=()),
-    "data": DataConfig(train=("elsewhere/a.tar",), eval=("b.tar",), threads=3),
+    "data": DataConfig(train=("elsewhere/a.tar",), eval=("b.tar",), threads=3, on_error="skip"),
     "model": ModelOptions(recompute="full", compile="none"),
 }
 

@@ -36,6 +36,8 @@ def test_typed_options_are_split_as_the_command_line_is():
         ("--logging.eval-every-steps 3", ["--logging.eval-every-steps does not count"]),
         ("--checkpoint.keep 3 --checkpoint.every-steps 0", ["--checkpoint.keep does not count"]),
         ("--checkpoint.keep 3", []),
+        ("--data.max-errors 3", ["--data.max-errors does not count"]),
+        ("--data.max-errors 3 --data.on-error skip", []),
     ],
 )
 def test_idle_options_are_named_and_others_are_not(words, expected):
