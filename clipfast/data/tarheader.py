@@ -5,14 +5,20 @@ neighbour does.
 """
 
 import re
+import zlib
 from dataclasses import dataclass
 
 BLOCK = 512
 
-# What a tar of our own, of GNU tar and of Python has in its number fields: mode, owner, group, size
-# and time. One match replaces five conversions.
-_PLAIN_NUMBERS = re.compile(rb"(?:[0-7]{7}[\0 ]){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]")
-_NO_DEVICE = frozenset((bytes(16), b"0000000\0" * 2, b"000000 \0" * 2, b"      0\0" * 2))
+# The header of a regular file as GNU tar, Python and this package write it: a name in one part,
+# mode, owner, group, size, time, checksum, kind, no device. One match replaces ten conversions.
+_PLAIN = re.compile(
+    rb"(?=([^\0]{1,100})).{100}(?:[0-7]{7}[\0 ]){3}([0-7]{11})[\0 ][0-7]{11}[\0 ]"
+    rb"(?:([0-7]{6})\0 |([0-7]{7})[\0 ])0.{172}(?:\0{16}|(?:0000000\0){2}|(?:000000 \0){2})\0",
+    re.DOTALL,
+)
+# Of so many bytes a sum stays below the modulus of Adler-32.
+_EXACT = 256
 _TIME = re.compile(rb"[0-7]{11}[\0 ]")
 _OCTAL = re.compile(rb" *([0-7]*) *\Z")
 _NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
@@ -45,15 +51,28 @@ def number(field: bytes) -> int:
     return int(digits[1] or b"0", 8)
 
 
+def plain_file(header: bytes) -> tuple[str, int] | None:
+    """Name and size in a header of the commonest form; None for whatever else it is.
+
+    What the other functions here say of such a header is the same; this is three times faster.
+    """
+    plain = _PLAIN.match(header)
+    if plain is None or len(header) - header.count(0) > _EXACT or len(header) != BLOCK:
+        return None
+    name, size, short, long = plain.groups()
+    # The low half of Adler-32 is one more than the sum of the bytes.
+    total = (zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF) - 1 + 8 * 32
+    if total != int(short or long, 8) or name.endswith(b"/"):
+        return None
+    return name.decode("utf-8", "surrogateescape"), int(size, 8)
+
+
 def size_of(header: bytes) -> int:
     """The size that a header announces, in bytes.
 
     Raises:
         ValueError: it is negative, or one of the header's numbers is none.
     """
-    plain = _PLAIN_NUMBERS.match(header, 100)
-    if plain and header[329:345] in _NO_DEVICE:
-        return int(plain[1], 8)
     for start, stop in _NUMBERS:
         number(header[start:stop])
     size = number(header[_SIZE])
@@ -75,8 +94,7 @@ def valid(header: bytes) -> bool:
     except ValueError:
         return False
     summed = header[:148] + header[156:]
-    # Most bytes are NUL: leaving them out makes the sum three times faster.
-    plain = sum(summed.replace(b"\0", b"")) + 8 * 32
+    plain = sum(summed) + 8 * 32
     return stored == plain or stored == plain - 256 * sum(byte > 127 for byte in summed)
 
 

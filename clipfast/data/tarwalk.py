@@ -17,6 +17,7 @@ from clipfast.data.tarheader import (
     long_name,
     name_of,
     pax_records,
+    plain_file,
     size_of,
     text,
     valid,
@@ -42,6 +43,8 @@ _LARGEST_EXTRA = 1 << 20
 # How far behind the end of an archive another one is looked for. Records of tar are 10 KiB.
 _LOOKED_BEHIND = 16 << 20
 _PIECE = 64 << 10
+# Bytes that are read with a header.
+_READ = 4096
 _NOTHING = Extra()
 
 # Takes the name of a member (None for the shard itself) and what there is to say of it.
@@ -98,6 +101,7 @@ class _Walk:
         self._end = reader.size()
         # Where each file lies, for hard links to it.
         self._places: dict[str, tuple[int, int]] = {}
+        self._piece, self._piece_at = b"", 0
 
     def members(self) -> Iterator[tuple[str, int, int]]:
         self._check_start()
@@ -105,7 +109,16 @@ class _Walk:
         ended = False
         extra: Extra | None = None
         while at < self._end:
-            header = self._reader.read_at(at, BLOCK)
+            header = self._header(at)
+            plain = plain_file(header) if extra is None else None
+            if plain is not None:
+                name, size = plain
+                place = at + BLOCK, size
+                at = self._behind(*place)
+                self._places[name] = place
+                ended = False
+                yield name, *place
+                continue
             if header == _BLANK:
                 self._check_nothing_waits(extra, at)
                 at, ended = self._next_archive(at), True
@@ -126,16 +139,23 @@ class _Walk:
                 name = name if extra.path is None else extra.path
             data = at + BLOCK
             at = data if kind in _WITHOUT_DATA else self._behind(data, size)
-            place = self._place(kind, name, data, size, header, extra or _NOTHING)
+            found = self._place(kind, name, data, size, header, extra or _NOTHING)
             extra = None
-            if place is not None:
-                self._places[name] = place
-                yield name, *place
+            if found is not None:
+                self._places[name] = found
+                yield name, *found
         self._check_nothing_waits(extra, at)
         if not ended:
             self._note(
                 None, f"shard has no end mark: it may have been cut at byte {at:,}, between members"
             )
+
+    def _header(self, at: int) -> bytes:
+        # A caption and the header behind it come with its own: half the reads, of one page each.
+        start = at - self._piece_at
+        if not 0 <= start <= len(self._piece) - BLOCK:
+            self._piece, self._piece_at, start = self._reader.read_at(at, _READ), at, 0
+        return self._piece[start : start + BLOCK]
 
     def _refuse(self, why: str) -> ValueError:
         return ValueError(f"shard {self._shard!r} {why}; fetch or pack it again")

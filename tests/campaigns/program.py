@@ -41,6 +41,8 @@ def run_one() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name.isidentifier() and Path(__file__).with_name(f"{name}.py").is_file():
         del sys.argv[1]
+        # Whoever runs all of them has imported it; it would be there twice.
+        sys.modules.pop(f"tests.campaigns.{name}", None)
         runpy.run_module(f"tests.campaigns.{name}", run_name="__main__", alter_sys=True)
         sys.exit()
 
