@@ -127,11 +127,11 @@ class ShardReader:
             reason: why, beginning with what is unfit, "caption" or "image".
         """
         caption = reason.startswith("caption")
-        what = "cannot read the caption of" if caption else "cannot decode the image of"
+        what = "cannot read the caption of " if caption else "cannot decode the image of "
         path = self.shards[shard]
         name = printable(f"sample '{self.key(shard, row)}' of shard {path}: {reason}")
         return ValueError(
-            f"{what} {name}. Make an index that leaves such samples out, then resume: "
+            f"{what}{name}. Make an index that leaves such samples out, then resume: "
             f"{INDEX_COMMAND} {path}; or pass --data.on-error skip"
         )
 
