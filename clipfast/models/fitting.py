@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from clipfast.models.architecture import Architecture
 from clipfast.models.catalogue import get_config, list_models
 from clipfast.models.checks import some_of
 from clipfast.models.clip import CLIP
+from clipfast.models.families import family_of
 from clipfast.models.metadata import WeightsMetadata
 from clipfast.models.published import from_published
 from clipfast.models.towers import tower_of
@@ -36,6 +38,7 @@ def as_here(
     """
     tower = tower_of(architecture.vision)
     here = from_published(state, tower)
+    here = {_without_wrapper(name, target): tensor for name, tensor in here.items()}
     if resize_positions:
         for position in tower.positions:
             name = f"visual.{position}"
@@ -46,12 +49,21 @@ def as_here(
     return here
 
 
+def _without_wrapper(name: str, target: State) -> str:
+    """A name without the "module." of a part that was wrapped by itself, as by DDP."""
+    if name in target or ".module." not in name:
+        return name
+    plain = name.replace(".module.", ".")
+    return plain if plain in target else name
+
+
 def check_tensors(
     given: State,
     wanted: State,
     architecture: Architecture,
     path: Path,
     found: WeightsMetadata | None,
+    origin: str = "",
 ) -> None:
     """Refuse tensors of other names, shapes or kinds than a model has.
 
@@ -61,13 +73,17 @@ def check_tensors(
         architecture: of the model.
         path: the file, for messages.
         found: what the file says of itself.
+        origin: of names that were translated; empty where none were.
 
     Raises:
         ValueError: they differ, with the first few, how many, and the model they belong to.
     """
     common = given.keys() & wanted.keys()
+    family = family_of(given, wanted)
+    kind = f". It is {family}" if family else ""
     if not common:
-        raise ValueError(f"{path} holds no CLIP weights: its names are {some_of(given)}")
+        names = some_of(name[:99] for name in given)
+        raise ValueError(f"{path} holds no CLIP weights: its names are {names}{kind}")
     problems = {
         "missing": [name for name in wanted if name not in given],
         "unexpected": [name for name in given if name not in wanted],
@@ -81,14 +97,19 @@ def check_tensors(
         "of another kind": [
             f"{name} is {given[name].dtype} in the file, {wanted[name].dtype} in the model"
             for name in wanted
-            if name in common
-            and given[name].is_floating_point() != wanted[name].is_floating_point()
+            if name in common and not _is_kind(given[name].dtype, wanted[name].dtype)
         ],
     }
     if any(problems.values()):
-        text = "; ".join(f"{len(i)} {what}: {some_of(i)}" for what, i in problems.items() if i)
+        text = "; ".join(
+            f"{len(i)} {what}: {some_of(n[:200] for n in i)}" for what, i in problems.items() if i
+        )
         whose = _nearest_sentence(given) if found is None else _said(found, path)
-        raise ValueError(f"{path} does not fit {architecture.name}. {text}. {whose}")
+        if origin:
+            whose += f" Its names were read as those of {origin}."
+        if part := re.search(r"-0*(\d+)-of-0*(\d+)\.", path.name):
+            whose += f" By its name it is part {part[1]} of {part[2]}: name the .index.json of all."
+        raise ValueError(f"{path} does not fit {architecture.name}{kind}. {text}. {whose}")
 
 
 def nearest_model(state: State) -> tuple[str, float]:
@@ -120,6 +141,13 @@ def on_meta(architecture: Architecture) -> CLIP:
 def extra_scalars(state: State) -> dict[str, float]:
     """The numbers beside `logit_scale` in a state dict under the names of a model here."""
     return {name: tensor.item() for name, tensor in state.items() if _is_extra(name, tensor)}
+
+
+def _is_kind(given: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers of one type can be those of another: float8 and int8 want scales."""
+    if wanted.is_floating_point:
+        return given in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return given == wanted or (given != torch.bool and not given.is_floating_point)
 
 
 def _is_extra(name: str, tensor: Tensor) -> bool:

@@ -23,7 +23,9 @@ from clipfast.models.trained_with import Said, check_activation, warn_assumed
 from clipfast.models.weights import fill, said_activation
 
 
-def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CLIP:
+def create_model_from_file(
+    path: str | os.PathLike[str], *, allow_nonfinite: bool = False, **overrides: Any
+) -> CLIP:
     """The model that a file of weights is of, filled with them. Also `create_model.from_file`.
 
     What the file says of itself decides (`read_metadata`). Where it says nothing, the shapes of its
@@ -32,6 +34,7 @@ def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CL
 
     Args:
         path: as `load_weights` takes it.
+        allow_nonfinite: see `load_weights`.
         overrides: as `create_model` takes them, such as `recompute="full"`. With another
             `image_size` the positions are interpolated.
 
@@ -42,8 +45,9 @@ def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CL
         ValueError: the file cannot be read, its model is not known here, or it does not fit.
     """
     path = Path(path)
-    found, state = weight_files.read_metadata(path), weight_files.read_state(path)
-    said = said_activation(path, found, overrides.get("activation"))
+    found, contents = weight_files.read_metadata(path), weight_files.read_contents(path)
+    state = contents.state
+    said = said_activation(path, contents, found, overrides.get("activation"))
     config = _from_shapes(path, state) if found is None else _from_metadata(path, found, state)
     config = _with_activation(config, said).override(**overrides)
     check_activation(said, config, path)
@@ -51,9 +55,16 @@ def create_model_from_file(path: str | os.PathLike[str], **overrides: Any) -> CL
     # Nothing is allocated before the file has proved to hold as much.
     wanted = _build(path, config).state_dict()
     given = as_here(state, config, wanted, resized)
-    check_tensors(given, wanted, config, path, found)
+    check_tensors(given, wanted, config, path, found, contents.origin)
     model = CLIP(config)
-    fill(model, path, state, found, resize_positions=resized)
+    fill(
+        model,
+        path,
+        contents,
+        found,
+        resize_positions=resized,
+        allow_nonfinite=allow_nonfinite,
+    )
     if said is None:
         warn_assumed(config, path)
     return model

@@ -8,29 +8,39 @@ itself (`Tower.published`).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from clipfast.models.towers import Tower, registered_towers
 
+T = TypeVar("T")
+
 _METADATA = ("input_resolution", "context_length", "vocab_size")
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPER = "module."
+# Of torch.compile and FSDP, around a model or a part of it.
+_SHELLS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _TOWER = "visual."
 
 
-def unwrap(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrap(state: Mapping[str, T]) -> dict[str, T]:
     """A state dict without the names of the modules that were around its model.
 
     Args:
-        state: names with or without "module." and "_orig_mod.", all alike.
+        state: names with "_orig_mod." or the like anywhere, and "module." before all of them.
 
     Returns:
         The same tensors.
     """
-    state = dict(state)
-    while prefix := next((w for w in _WRAPPERS if all(n.startswith(w) for n in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    state = {without_shells(name): tensor for name, tensor in state.items()}
+    while state and all(name.startswith(_WRAPPER) for name in state):
+        state = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
     return state
+
+
+def without_shells(name: str) -> str:
+    """A name without those of compiled and sharded modules in it."""
+    return ".".join(part for part in name.split(".") if part not in _SHELLS)
 
 
 def from_published(state: Mapping[str, Tensor], tower: Tower) -> dict[str, Tensor]:

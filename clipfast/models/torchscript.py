@@ -9,42 +9,32 @@ refused, and only the tensors are taken.
 from __future__ import annotations
 
 import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from clipfast.models.zips import entry_names
+from clipfast.models.inert import Inert, View
+from clipfast.models.saved import read_zip
 
-# More than any model has: modules that contain each other have no end.
-_MOST_NODES = 1 << 17
-_LONGEST_NAME = 4096
-_DTYPES = {
-    "BFloat16Storage": torch.bfloat16,
-    "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8,
-    "CharStorage": torch.int8,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "IntStorage": torch.int32,
-    "LongStorage": torch.int64,
-    "ShortStorage": torch.int16,
-}
+# More than any model has.
+_MOST_NODES = 1 << 16
+_DEEPEST = 64
+# Modules that a tree has where its blocks compute an activation.
+_ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
 
 
-class _Inert:
-    """What a pickle gets in its hands. It cannot write into it: `__setstate__` refuses."""
+class TorchScript(NamedTuple):
+    """What a TorchScript archive holds.
 
-    __slots__ = ()
+    Attributes:
+        tensors: parameters and buffers by their dotted names, on the CPU.
+        activation: "quick_gelu" or "gelu" by its modules; None where they do not tell.
+    """
 
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it writes into an object that is not its own")
+    tensors: dict[str, Tensor]
+    activation: str | None
 
 
 class _Module:
@@ -52,8 +42,10 @@ class _Module:
 
     attributes: dict[str, Any]
 
-    def __init__(self, *_: Any) -> None:
-        self.attributes = {}
+    def __new__(cls, *_: Any) -> _Module:
+        module = super().__new__(cls)
+        module.attributes = {}
+        return module
 
     def __setstate__(self, state: Any) -> None:
         if not isinstance(state, dict):
@@ -61,151 +53,95 @@ class _Module:
         self.attributes = state
 
 
-@dataclass(frozen=True)
-class _Type(_Inert):
-    """A class of storages, named for its dtype."""
+class _Function(Inert):
+    """A function of which the first argument is the result."""
 
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class _Storage(_Inert):
-    tensor: Tensor
+    def __call__(self, value: Any, *_: Any) -> Any:
+        return value
 
 
-@dataclass(frozen=True)
-class _View(_Inert):
-    tensor: Tensor
+_FIRST = _Function()
+_PICKLE = "torch.jit._pickle"
+_LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
 
 
-@dataclass(frozen=True)
-class _Function(_Inert):
-    """A function that a pickle may call."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _View:
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    return _View(torch.as_strided(storage.tensor, tuple(size), tuple(stride), offset))
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "device"): _Function(_first),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(_first),
-    ("torch.jit._pickle", "build_boollist"): _Function(_first),
-    ("torch.jit._pickle", "build_doublelist"): _Function(_first),
-    ("torch.jit._pickle", "build_intlist"): _Function(_first),
-    ("torch.jit._pickle", "build_tensorlist"): _Function(_first),
-    ("torch.jit._pickle", "restore_type_tag"): _Function(_first),
-}
-
-
-class _ArchiveUnpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f"{root}data.pkl"))
-        self._archive, self._root = archive, root
-        self._storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "__torch__" or module.startswith("__torch__."):
-            return _Module
-        if module == "torch" and name in _DTYPES:
-            return _Type(_DTYPES[name])
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no weights need")
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, given, key, _device, numel = pid
-        if kind != "storage" or not isinstance(given, _Type) or not isinstance(key, str):
-            raise pickle.UnpicklingError("an unknown persistent object")
-        dtype = given.dtype
-        if key not in self._storages:
-            data = bytearray(self._archive.read(f"{self._root}data/{key}"))
-            if len(data) != numel * dtype.itemsize:
-                raise pickle.UnpicklingError(
-                    f"storage {key[:99]} has {len(data)} bytes, not as many as its {dtype} need"
-                )
-            empty = torch.empty(0, dtype=dtype, device="cpu")
-            self._storages[key] = _Storage(torch.frombuffer(data, dtype=dtype) if data else empty)
-        return self._storages[key]
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, rather than one of `torch.save`.
+def is_torchscript(names: Iterable[str]) -> bool:
+    """Whether a zip is a TorchScript archive, rather than one of `torch.save`.
 
     Args:
-        path: an existing file.
+        names: of its entries.
 
     Returns:
-        True for a zip that carries programs or their constants beside its tensors.
-
-    Raises:
-        ValueError: it is a zip, and its directory is damaged or claims absurd sizes.
+        True for one that carries programs or their constants beside its tensors.
     """
-    names = entry_names(path) or ()
     return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
 
 
-def read_torchscript(path: Path) -> dict[str, Tensor]:
+def read_torchscript(path: Path) -> TorchScript:
     """The parameters and buffers of a TorchScript archive, by their dotted names.
 
     Equal to `torch.jit.load(path, map_location="cpu").state_dict()`, without running anything.
 
     Args:
-        path: a file for which `is_torchscript` holds.
+        path: a zip for whose names `is_torchscript` holds.
 
     Returns:
-        Name -> CPU tensor, in the archive's dtypes.
+        Name -> CPU tensor, in the archive's dtypes, and the activation of its blocks.
 
     Raises:
         ValueError: if the archive is damaged or asks for a class that weights do not need.
     """
+    classes: set[str] = set()
+
+    def known(module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            classes.add(name)
+            return _Module
+        is_first = module == _PICKLE and name in (*_LISTS, "restore_type_tag")
+        return _FIRST if is_first else None
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            root = min((n for n in names if n.endswith("/data.pkl")), key=len, default="")
-            if not root:
-                raise pickle.UnpicklingError("it has no data.pkl")
-            root = root.removesuffix("data.pkl")
-            if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
-                raise pickle.UnpicklingError("its numbers are big-endian")
-            module = _ArchiveUnpickler(archive, root).load()
+        module, storages = read_zip(path, known)
+        if not isinstance(module, _Module):
+            raise ValueError(f"it holds a {type(module).__name__}, not a module")
+        tensors = {name: storages.tensor(view) for name, view in _views(module)}
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"cannot read the TorchScript archive {path}: {error}") from error
-    try:
-        return dict(_tensors(module))
-    except ValueError as error:
-        raise ValueError(f"cannot read the TorchScript archive {path}: {error}") from error
+        text = str(error)[:500]
+        raise ValueError(f"cannot read the TorchScript archive {path}: {text}") from error
+    found = {_ACTIVATIONS[name] for name in classes & _ACTIVATIONS.keys()}
+    return TorchScript(tensors, found.pop() if len(found) == 1 else None)
 
 
-def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
+def _views(module: _Module) -> Iterator[tuple[str, View]]:
     """The tensors of a tree of modules by their dotted names, in the order of the file."""
-    waiting = [("", module)]
-    for _ in range(_MOST_NODES):
-        if not waiting:
-            return
+    children: dict[int, list[tuple[str, Any]]] = {}
+    # Modules may share modules. All paths are counted before any is walked: there can be 2^60.
+    if _paths(module, children, {}, 0) > _MOST_NODES:
+        raise ValueError(f"its modules have more than {_MOST_NODES:,} names")
+    waiting: list[tuple[str, Any]] = [("", module)]
+    while waiting:
         name, node = waiting.pop()
-        if isinstance(node, _View):
-            yield name, node.tensor
-        elif isinstance(node, _Module):
-            children = [
-                (f"{name}.{key}" if name else str(key), child)
-                for key, child in node.attributes.items()
-                if isinstance(key, str) and isinstance(child, _View | _Module)
-            ]
-            waiting += reversed(children)
-        if len(name) > _LONGEST_NAME:
-            break
-    raise ValueError("its modules contain each other")
+        if isinstance(node, View):
+            yield name, node
+            continue
+        below = children[id(node)]
+        waiting += [(f"{name}.{key}" if name else key, child) for key, child in reversed(below)]
+
+
+def _paths(
+    node: Any, children: dict[int, list[tuple[str, Any]]], counts: dict[int, int], depth: int
+) -> int:
+    """How many nodes a walk from this one meets, each as often as it has names."""
+    if isinstance(node, View):
+        return 1
+    if id(node) not in counts:
+        if id(node) in children or depth > _DEEPEST:
+            raise ValueError("its modules contain each other")
+        children[id(node)] = [
+            (key, child)
+            for key, child in node.attributes.items()
+            if isinstance(key, str) and isinstance(child, View | _Module)
+        ]
+        below = (_paths(c, children, counts, depth + 1) for _, c in children[id(node)])
+        counts[id(node)] = 1 + sum(below)
+    return counts[id(node)]

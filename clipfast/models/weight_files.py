@@ -8,52 +8,80 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipfast.files import whole_file
 from clipfast.models.checks import some_of
+from clipfast.models.file_kinds import (
+    check_header,
+    is_legacy,
+    is_safetensors,
+    kind_of,
+    kind_of_zip,
+    unknown_kind,
+)
+from clipfast.models.inert import Odd, View
 from clipfast.models.metadata import KEY, LIMIT, WeightsMetadata, parse
+from clipfast.models.naming import origin_of, published_names, without_wrappers
+from clipfast.models.saved import read_legacy, read_zip
 from clipfast.models.torchscript import is_torchscript, read_torchscript
-from clipfast.models.trained_with import Said, beside
-from clipfast.models.weight_parts import INDEX, find_in_folder, read_parts
+from clipfast.models.weight_parts import INDEX, file_at, read_parts
+from clipfast.models.wrappers import find_state
 from clipfast.models.zips import entry_names, small_entry
 
 _SAFETENSORS = ".safetensors"
+_SAVED = "file of torch.save"
 _ENTRY = f"{KEY}.json"
 
 
+class Contents(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        state: tensors by their published names, on the CPU.
+        activation: that the file's own modules tell; None where they do not.
+        origin: of names that were translated, for messages; empty where none were.
+    """
+
+    state: dict[str, Tensor]
+    activation: str | None = None
+    origin: str = ""
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, with the names that it has there.
+    """The state dict in a file; see `read_contents`."""
+    return read_contents(path).state
+
+
+def read_contents(path: Path) -> Contents:
+    """The weights in a file, without the names of what was around the model.
 
     Args:
-        path: a TorchScript archive, what `torch.save` wrote (bare, or under "state_dict"),
-            `.safetensors`, or what `zero_to_fp32.py` wrote: its folder, or its index of parts.
+        path: a TorchScript archive, what `torch.save` wrote (bare, or under the keys of a training
+            program), `.safetensors`, or what `zero_to_fp32.py` or Hugging Face wrote: a folder, or
+            an index of parts.
 
     Returns:
-        Tensors by name, on the CPU.
+        Tensors by published names, on the CPU.
 
     Raises:
         ValueError: if the file does not exist, cannot be read, or holds no state dict.
-        ImportError: for `.safetensors` where that package is not installed.
+        ImportError: for safetensors where that package is not installed.
     """
-    path = _file_at(path)
+    path = file_at(path)
     if path.name.endswith(INDEX):
-        return read_parts(path, read_state)
-    if path.suffix == _SAFETENSORS:
-        state = _read_with(path, _safetensors().torch.load_file, "safetensors file")
-    elif is_torchscript(path):
-        state = read_torchscript(path)
+        content, make, activation = _Read(read_parts(path, _read_part))
     else:
-        state = _read_with(path, _torch_load, "file of torch.save")
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not state:
-        raise ValueError(f"{path} holds a {type(state).__name__}, not a state dict")
-    _check_tensors(state, path)
-    return dict(state)
+        content, make, activation = _read_one(path)
+    state = find_state(content, path)
+    _check_names(state, path)
+    bare = without_wrappers(state, path)
+    tensors = _tensors(bare, make, path)
+    published = published_names(tensors)
+    return Contents(published, activation, origin_of(tensors))
 
 
 def read_metadata(path: Path) -> WeightsMetadata | None:
@@ -69,25 +97,16 @@ def read_metadata(path: Path) -> WeightsMetadata | None:
         ValueError: the file does not exist or cannot be read, or its metadata is malformed.
         ImportError: for `.safetensors` where that package is not installed.
     """
-    path = _file_at(path)
+    path = file_at(path)
     block: str | bytes | None = None
-    if path.suffix == _SAFETENSORS:
-        block = _read_with(path, _safetensors_block, "safetensors file")
-    elif not path.name.endswith(INDEX) and entry_names(path) is not None:
+    if path.name.endswith(INDEX):
+        return None
+    names = _entries(path)
+    if names is not None:
         block = small_entry(path, f"/{_ENTRY}", LIMIT)
+    elif is_safetensors(path):
+        block = _read_with(path, _safetensors_block, "safetensors file")
     return None if block is None else parse(block, path)
-
-
-def read_activation(path: Path) -> Said | None:
-    """Which activation a file without metadata was trained with.
-
-    Args:
-        path: as `read_state` takes it.
-
-    Returns:
-        What tells it; None where nothing does.
-    """
-    return beside(path)
 
 
 def write_state(
@@ -122,57 +141,94 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"cannot export to {path.name!r}: end the name in .pt or .safetensors")
 
 
-def _file_at(path: Path) -> Path:
-    """The file to read: the path itself, or the one in its folder.
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class _Read(NamedTuple):
+    """The object in a file, what makes a tensor of its leaves, and the activation that it tells."""
+
+    content: Any
+    make: Callable[[Any], Tensor] = _unchanged
+    activation: str | None = None
+
+
+def _read_one(path: Path) -> _Read:
+    names = _entries(path)
+    if names is not None and is_torchscript(names):
+        script = read_torchscript(path)
+        return _Read(script.tensors, activation=script.activation)
+    if names is not None:
+        if not any(name.endswith("/data.pkl") for name in names):
+            raise ValueError(f"no weights at {path}: {kind_of_zip(names)}")
+        content, storages = _read_with(path, read_zip, _SAVED)
+        return _Read(content, storages.tensor)
+    if is_legacy(path):
+        content, storages = _read_with(path, read_legacy, _SAVED)
+        return _Read(content, storages.tensor)
+    if is_safetensors(path):
+        return _Read(_read_with(path, _load_safetensors, "safetensors file"))
+    raise ValueError(f"cannot read {path} as a {_SAVED}: {unknown_kind(path)}")
+
+
+def _entries(path: Path) -> list[str] | None:
+    """The names in a zip; None for another file that may hold weights."""
+    names = entry_names(path)
+    if names is None and (kind := kind_of(path)) is not None:
+        raise ValueError(f"no weights at {path}: {kind}")
+    return names
+
+
+def _read_part(path: Path) -> dict[str, Tensor]:
+    """The tensors of one part, with the names that they have there."""
+    content, make, _ = _read_one(file_at(path))
+    state = find_state(content, path)
+    _check_names(state, path)
+    return _tensors(state, make, path)
+
+
+def _check_names(state: Mapping[Any, Any], path: Path) -> None:
+    """Refuse what is no mapping from names to tensors.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: with what is there instead.
     """
-    try:
-        if path.is_dir():
-            path = find_in_folder(path)
-        if not path.is_file():
-            what = "that is no regular file" if path.exists() else "there is no such file"
-            raise ValueError(f"no weights at {path}: {what}")
-        if not path.stat().st_size:
-            raise ValueError(f"no weights at {path}: the file is empty")
-        with open(path, "rb"):
-            return path
-    except OSError as error:
-        raise ValueError(f"no weights at {path}: {error.strerror or error}") from error
-
-
-def _check_tensors(state: Mapping[Any, Any], path: Path) -> None:
-    """Refuse what is no plain tensor with memory of its own size.
-
-    Raises:
-        ValueError: with the names of some that are none.
-    """
+    if not state:
+        raise ValueError(f"{path} holds an empty dict, not a state dict")
     # A name can be any object of a pickle, whose text may be endless.
     unnamed = {type(name).__name__ for name in state if not isinstance(name, str)}
     if unnamed:
         raise ValueError(f"{path} holds no state dict: a {min(unnamed)} is no name of a tensor")
-    odd = [name[:99] for name, tensor in state.items() if not isinstance(tensor, Tensor)]
+    hidden = [name for name in state if not name.isprintable()]
+    if hidden:
+        raise ValueError(f"{path} holds no state dict: {hidden[0][:99]!r} is no name of a tensor")
+    odd = [name[:99] for name, leaf in state.items() if not isinstance(leaf, View | Odd | Tensor)]
     if odd:
         raise ValueError(f"{path} holds no state dict: these are no tensors: {some_of(odd)}")
-    strange = [name[:99] for name, tensor in state.items() if not _is_plain(tensor)]
+
+
+def _tensors(
+    state: Mapping[str, Any], make: Callable[[Any], Tensor], path: Path
+) -> dict[str, Tensor]:
+    """Tensors by name, each with memory of its own size.
+
+    Raises:
+        ValueError: with the names of some that are none that a model has, and why.
+    """
+    tensors: dict[str, Tensor] = {}
+    strange: list[str] = []
+    for name, leaf in state.items():
+        if isinstance(leaf, Odd):
+            strange.append(f"{name[:99]} ({leaf.kind})")
+            continue
+        try:
+            tensors[name] = make(leaf)
+        except Exception as error:  # what a pickle says of a tensor can raise nearly anything
+            strange.append(f"{name[:99]} ({str(error)[:200]})")
+    strange += [f"{n[:99]} ({t.dtype})" for n, t in tensors.items() if t.is_complex()]
     if strange:
-        raise ValueError(
-            f"refused to read {path}: these tensors are sparse, quantised, complex, without memory "
-            f"or larger than theirs: {some_of(strange)}"
-        )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
-        and not tensor.is_quantized
-        and not tensor.is_complex()
-        # A few bytes can be repeated to any size by a stride of 0.
-        and tensor.nbytes <= tensor.untyped_storage().nbytes()
-    )
+        raise ValueError(f"refused to read {path}: no model has such tensors: {some_of(strange)}")
+    return tensors
 
 
 def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,7 +306,13 @@ def _safetensors() -> Any:
     return safetensors
 
 
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    check_header(path)
+    return _safetensors().torch.load_file(path)
+
+
 def _safetensors_block(path: Path) -> str | None:
+    check_header(path)
     with _safetensors().safe_open(path, "pt") as file:
         return (file.metadata() or {}).get(KEY)
 
@@ -259,19 +321,5 @@ def _read_with(path: Path, read: Callable[[Path], Any], kind: str) -> Any:
     try:
         return read(path)
     except Exception as error:  # a damaged file can raise nearly anything
-        text = _without_advice(str(error))
-        raise ValueError(f"cannot read {path} as a {kind}: {text[:500]}") from error
-
-
-def _without_advice(text: str) -> str:
-    """torch's reason alone: its advice is to load without the check."""
-    if asked := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it asks for {asked[1]}, which no weights need"
-    text = re.sub(r"(?s)Weights only load failed.*?trusted source\.\s*", "", text)
-    return re.sub(r"(?s)\s*(Please file an issue|Check the documentation).*", "", text)
-
-
-def _torch_load(path: Path) -> Any:
-    # Mapped, so that the optimizer state of a training checkpoint is never read from disk.
-    mapped = entry_names(path) is not None
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        text = str(error)[:500] or type(error).__name__
+        raise ValueError(f"cannot read {path} as a {kind}: {text}") from error

@@ -1,9 +1,10 @@
-"""Weights in several files with an index, and in a folder, as DeepSpeed's `zero_to_fp32.py` writes
-them."""
+"""Weights in several files with an index, and in a folder, as Hugging Face and DeepSpeed's
+`zero_to_fp32.py` write them."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
@@ -12,22 +13,73 @@ from torch import Tensor
 from clipfast.models.checks import some_of
 
 INDEX = ".index.json"
-_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-_LARGEST_INDEX = 64 << 20
+_IN_FOLDER = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "final.safetensors",
+)
+# Names in a folder, and what it is with one of them.
+_FOLDERS = (
+    (
+        r"^zero_to_fp32\.py$|^(zero_pp_rank|mp_rank|bf16_zero).*_states\.pt$|^global_step\d+$",
+        "it is a DeepSpeed checkpoint. Make one file of it with its own program, "
+        "`python zero_to_fp32.py FOLDER OUTPUT`, and name OUTPUT",
+    ),
+    (
+        r"^\.metadata$|\.distcp$",
+        "it is a checkpoint of torch.distributed (DCP, FSDP). Make one file of it: `python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pt`",
+    ),
+    (
+        r"-\d+-of-\d+\.(safetensors|bin)$",
+        "it holds parts of a model without their index: download the .index.json too",
+    ),
+    (
+        r"^(tf_model\.h5|saved_model\.pb|flax_model\.msgpack)$",
+        "it holds the model of another framework: take its model.safetensors",
+    ),
+)
+_LARGEST_INDEX = 16 << 20
+
+
+def file_at(path: Path) -> Path:
+    """The file to read: the path itself, the one in its folder, or the index of its parts.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    try:
+        if path.is_dir():
+            path = find_in_folder(path)
+        if not path.is_file():
+            what = "that is no regular file" if path.exists() else "there is no such file"
+            raise ValueError(f"no weights at {path}: {what}")
+        if not path.stat().st_size:
+            raise ValueError(f"no weights at {path}: the file is empty")
+        with open(path, "rb"):
+            return path
+    except OSError as error:
+        raise ValueError(f"no weights at {path}: {error.strerror or error}") from error
 
 
 def find_in_folder(folder: Path) -> Path:
-    """The weights in a folder that `zero_to_fp32.py` wrote.
+    """The weights in a folder of Hugging Face, OpenCLIP or `zero_to_fp32.py`.
 
     Raises:
-        ValueError: it holds none of the names that this program gives.
+        ValueError: it holds none of the names that these give, with what it is instead.
     """
     names = [name for stem in _IN_FOLDER for name in (stem + INDEX, stem)]
     for name in names:
         if (folder / name).is_file():
             return folder / name
+    inside = sorted(entry.name for entry in folder.iterdir())
+    for pattern, what in _FOLDERS:
+        if any(re.search(pattern, name) for name in inside):
+            raise ValueError(f"no weights at {folder}: {what.format(folder=folder)}")
     raise ValueError(
-        f"no weights at {folder}: that is a folder without {', '.join(names)}; name a file"
+        f"no weights at {folder}: that is a folder without {', '.join(_IN_FOLDER)}; name a file"
     )
 
 

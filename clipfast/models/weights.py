@@ -19,8 +19,16 @@ from clipfast.models.metadata import (
     check_architecture,
     describe,
 )
+from clipfast.models.placing import check_places, check_values
 from clipfast.models.published import to_published, tower_of_state, unwrap
-from clipfast.models.trained_with import Said, check_activation, given_by_caller, warn_assumed
+from clipfast.models.trained_with import (
+    Said,
+    beside,
+    check_activation,
+    given_by_caller,
+    warn_assumed,
+)
+from clipfast.models.weight_files import Contents
 
 
 def load_weights(
@@ -30,11 +38,13 @@ def load_weights(
     resize_positions: bool = False,
     activation: str | None = None,
     other_activation: bool = False,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Fill a model with the weights of a file, cast to the model's dtypes.
 
-    Nothing that the file contains is run: pickles are read by `torch.load(weights_only=True)`,
-    TorchScript archives through their tensors alone. The model changes only if everything fits,
+    Nothing that the file contains is run: pickles and TorchScript archives are read into inert
+    objects (`clipfast.models.inert`, with the bounds on memory and time). The model changes only if
+    everything fits and every number is finite in the model's type,
     what the file says of itself included (`read_metadata`). Whether weights were trained with GELU
     or QuickGELU no tensor tells: metadata, the modules of a TorchScript archive and a configuration
     beside the file do. Where none of them is there, a warning says what is assumed.
@@ -43,15 +53,17 @@ def load_weights(
 
     Args:
         model: what to fill; its parameters must have memory (no meta tensors).
-        path: OpenAI's TorchScript `.pt`; OpenCLIP's `.pt`, bare or under "state_dict", names
-            with or without "module."; a state dict of this package; `.safetensors`; or what
-            DeepSpeed's `zero_to_fp32.py` wrote: its `.bin`, its `.index.json`, or its folder.
+        path: OpenAI's TorchScript `.pt`; what `torch.save` wrote: a state dict of this package, of
+            OpenCLIP or of Hugging Face's CLIPModel, bare or within the checkpoint of a training
+            program; `.safetensors` of the same; or files with an index, as Hugging Face and
+            DeepSpeed's `zero_to_fp32.py` write them: the `.index.json`, or the folder.
         resize_positions: interpolate the image positions (bicubic) where the file was trained at
             another image size, as when ViT-L/14@336px starts from ViT-L/14.
         activation: "quick_gelu" or "gelu", which the weights were trained with, where you know and
             the file does not say.
         other_activation: load weights that were trained with another activation than the model
             computes. Their features are wrong until they are trained on.
+        allow_nonfinite: load NaN and infinities too.
 
     Raises:
         ValueError: if the file does not exist, cannot be read, or holds no CLIP; if names, shapes
@@ -60,11 +72,18 @@ def load_weights(
     """
     path = Path(path)
     found = weight_files.read_metadata(path)
-    said = said_activation(path, found, activation)
+    contents = weight_files.read_contents(path)
+    said = said_activation(path, contents, found, activation)
     if not other_activation:
         check_activation(said, model.config, path)
-    state = weight_files.read_state(path)
-    fill(model, path, state, found, resize_positions=resize_positions)
+    fill(
+        model,
+        path,
+        contents,
+        found,
+        resize_positions=resize_positions,
+        allow_nonfinite=allow_nonfinite,
+    )
     if said is None and not other_activation:
         warn_assumed(model.config, path)
 
@@ -125,19 +144,25 @@ def export(
 
 
 def said_activation(
-    path: Path, found: WeightsMetadata | None, activation: str | None = None
+    path: Path,
+    contents: Contents,
+    found: WeightsMetadata | None,
+    activation: str | None = None,
 ) -> Said | None:
     """What tells which activation a file was trained with; None where nothing does.
 
     Args:
         path: the file.
+        contents: what it holds.
         found: what it says of itself.
         activation: what the caller says of it, which counts where the file says nothing.
     """
     given = None if activation is None else given_by_caller(activation)
     if found is not None:
         return Said(found.activation, "as it says itself")
-    return given or weight_files.read_activation(path)
+    if contents.activation is not None:
+        return Said(contents.activation, "as its modules tell")
+    return given or beside(path)
 
 
 def architecture_of(module: object) -> Architecture | None:
@@ -152,30 +177,33 @@ def architecture_of(module: object) -> Architecture | None:
 def fill(
     model: CLIP,
     path: Path,
-    state: Mapping[str, Tensor],
+    contents: Contents,
     found: WeightsMetadata | None,
     *,
     resize_positions: bool,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Put the tensors of a file into a model, once all of them fit.
 
     Args:
         model: what to fill.
         path: the file, for messages.
-        state: its tensors.
+        contents: what it holds.
         found: what it says of itself.
         resize_positions: see `load_weights`.
+        allow_nonfinite: see `load_weights`.
 
     Raises:
-        ValueError: they are not those of this model.
+        ValueError: they are not those of this model, or no weights.
     """
     config, target = model.config, model.state_dict()
-    if any(tensor.is_meta for tensor in target.values()):
-        raise ValueError("the model is on the meta device: call model.to_empty(device=...) first")
-    given = as_here(state, config, target, resize_positions)
-    check_tensors(given, target, config, path, found)
+    given = as_here(contents.state, config, target, resize_positions)
+    check_tensors(given, target, config, path, found, contents.origin)
     if found is not None:
         check_architecture(found, config, path, resized=resize_positions)
+    check_places(target, given, config.name)
+    if not allow_nonfinite:
+        check_values(given, target, path)
     model.load_state_dict(given)
 
 

@@ -1,6 +1,6 @@
 """All campaigns, one after the other, with one table at the end; half an hour on two cores."""
 
-from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins
+from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins, weights
 from tests.campaigns.program import main, run_one
 
 if __name__ == "__main__":
@@ -12,6 +12,7 @@ if __name__ == "__main__":
             "hostile": (hostile.campaign, 100),
             "disk": (disk.campaign, len(disk.FAULTS)),
             "images": (images.campaign, images.COUNT),
+            "weights": (weights.campaign, weights.COUNT),
             "soak": (soak.campaign, 400),
             "torn": (torn.campaign, 300),
             "fuzz": (fuzz.campaign, 5000),

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins
+from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins, weights
 from tests.campaigns.program import Setting
 from tests.campaigns.soak import Sample
 from tests.campaigns.subject import Subject
@@ -20,6 +20,7 @@ SHORT = {
     "fuzz": (fuzz.campaign, 150),
     "disk": (disk.campaign, 1),
     "images": (images.campaign, 150),
+    "weights": (weights.campaign, 25),
 }
 
 

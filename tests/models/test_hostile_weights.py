@@ -91,7 +91,7 @@ def archive(path: Path, tree: bytes, **entries: bytes) -> Path:
     [
         (b"cposix\nsystem\n(S'true'\ntR.", r"asks for posix\.system"),
         (b"cbuiltins\neval\n(S'1'\ntR.", r"asks for builtins\.eval"),
-        (b"ctorch._utils\n_rebuild_sparse_tensor\n.", r"asks for torch\._utils\._rebuild_sparse"),
+        (b"ctorch._utils\n_rebuild_sparse_tensor\n.", "holds a _Function, not a module"),
         (b"c__torch__.os\nsystem\n(S'true'\ntR}b.", "holds a dict, not a state dict"),
         # Writing into what the reader hands out: a function, a storage's class.
         (b"ctorch\ndevice\n(NS'\\x01'\ntb.", "writes into an object that is not its own"),
@@ -186,7 +186,7 @@ def test_paths_that_are_no_files_are_refused(tmp_path: Path, model: CLIP) -> Non
     os.mkfifo(tmp_path / "pipe.pt")
     for name, message in {
         "empty.pt": "the file is empty",
-        "folder.pt": "that is a folder without .*pytorch_model.bin; name a file",
+        "folder.pt": "that is a folder without .*pytorch_model.bin.*; name a file",
         "loop.pt": "there is no such file|levels of symbolic links",
         "a.pt": "there is no such file|levels of symbolic links",
         "dangling.pt": "there is no such file",
@@ -236,11 +236,17 @@ def test_safetensors_that_lie_about_themselves_are_refused(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda t: t[:1, :1].expand(1 << 20, 1 << 20), "refused to read .* larger than theirs"),
-        (lambda t: t.to("meta"), "refused to read .* without memory"),
-        (lambda t: t.to_sparse(), "refused to read .* sparse"),
-        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "refused|cannot read"),
-        (lambda t: t.to(torch.complex64), "refused to read .* complex"),
+        (
+            lambda t: t[:1, :1].expand(1 << 20, 1 << 20),
+            r"refused to read .*text_projection \(it is larger than its memory",
+        ),
+        (lambda t: t.to("meta"), r"refused to read .*text_projection \(without memory\)"),
+        (lambda t: t.to_sparse(), r"refused to read .*text_projection \(sparse\)"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            r"refused to read .*text_projection \(quantised\)",
+        ),
+        (lambda t: t.to(torch.complex64), r"refused to read .*text_projection \(torch.complex64\)"),
         (lambda t: t.to(torch.int8), "1 of another kind: text_projection is torch.int8 in the"),
     ],
 )
