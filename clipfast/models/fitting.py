@@ -79,10 +79,9 @@ def check_tensors(
         ValueError: they differ, with the first few, how many, and the model they belong to.
     """
     common = given.keys() & wanted.keys()
-    family = family_of(given, wanted)
-    kind = f". It is {family}" if family else ""
     if not common:
         names = some_of(name[:99] for name in given)
+        kind = _family_sentence(given, wanted)
         raise ValueError(f"{path} holds no CLIP weights: its names are {names}{kind}")
     problems = {
         "missing": [name for name in wanted if name not in given],
@@ -109,6 +108,7 @@ def check_tensors(
             whose += f" Its names were read as those of {origin}."
         if part := re.search(r"-0*(\d+)-of-0*(\d+)\.", path.name):
             whose += f" By its name it is part {part[1]} of {part[2]}: name the .index.json of all."
+        kind = _family_sentence(given, wanted)
         raise ValueError(f"{path} does not fit {architecture.name}{kind}. {text}. {whose}")
 
 
@@ -156,6 +156,11 @@ def _is_extra(name: str, tensor: Tensor) -> bool:
 
 def _items(state: State) -> _Items:
     return {(name, tuple(t.shape)) for name, t in state.items() if not _is_extra(name, t)}
+
+
+def _family_sentence(given: State, wanted: State) -> str:
+    family = family_of(given, wanted)
+    return f". It is {family}" if family else ""
 
 
 def _nearest_sentence(given: State) -> str:
