@@ -22,7 +22,7 @@ from clipfast.data.indexfile import check_index, index_path
 from clipfast.data.indexrun import IndexRun, Rule, Summary
 from clipfast.data.patterns import expand
 from clipfast.data.reasons import reasons_of
-from clipfast.data.report import INDEX_REPORT, Report, read_rows
+from clipfast.data.report import INDEX_REPORT, Report, printable, read_rows
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
 from clipfast.data.workers import make_executor
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         summary = index_shards(paths, workers, report, force, limits, dali)
         print("\n".join(summary.lines()))
         if summary.report:
-            print(f"report: {summary.report}")
+            print(f"report: {printable(summary.report)}")
         if not summary.good + summary.already_good:
             reasons = reasons_of(paths, [report] if report else [])
             return fail(reasons.after("no sample is good:"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
-from clipfast.data.indexmark import Mark, make_mark, misfit, read_mark
+from clipfast.data.indexmark import Mark, make_mark, misfit, other_size, read_mark
 from clipfast.data.scan import runs
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import split_extension
@@ -72,10 +72,14 @@ def read_count(shard: str) -> int:
     """Number of samples that the first line of an index announces.
 
     Raises:
-        ValueError: it is no index.
+        ValueError: it is no index, or the shard has another size than when it was indexed.
     """
     start = storage_of(shard).read_at(index_path(shard), 0, _FIRST_LINE)
-    return _first_line(shard, start.partition(b"\n")[0])[0]
+    count, mark = _first_line(shard, start.partition(b"\n")[0])
+    # Before a run starts, and not when it meets the shard. The rest is compared by then.
+    if mark is not None and (why := other_size(storage_of(shard).size(shard), mark)):
+        raise _stale(shard, why)
+    return count
 
 
 def _read(shard: str) -> tuple[int, Mark | None, bytes]:

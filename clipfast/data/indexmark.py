@@ -78,11 +78,18 @@ def misfit(shard: str, count: int, body: bytes, mark: Mark) -> str:
         return "its lines are not those that were written: it was cut, edited or damaged"
     with storage_of(shard).open(shard) as reader:
         size = reader.size()
-        if size != mark.size:
-            return f"the tar has {size:,} bytes, and had {mark.size:,} when it was indexed"
+        if why := other_size(size, mark):
+            return why
         if _digest_of_parts(reader, size, body) != mark.parts:
             return "the tar has other content than when it was indexed"
     return ""
+
+
+def other_size(size: int, mark: Mark) -> str:
+    """Why a tar of `size` bytes is not the one of a mark; '' where it may be."""
+    if size == mark.size:
+        return ""
+    return f"the tar has {size:,} bytes, and had {mark.size:,} when it was indexed"
 
 
 def _digest_of_lines(count: int, body: bytes) -> str:

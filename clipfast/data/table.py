@@ -148,9 +148,11 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
 
 def count(shard: str, fields: Fields = FIELDS) -> int:
     """Number of samples of `shard`: the first line of its index, or a scan. Equals len(table)."""
-    if not has_index(shard):
-        return len(read_table(shard, fields))
-    return read_count(shard)
+    return _count(shard, has_index(shard), fields)
+
+
+def _count(shard: str, indexed: bool, fields: Fields) -> int:
+    return read_count(shard) if indexed else len(read_table(shard, fields))
 
 
 def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) -> np.ndarray:
@@ -164,7 +166,9 @@ def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) ->
     Returns:
         [len(shards)] int64.
     """
-    unindexed = sum(not has_index(shard) for shard in shards)
+    with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
+        indexed = list(pool.map(has_index, shards))
+    unindexed = indexed.count(False)
     if unindexed >= _MANY_SCANS:
         _log.warning(
             "%d of %d shards have no index, and are scanned at every start with their images "
@@ -174,4 +178,6 @@ def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) ->
             INDEX_COMMAND,
         )
     with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
-        return np.fromiter(pool.map(partial(count, fields=fields), shards), np.int64, len(shards))
+        return np.fromiter(
+            pool.map(partial(_count, fields=fields), shards, indexed), np.int64, len(shards)
+        )

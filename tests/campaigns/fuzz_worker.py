@@ -19,7 +19,7 @@ import clipfast.data.index
 
 ROOT = Path(__file__).resolve().parents[2]
 assert Path(clipfast.data.index.__file__).exists()
-sys.path.append(str(ROOT))
+sys.path.insert(0, str(ROOT))
 
 from tests.campaigns import fuzz_indexes, fuzz_judge, fuzz_oracle, fuzz_tars  # noqa: E402
 from tests.data.tars import END  # noqa: E402
