@@ -6,8 +6,8 @@ import re
 
 from clipfast.data.packitem import CaptionLists
 
-# How Python and JSON write a list of texts, which pandas puts into a cell.
-_LIST = re.compile(r"\[\s*['\"].*['\"]\s*\]", re.DOTALL)
+# How Python and JSON write a list or an object of texts, which pandas puts into a cell.
+_SPELT = re.compile(r"\[\s*['\"].*['\"]\s*\]|\{\s*['\"].*\}", re.DOTALL)
 _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -35,13 +35,15 @@ def texts_of(caption: object, lists: CaptionLists) -> list[object]:
     Raises:
         ValueError: with the reason why there is none, ready for a report.
     """
-    if isinstance(caption, str) and _LIST.fullmatch(caption.strip()):
-        caption = _parsed(caption.strip())
+    spelt = isinstance(caption, str) and _SPELT.fullmatch(caption.strip())
+    if spelt:
+        caption = _parsed(spelt.group())
     if not isinstance(caption, list):
         return [caption]
     if not caption:
         raise ValueError("caption is an empty list")
-    if lists == "report" and len(caption) > 1:
+    # A cell with a list of one may be a text in brackets.
+    if lists == "report" and (spelt or len(caption) > 1):
         raise ValueError(
             f"caption is a list of {len(caption)}: --caption-lists first packs the first one, "
             "--caption-lists each packs the image once with each"
@@ -49,8 +51,12 @@ def texts_of(caption: object, lists: CaptionLists) -> list[object]:
     return caption if lists == "each" else caption[:1]
 
 
-def _parsed(text: str) -> list[object]:
-    """The list that a cell spells."""
+def _parsed(text: str) -> object:
+    """The list or the object that a cell spells, which a spreadsheet takes for a text.
+
+    Raises:
+        ValueError: it looks like one and is none.
+    """
     value: object = None
     try:
         value = json.loads(text)
@@ -62,6 +68,6 @@ def _parsed(text: str) -> list[object]:
         # Without commas, as numpy prints them, Python reads two texts as one.
         if repr(value) != text:
             value = None
-    if not isinstance(value, list):
-        raise ValueError("caption looks like a list, and is none that JSON or Python writes")
+    if value is None:
+        raise ValueError("caption looks like a list or an object, and nothing reads it as one")
     return value

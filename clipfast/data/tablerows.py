@@ -139,15 +139,12 @@ class Rows:
             return "row ends in a \\: a line end inside a cell needs quotes around the cell"
         if not self._quote or (self._quote not in line and "''" not in line):
             return ""
-        # Read in quotes, a cell that holds a quote stands in the line with that quote doubled.
-        bare = f"{self._separator}{line}{self._separator}"
-        for cell in cells:
-            if self._quote not in cell and "''" not in cell:
-                continue
-            if f"{self._separator}{cell}{self._separator}" not in bare:
-                continue
-            if f"\\{self._quote}" in cell:
+        for cell, quoted in self._with_quotes(line, cells):
+            # Who escapes by backslashes has not ended the cell here.
+            if cell.endswith("\\") if quoted else f"\\{self._quote}" in cell:
                 return f"row has a \\{self._quote}: double a quote that belongs to the caption"
+            if quoted:
+                continue
             if cell[:1] in (" ", "\t") and cell.lstrip(" \t").startswith(self._quote):
                 return f"row has a space before the {self._quote} of a cell; remove the space"
             if self._only_closes(line, cell):
@@ -155,6 +152,15 @@ class Rows:
             if _in_single_quotes(cell):
                 return 'row has a cell in single quotes; say so with --quote "\'"'
         return ""
+
+    def _with_quotes(self, line: str, cells: list[str]) -> Iterator[tuple[str, bool]]:
+        """The cells of a line, and whether quotes stand around each."""
+        at = 0
+        for cell in cells:
+            quoted = line.startswith(self._quote, at)
+            yield cell, quoted
+            # Inside quotes each quote stands twice.
+            at += len(cell) + 1 + (2 + cell.count(self._quote) if quoted else 0)
 
     def _only_closes(self, line: str, cell: str) -> bool:
         """Whether a cell without quotes ends in one by mistake: 12" may be inches."""

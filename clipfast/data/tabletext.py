@@ -80,6 +80,11 @@ def open_lines(path: str, encoding: str | None = None) -> Iterator[io.TextIOWrap
             if head.startswith(magic) or head.lower().startswith(magic):
                 raise ValueError(f"table {path!r} is {what}; {remedy} first")
         encoding = encoding or encoding_of(head)
+        if encoding == "utf-8" and head.count(0) > len(head) // 4:
+            raise ValueError(
+                f"table {path!r} begins with many NUL bytes; it is no text, or its encoding must "
+                "be named, such as --encoding utf-16-le"
+            )
         try:
             name = codecs.lookup(encoding).name
             text = io.TextIOWrapper(
