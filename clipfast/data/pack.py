@@ -27,13 +27,12 @@ from clipfast.data.packitem import CaptionLists, Item, TableOptions
 from clipfast.data.packlist import list_items
 from clipfast.data.packnext import check_folder, next_command
 from clipfast.data.reasons import Reasons
-from clipfast.data.report import Report, printable
+from clipfast.data.report import PACK_REPORT, Report, printable
 from clipfast.data.shardwriter import ShardWriter
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split, split_extension
 from clipfast.data.workers import make_executor
 
-REPORT_NAME = "pack_report.tsv"
 # Images per task; few, because each result travels back whole.
 _CHUNK = 16
 
@@ -191,7 +190,7 @@ def pack_items(
     items = list(items)
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(items)
-    summary = PackSummary(rejected=len(rejected), report=join(output, REPORT_NAME))
+    summary = PackSummary(rejected=len(rejected), report=join(output, PACK_REPORT))
     results = _results(items, encoding or Encoding(), limits or Limits(), workers, dali)
     try:
         with (

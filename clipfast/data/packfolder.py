@@ -1,13 +1,14 @@
 """Pairs of image and caption file from a folder tree; every file is packed, named or counted."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from clipfast.data.folderwalk import walk_once
 from clipfast.data.kinds import CAPTION_FILE, TABLES, image_extensions, may_be_image
 from clipfast.data.packitem import Item, Listing
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.base import Listed, Storage
+from clipfast.data.report import INDEX_REPORT, PACK_REPORT
+from clipfast.data.storage import Listed
 from clipfast.data.storage.paths import join, relative, split_extension
 
 # A report names kinds of files, commonest first, up to this many.
@@ -50,7 +51,7 @@ def list_folder(folder: str) -> Listing:
         ValueError: there is neither an image nor a caption.
     """
     tree = _Tree(folder)
-    for at, names in _folders(storage_of(folder), folder, tree.listing.notes):
+    for at, names in walk_once(folder, tree.listing.notes):
         _pair(tree, at, names)
     _tell_alone(tree)
     listing = tree.listing
@@ -73,42 +74,6 @@ def list_folder(folder: str) -> Listing:
             f"{CAPTION_FILE} of the same name beside it{hint}"
         )
     return listing
-
-
-def _folders(
-    storage: Storage, top: str, notes: list[tuple[str, str]]
-) -> Iterator[tuple[str, Sequence[Listed]]]:
-    """Every folder once, in order, with what is no folder in it."""
-    seen = {storage.target(top): "."}
-    inside = storage.target(top).rstrip("/") + "/"
-    ahead = [top]
-    while ahead:
-        at = ahead.pop()
-        here = storage.target(at)
-        try:
-            listed = sorted(storage.list(at), key=lambda each: each.name)
-        except OSError as error:
-            notes.append((relative(at, top) or ".", f"folder is unreadable: {error.strerror}"))
-            continue
-        yield at, [each for each in listed if not each.is_folder]
-        below = []
-        for name in (each.name for each in listed if each.is_folder):
-            path = join(at, name)
-            source, target = relative(path, top), storage.target(path)
-            linked = target != storage.target(join(here, name)) or target != join(here, name)
-            if name.startswith("."):
-                notes.append((source, "hidden folder is left alone"))
-            elif linked and inside.startswith(target.rstrip("/") + "/"):
-                notes.append((source, "linked folder leads back up; it is not followed"))
-            elif target in seen:
-                notes.append((source, f"linked folder is {seen[target]!r}, which is taken once"))
-            elif linked and target.startswith(inside):
-                inner = relative(target, inside)
-                notes.append((source, f"linked folder is {inner!r}, which is taken once"))
-            else:
-                seen[target] = source
-                below.append(path)
-        ahead += reversed(below)
 
 
 def _pair(tree: _Tree, at: str, listed: Sequence[Listed]) -> None:
@@ -149,7 +114,7 @@ def _pair(tree: _Tree, at: str, listed: Sequence[Listed]) -> None:
         extension = split_extension(name)[1].lower()
         if name not in unusual:
             tree.others[extension or "without extension"] += 1
-        if extension in TABLES:
+        if extension in TABLES and name not in (INDEX_REPORT, PACK_REPORT):
             tree.tables.append(join(at, name))
 
 

@@ -8,6 +8,8 @@ from clipfast.data.storage import storage_of
 
 # Beside the first shard of an indexing run.
 INDEX_REPORT = "index_report.tsv"
+# Among the shards that were packed.
+PACK_REPORT = "pack_report.tsv"
 
 
 # What holds several people of one emoji together, and separates letters of some scripts.

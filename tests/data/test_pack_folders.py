@@ -134,6 +134,15 @@ def test_linked_folders_are_followed_once_and_loops_are_named(tmp_path, capsys):
     assert told["self"] == told["up"] == told["again/back"] == "up"
 
 
+def test_a_link_to_a_hidden_folder_is_followed_since_nothing_else_leads_there(tmp_path):
+    source = lay(tmp_path, ".store/x/a.jpg", ".store/x/a.txt", "b.jpg", "b.txt")
+    (source / "photos").symlink_to(".store/x")
+    (source / "photos2").symlink_to(".store/x")
+    listing = list_items(str(source))
+    assert sources(listing) == ["b.jpg", "photos/a.jpg"]
+    assert dict(listing.notes)["photos2"] == "linked folder is 'photos', which is taken once"
+
+
 def test_a_folder_that_is_a_link_itself_is_packed(tmp_path):
     lay(tmp_path / "real", "a.jpg", "a.txt", "b/c.jpg", "b/c.txt")
     (tmp_path / "link").symlink_to("real")
@@ -161,6 +170,8 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     listing = list_folder(str(source))
     assert listing.notes == [("shut", "folder is unreadable: Permission denied")]
     assert sources(listing) == ["a.jpg"]
+    with pytest.raises(PermissionError):
+        list_folder(str(source / "shut"))
 
 
 def test_a_pipe_in_a_table_is_named(tmp_path, capsys):
