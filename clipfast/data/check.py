@@ -16,10 +16,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipfast.arguments import real_number, whole_number
 from clipfast.data.blank import is_blank
-from clipfast.data.fields import FIELDS, FORMATS, Fields
+from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.judge import BATCH, DaliDecoder
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
+from clipfast.data.rgb import readable
 from clipfast.data.unreadable import pixel_fault, why_broken, why_unreadable
 
 # Decoded bytes held at a time: 64 images of 12 megapixels would take 2.3 GB.
@@ -101,7 +102,7 @@ def check_header(data: bytes, limits: Limits) -> str:
     if size := plain_size(data):
         return check_size(size, limits)
     try:
-        open_image(data, limits, FORMATS).close()
+        open_image(data, limits, readable()).close()
     except ValueError as error:
         return str(error)
     return ""
@@ -149,7 +150,7 @@ def _by_pillow(data: bytes, limits: Limits) -> _Verdict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with open_image(data, limits, FORMATS) as image:
+            with open_image(data, limits, readable()) as image:
                 pixels = image.width * image.height
                 if plain_size(data):
                     _load(image, data)

@@ -5,6 +5,7 @@ write. Whatever is not on it goes through Pillow (``clipfast.data.prepare``), wh
 is always right.
 """
 
+import re
 import struct
 import zlib
 
@@ -16,6 +17,7 @@ _FRAME = struct.Struct(">BHHB")
 # Baseline, extended and progressive Huffman coding.
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 _ORIENTATION = 0x112
 # Bytes of a value, by TIFF's number of its type.
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -30,6 +32,9 @@ _PNG_CHANGES = {b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT"}
 _PNG_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
 _PNG_KEYWORDS = (b"XML:com.adobe.xmp", b"Raw profile type", b"exif", b"xmp")
 _ANCILLARY = 0x20
+
+_WEBP_CHUNK = struct.Struct("<4sI")
+_WEBP_PROFILE = 0x20
 
 
 def plain_size(encoded: bytes) -> tuple[int, int] | None:
@@ -78,7 +83,9 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
                 if exif is None:
                     return None
             elif encoded.startswith(_XMP, start):
-                xmp_turns = xmp_turns or b"tiff:Orientation" in encoded[start:at]
+                # The last one counts.
+                said = _XMP_ORIENTATION.search(encoded, start, at)
+                xmp_turns = said is not None and said[1] != b"1"
         elif marker == 0xEE:
             # 0 is RGB in a JPEG of three channels, where DALI may look for YCbCr.
             if encoded.startswith(b"Adobe", start) and encoded[start + 11] != 1:
@@ -171,17 +178,37 @@ def _png(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _webp(encoded: bytes) -> tuple[int, int] | None:
-    """The simple form alone, one chunk of pixels: the extended one is told apart by each reader."""
-    size, kind, length = struct.unpack_from("<I4x4sI", encoded, 4)
-    if size + 8 != len(encoded) or 20 + length + length % 2 != len(encoded):
+    """One picture without alpha, alone or behind a header and a colour profile."""
+    (size,) = struct.unpack_from("<I", encoded, 4)
+    if size + 8 != len(encoded):
+        return None
+    kind, length = _WEBP_CHUNK.unpack_from(encoded, 12)
+    if kind != b"VP8X":
+        return _webp_picture(encoded, 12)
+    if length != 10 or encoded[20] & ~_WEBP_PROFILE:
+        return None
+    width = int.from_bytes(encoded[24:27], "little") + 1
+    height = int.from_bytes(encoded[27:30], "little") + 1
+    at = 30
+    kind, length = _WEBP_CHUNK.unpack_from(encoded, at)
+    if kind == b"ICCP":
+        at += 8 + length + length % 2
+    return (width, height) if _webp_picture(encoded, at) == (width, height) else None
+
+
+def _webp_picture(encoded: bytes, at: int) -> tuple[int, int] | None:
+    """Its size, where it is the last chunk of the file."""
+    kind, length = _WEBP_CHUNK.unpack_from(encoded, at)
+    at += 8
+    if at + length + length % 2 != len(encoded):
         return None
     if kind == b"VP8 ":
-        if encoded[20] & 1 or encoded[23:26] != b"\x9d\x01\x2a":
+        if encoded[at] & 1 or encoded[at + 3 : at + 6] != b"\x9d\x01\x2a":
             return None
-        width, height = struct.unpack_from("<HH", encoded, 26)
+        width, height = struct.unpack_from("<HH", encoded, at + 6)
         return (width, height) if width < 1 << 14 and height < 1 << 14 else None
-    if kind == b"VP8L" and encoded[20] == 0x2F:
-        (bits,) = struct.unpack_from("<I", encoded, 21)
+    if kind == b"VP8L" and encoded[at] == 0x2F:
+        (bits,) = struct.unpack_from("<I", encoded, at + 1)
         # Bit 28 says that there is transparency; three bits of version follow.
         if bits >> 28 == 0:
             return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

@@ -1,12 +1,20 @@
 """Pictures of any mode as a viewer shows them: upright, RGB, transparency on white."""
 
 import io
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from clipfast.data.fields import FORMATS
 from clipfast.data.pngkey import mend_key
+
+
+@cache
+def readable() -> tuple[str, ...]:
+    """Those of ``clipfast.data.fields.FORMATS`` that this Pillow knows; older ones lack AVIF."""
+    Image.init()
+    return tuple(form for form in FORMATS if form in Image.OPEN)
 
 
 def open_rgb(encoded: bytes) -> Image.Image:
@@ -21,7 +29,7 @@ def open_rgb(encoded: bytes) -> Image.Image:
     Raises:
         ValueError: see ``to_rgb``; broken files raise Pillow's own errors.
     """
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(encoded), formats=readable()) as image:
         return shown(image, encoded)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from clipfast.data.check import Limits, check_header, check_images
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
+from clipfast.data.rgb import readable
 from tests.campaigns.images_form import Made, picture, saved, tiff_orientation
 from tests.campaigns.images_jpeg import jpegs
 from tests.campaigns.images_other import others
@@ -140,3 +141,22 @@ def test_pixels_that_end_early_are_found_without_dali_too():
 def test_an_orientation_beside_a_broken_block_does_not_cost_the_picture():
     data = Writer(segments=JFIF + exif(b"garbage")).write(ycbcr(np.asarray(picture())))
     assert check_images([data]) == [""]
+
+
+def test_an_older_pillow_without_a_format_still_reads_the_others(monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "AVIF")
+    readable.cache_clear()
+    try:
+        assert "AVIF" not in readable()
+        gif, avif = MADE["other formats: GIF, RGB"].data, MADE["other formats: AVIF, RGB"].data
+        first, second = check_images([gif, avif])
+        assert first == ""
+        assert "AVIF" in second
+    finally:
+        readable.cache_clear()
+
+
+def test_webps_with_a_colour_profile_and_jpegs_that_xmp_leaves_upright_are_plain():
+    assert plain_size(saved(picture(), "WEBP", icc_profile=b"x" * 999)) == (56, 40)
+    assert plain_size(MADE["JPEG, turned: XMP 1"].data) == (56, 40)
+    assert plain_size(MADE["JPEG, turned: XMP element"].data) is None
