@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarheader import (
     BLOCK,
+    NOTHING,
     Extra,
     long_name,
     name_of,
     pax_records,
-    plain_file,
+    plain,
     size_of,
     text,
     valid,
@@ -45,7 +46,6 @@ _LOOKED_BEHIND = 16 << 20
 _PIECE = 64 << 10
 # Bytes that are read with a header.
 _READ = 4096
-_NOTHING = Extra()
 
 # Takes the name of a member (None for the shard itself) and what there is to say of it.
 Note = Callable[[str | None, str], None]
@@ -109,53 +109,54 @@ class _Walk:
         ended = False
         extra: Extra | None = None
         while at < self._end:
-            header = self._header(at)
-            plain = plain_file(header) if extra is None else None
-            if plain is not None:
-                name, size = plain
-                place = at + BLOCK, size
-                at = self._behind(*place)
-                self._places[name] = place
-                ended = False
-                yield name, *place
-                continue
-            if header == _BLANK:
+            header = self._read(at, BLOCK)
+            common = plain(header)
+            if common is None and header == _BLANK:
                 self._check_nothing_waits(extra, at)
                 at, ended = self._next_archive(at), True
                 continue
             ended = False
-            self._check(header, at)
-            kind = header[156:157]
+            kind, name, size = common or self._parts(header, at)
             if kind in _ABOUT_NEXT:
-                extra = extra or Extra()
-                at = self._add(extra, kind, header, at)
+                extra, at = self._joined(extra, kind, size, at)
                 continue
-            try:
-                size, name = size_of(header), name_of(header)
-            except ValueError as error:
-                raise self._damaged(at, error) from None
             if extra is not None:
                 size = size if extra.size is None else extra.size
                 name = name if extra.path is None else extra.path
             data = at + BLOCK
             at = data if kind in _WITHOUT_DATA else self._behind(data, size)
-            found = self._place(kind, name, data, size, header, extra or _NOTHING)
+            place: tuple[int, int] | None = (data, size)
+            if kind != b"0" or name.endswith("/"):
+                place = self._place(kind, name, data, size, header, extra or NOTHING)
             extra = None
-            if found is not None:
-                self._places[name] = found
-                yield name, *found
+            if place is not None:
+                self._places[name] = place
+                yield name, *place
         self._check_nothing_waits(extra, at)
         if not ended:
             self._note(
                 None, f"shard has no end mark: it may have been cut at byte {at:,}, between members"
             )
 
-    def _header(self, at: int) -> bytes:
+    def _read(self, at: int, size: int) -> bytes:
         # A caption and the header behind it come with its own: half the reads, of one page each.
         start = at - self._piece_at
-        if not 0 <= start <= len(self._piece) - BLOCK:
-            self._piece, self._piece_at, start = self._reader.read_at(at, _READ), at, 0
-        return self._piece[start : start + BLOCK]
+        if start < 0 or start + size > len(self._piece):
+            self._piece = self._reader.read_at(at, max(size, _READ))
+            self._piece_at, start = at, 0
+        return self._piece[start : start + size]
+
+    def _parts(self, header: bytes, at: int) -> tuple[bytes, str, int]:
+        """Kind, name and size in a header of any form."""
+        if len(header) < BLOCK:
+            raise self._refuse(f"is truncated: it ends within the header at byte {at:,}")
+        if not valid(header):
+            what = "is no tar" if at == 0 else "is damaged"
+            raise self._refuse(f"{what}: no valid header at byte {at:,}")
+        try:
+            return header[156:157], name_of(header), size_of(header)
+        except ValueError as error:
+            raise self._damaged(at, error) from None
 
     def _refuse(self, why: str) -> ValueError:
         return ValueError(f"shard {self._shard!r} {why}; fetch or pack it again")
@@ -176,13 +177,6 @@ class _Walk:
         if self._end < BLOCK:
             raise self._refuse(f"is no tar: it has {self._end} bytes")
 
-    def _check(self, header: bytes, at: int) -> None:
-        if len(header) < BLOCK:
-            raise self._refuse(f"is truncated: it ends within the header at byte {at:,}")
-        if not valid(header):
-            what = "is no tar" if at == 0 else "is damaged"
-            raise self._refuse(f"{what}: no valid header at byte {at:,}")
-
     def _check_nothing_waits(self, extra: Extra | None, at: int) -> None:
         if extra is not None:
             raise self._refuse(f"is damaged: a long name or pax header at byte {at:,} has no file")
@@ -197,29 +191,24 @@ class _Walk:
             )
         return behind
 
-    def _add(self, extra: Extra, kind: bytes, header: bytes, at: int) -> int:
-        """Take over what a header says of the next member; returns where the next one begins."""
-        try:
-            size = size_of(header)
-        except ValueError as error:
-            raise self._damaged(at, error) from None
+    def _joined(self, extra: Extra | None, kind: bytes, size: int, at: int) -> tuple[Extra, int]:
+        """What headers say of the next member, with one more; and where the next one begins."""
         if size > _LARGEST_EXTRA:
             raise self._damaged(at, f"a name or pax header claims {size:,} bytes")
         behind = self._behind(at + BLOCK, size)
-        body = read_exactly(self._reader, at + BLOCK, behind - at - BLOCK, self._shard)
+        body = self._read(at + BLOCK, behind - at - BLOCK)
         try:
-            if any(body[size:]):
+            if len(body) < size or body[size:].strip(b"\0"):
                 # Some programs read it as more of the same.
                 raise ValueError("a name or pax header does not end where it says")
-            body = body[:size]
-            new = pax_records(body) if kind in _PAX else long_name(kind, body)
+            new = pax_records(body[:size]) if kind in _PAX else long_name(kind, body[:size])
             if kind != b"g":
-                extra.add(new)
-            elif new != _NOTHING:
+                return new if extra is None else extra.joined(new), behind
+            if new != NOTHING:
                 raise ValueError("a global pax header gives all members one name or size")
         except ValueError as error:
             raise self._damaged(at, error) from None
-        return behind
+        return extra or NOTHING, behind
 
     def _place(
         self, kind: bytes, name: str, data: int, size: int, header: bytes, extra: Extra

@@ -86,7 +86,7 @@ SIZES = (
     b"-0000000001\0", b"00000001000\0", b"00000000777\0", b"77777777777\0", b"000000000 5\0",
     b"  hello    \0", b"           \0", bytes(12), b"0o000000005\0", b"+0000000005\0",
     b"5" + bytes(11), b"00000_00001\0", b"99999999999\0", b"\x81" + bytes(11),
-    b"\xff" + bytes(11), b"00000001001\0",
+    b"\xff" + bytes(11), b"00000001001\0", b"-0000001000\0", b"-0000002000\0", b"-0000010000\0",
 )  # fmt: skip
 NAMES = (
     b"", b"/", b"a", b"a/", b".", "é東.png".encode(), b"\xff\xfe.png",
@@ -99,6 +99,7 @@ RECORDS = (
     b"0 path=z.png\n", b"5 path=z.png\n", b"15 path=zz.png\n", b"99999 path=z.png\n",
     b"-1 path=z\n",
     b"99999999999999999999 size=1\n", b"x path=z\n", b"12 size=-512\n", b"words", b"", b"\0" * 600,
+    record(b"size", b"-512"), record(b"size", b"-1024"), record(b"size", b"-4096"),
     record(b"size", b"-1"), record(b"size", b"0"), record(b"size", b"512"), record(b"size", b"1e9"),
     record(b"size", b"99999999999999"), record(b"path", b""), record(b"path", b"p/q.png"),
     record(b"path", b"000.txt"), record(b"path", b"a\0b.png"), record(b"pa\0th", b"z.png"),

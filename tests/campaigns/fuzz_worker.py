@@ -55,6 +55,8 @@ def case(seed: int, number: int, folder: Path) -> dict[str, Any]:
         name, ended, wrong = "?", "hang", f"longer than {SECONDS:g} s"
     except MemoryError:
         name, ended, wrong = "?", "memory", f"more than {_MEMORY >> 20} MiB"
+    except Exception as error:  # a sane tar that is not read, or whatever nobody named
+        name, ended, wrong = "?", "failed", f"{type(error).__name__}: {error}"[:200]
     return {"case": name, "attack": f"{seed}/{number}", "ended": ended, "wrong": wrong}
 
 
