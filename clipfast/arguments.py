@@ -38,7 +38,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, why
         number = operator.index(value)
     except TypeError:
         raise WrongKindError(
-            f"{name} must be a whole number, {wanted}; got {describe(value)}{behind}"
+            f"{name} must be a whole number, {wanted}; got {shown(value)}{behind}"
         ) from None
     if number < least or (most is not None and number > most):
         raise ValueError(f"{name} must be {wanted}; got {number}{behind}")
@@ -60,11 +60,11 @@ def real_number(name: str, value: Any) -> float:
         ValueError: it is infinite or not a number.
     """
     if _is_truth(value) or isinstance(value, str | bytes):
-        raise WrongKindError(f"{name} must be a number; got {describe(value)}")
+        raise WrongKindError(f"{name} must be a number; got {shown(value)}")
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise WrongKindError(f"{name} must be a number; got {describe(value)}") from None
+        raise WrongKindError(f"{name} must be a number; got {shown(value)}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite; got {number}")
     return number
@@ -81,11 +81,11 @@ def truth(name: str, value: Any) -> bool:
         WrongKindError: it is neither.
     """
     if not _is_truth(value):
-        raise WrongKindError(f"{name} must be True or False; got {describe(value)}")
+        raise WrongKindError(f"{name} must be True or False; got {shown(value)}")
     return bool(value)
 
 
-def describe(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a message, with its kind, cut where it is long."""
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from clipfast.arguments import WrongKindError, describe, real_number, whole_number
+from clipfast.arguments import WrongKindError, real_number, shown, whole_number
 
 IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Sides beyond this are mistakes: a batch of eight such images has 3 GB.
@@ -33,7 +33,7 @@ def check_device(device: Any) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         kind = ValueError if isinstance(device, str | int) else WrongKindError
-        raise kind(f"device must be 'cpu', 'cuda' or 'cuda:N'; got {describe(device)}") from None
+        raise kind(f"device must be 'cpu', 'cuda' or 'cuda:N'; got {shown(device)}") from None
     if found.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N'; got '{found}'")
     gpus = torch.cuda.device_count() if found.type == "cuda" else 1
@@ -51,7 +51,7 @@ def check_dtype(dtype: Any) -> torch.dtype:
         ValueError: normalised pixels do not fit into it.
     """
     if not isinstance(dtype, torch.dtype):
-        raise WrongKindError(f"dtype must be a torch.dtype; got {describe(dtype)}")
+        raise WrongKindError(f"dtype must be a torch.dtype; got {shown(dtype)}")
     if dtype not in IMAGE_DTYPES:
         known = ", ".join(map(str, IMAGE_DTYPES))
         raise ValueError(f"dtype must be one of {known}, since pixels are normalised; got {dtype}")
@@ -68,7 +68,7 @@ def check_scale(scale: Any) -> tuple[float, float]:
         low, high = scale
     except (TypeError, ValueError):
         raise WrongKindError(
-            f"scale must be two numbers, smallest and largest side; got {describe(scale)}"
+            f"scale must be two numbers, smallest and largest side; got {shown(scale)}"
         ) from None
     low, high = real_number("scale[0]", low), real_number("scale[1]", high)
     if not 0.0 < low <= high <= 1.0:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from clipfast.arguments import WrongKindError, describe
+from clipfast.arguments import WrongKindError, shown
 
 # Pillow's names of what is read, under whatever extension. Not all that Pillow knows: EPS, for one,
 # is a program that Ghostscript runs.
@@ -76,11 +76,11 @@ class Fields:
     def __post_init__(self) -> None:
         if isinstance(self.images, str) or not all(isinstance(e, str) for e in self.images):
             raise WrongKindError(
-                f"images must be extensions such as ('jpg', 'png'); got {describe(self.images)}"
+                f"images must be extensions such as ('jpg', 'png'); got {shown(self.images)}"
             )
         if not isinstance(self.caption, str):
             raise WrongKindError(
-                f"caption must be an extension such as 'txt'; got {describe(self.caption)}"
+                f"caption must be an extension such as 'txt'; got {shown(self.caption)}"
             )
         wrong = [e for e in (*self.images, self.caption) if not e or e[0] == "." or e != e.lower()]
         if wrong:

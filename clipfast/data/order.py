@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipfast.arguments import WrongKindError, describe, truth, whole_number
+from clipfast.arguments import WrongKindError, shown, truth, whole_number
 
 # numpy's generators take 64 bits; the command line leaves one for the sign.
 _MOST_SEED = 2**63 - 1
@@ -55,7 +55,7 @@ class EpochOrder:
     ) -> None:
         given = np.asarray(counts)
         if given.ndim != 1 or not (given.size == 0 or np.issubdtype(given.dtype, np.integer)):
-            raise WrongKindError(f"counts must be a list of whole numbers; got {describe(counts)}")
+            raise WrongKindError(f"counts must be a list of whole numbers; got {shown(counts)}")
         if (given < 0).any():
             raise ValueError(f"counts must not be negative; got {given.min()}")
         self.counts = given.astype(np.int64)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import Any
 
-from clipfast.arguments import WrongKindError, describe
+from clipfast.arguments import WrongKindError, shown
 from clipfast.data.braces import expand_braces
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.globs import has_magic
@@ -186,7 +186,7 @@ def _texts(patterns: Any) -> list[str]:
     for each in given:
         text = fspath(each) if isinstance(each, PathLike) else each
         if not isinstance(text, str):
-            raise WrongKindError(f"a shard pattern must be text or a path; got {describe(each)}")
+            raise WrongKindError(f"a shard pattern must be text or a path; got {shown(each)}")
         if "\0" in text:
             raise ValueError(f"shard pattern {text!r} holds a zero byte, which no path does")
         texts.append(text)

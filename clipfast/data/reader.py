@@ -8,7 +8,7 @@ from threading import Lock
 import numpy as np
 import torch
 
-from clipfast.arguments import WrongKindError, describe, whole_number
+from clipfast.arguments import WrongKindError, shown, whole_number
 from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.encoded import EncodedBatch, Request, encode
@@ -64,7 +64,7 @@ class ShardReader:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
         if not isinstance(fields, Fields):
-            raise WrongKindError(f"fields must be Fields; got {describe(fields)}")
+            raise WrongKindError(f"fields must be Fields; got {shown(fields)}")
         self.fields = fields
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()

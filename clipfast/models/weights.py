@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from clipfast.arguments import WrongKindError, shown, whole_number
 from clipfast.models import weight_files
 from clipfast.models.architecture import Architecture
-from clipfast.models.checks import some_of
 from clipfast.models.clip import CLIP
+from clipfast.models.exportable import check_complete, check_fits, tensors_of
 from clipfast.models.fitting import as_here, check_tensors
 from clipfast.models.metadata import (
     WeightsMetadata,
@@ -20,7 +22,7 @@ from clipfast.models.metadata import (
     describe,
 )
 from clipfast.models.placing import check_places, check_values
-from clipfast.models.published import to_published, tower_of_state, unwrap
+from clipfast.models.published import to_published, unwrap
 from clipfast.models.trained_with import (
     Said,
     beside,
@@ -125,16 +127,25 @@ def export(
         step: optimizer steps taken.
 
     Raises:
-        ValueError: for another suffix, or if this is not the state of a whole CLIP model.
+        TypeError: an argument is of another kind; a `ValueError` too.
+        ValueError: for another suffix, if this is not the state of a whole CLIP model, or not of
+            `architecture`, or for a negative step.
         OSError: if the file cannot be written, with path and free space.
     """
-    path = Path(path)
+    path = _path_of(path)
     weight_files.check_suffix(path)
+    step = None if step is None else whole_number("step", step, 0)
     given = model_or_state_dict
-    if architecture is None:
+    if not isinstance(architecture, Architecture | None):
+        raise WrongKindError(
+            f"architecture must be an Architecture, such as model.config; got {shown(architecture)}"
+        )
+    state = unwrap(tensors_of(given))
+    check_complete(state)
+    if architecture is not None:
+        check_fits(state, architecture)
+    else:
         architecture = architecture_of(given)
-    state = unwrap(given.state_dict() if isinstance(given, nn.Module) else given)
-    _check_complete(state)
     metadata = None
     if architecture is not None:
         names = [name for name, _ in architecture.scalars if name != "logit_scale"]
@@ -207,16 +218,15 @@ def fill(
     model.load_state_dict(given)
 
 
-def _check_complete(state: dict[str, Any]) -> None:
-    wanted = ("logit_scale", "text_projection", "token_embedding.weight")
-    missing = [name for name in wanted if name not in state]
-    if tower_of_state(state) is None:
-        missing.append("an image tower `visual` that register_tower knows")
-    if missing:
-        raise ValueError(f"not the state of a CLIP model: it lacks {', '.join(missing)}")
-    hollow = [n for n, t in state.items() if t.is_meta or t.numel() == 0]
-    if hollow:
+def _path_of(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise WrongKindError(f"path must be text or a path; got {shown(path)}")
+    text = os.fspath(path)
+    if isinstance(text, bytes) or "\0" in text:
+        raise ValueError(f"path must be text without zero bytes; got {text!r}")
+    if scheme := re.match(r"[A-Za-z][\w+.-]*://", text):
         raise ValueError(
-            f"{len(hollow)} tensors hold no values ({some_of(hollow)}): gather partitioned "
-            "parameters before the export"
+            f"path {text!r}: weights are written to a file system, not to '{scheme.group()}'; "
+            "export to a local path and copy the file"
         )
+    return Path(text)
