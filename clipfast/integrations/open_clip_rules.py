@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 from torch.utils.weak import WeakIdKeyDictionary
 
-from clipfast.integrations.patching import own_class
+from clipfast.integrations.patching import Patched
 
 _BLOCK_PARTS = ("ln_1", "attn", "ls_1", "ln_2", "mlp", "ls_2")
 _MLP_PARTS = ("c_fc", "gelu", "c_proj")
@@ -46,9 +46,18 @@ _seen: dict[type, tuple[tuple[str, Any], ...]] = {}
 _causal_masks = WeakIdKeyDictionary()
 
 
+def kind_of(module: object) -> type:
+    """The class of a module without what a patch or `fully_shard` put before it."""
+    return next(
+        base
+        for base in type(module).__mro__
+        if not issubclass(base, Patched) and not base.__module__.startswith("torch.distributed.")
+    )
+
+
 def is_open_clips(module: object) -> bool:
     """Whether OpenCLIP defines the class of a module itself: a subclass may do anything."""
-    return own_class(module).__module__.startswith("open_clip.")
+    return kind_of(module).__module__.startswith("open_clip.")
 
 
 def call_obstacle() -> str | None:
@@ -167,10 +176,10 @@ def _is_causal(mask: Tensor) -> bool:
 def transformer_obstacle(transformer: Any) -> str | None:
     """Why the blocks of a transformer may not run over tokens laid end to end."""
     if not is_open_clips(transformer):
-        return f"its transformer is a {own_class(transformer).__name__}"
+        return f"its transformer is a {kind_of(transformer).__name__}"
     blocks = getattr(transformer, "resblocks", None)
     if not isinstance(blocks, nn.ModuleList) or len(transformer._modules) != 1:
-        return f"its transformer is a {own_class(transformer).__name__} of another structure"
+        return f"its transformer is a {kind_of(transformer).__name__} of another structure"
     if not len(blocks):
         return "it has no blocks"
     if not getattr(transformer, "batch_first", True):
@@ -187,7 +196,7 @@ def transformer_obstacle(transformer: Any) -> str | None:
 def _block_obstacle(block: Any, name: str) -> str | None:
     parts = block._modules
     if not is_open_clips(block) or not _has_exactly(parts, _BLOCK_PARTS) or block._parameters:
-        return f"its blocks are of another kind ({own_class(block).__name__})"
+        return f"its blocks are of another kind ({kind_of(block).__name__})"
     mlp = parts["mlp"]
     if type(mlp).forward is not nn.Sequential.forward or not _has_exactly(mlp._modules, _MLP_PARTS):
         return f"its {name}.mlp is a {type(mlp).__name__} of another structure"
@@ -313,7 +322,7 @@ def _home(hook: Any) -> str:
 
 def _changed(module: object, *names: str) -> str | None:
     """Why the class or the object no longer does what it did when its class was seen first."""
-    kind = own_class(module)
+    kind = kind_of(module)
     seen = _seen.get(kind)
     if seen is None:
         seen = _seen[kind] = tuple((name, getattr(kind, name, None)) for name in names)
@@ -334,12 +343,12 @@ def _has_exactly(parts: dict[str, Any], names: tuple[str, ...]) -> bool:
 def _missing(module: Any, names: tuple[str, ...]) -> str | None:
     for name in names:
         if not hasattr(module, name):
-            return f"it is a {own_class(module).__name__} without {name}, not known here"
+            return f"it is a {kind_of(module).__name__} without {name}, not known here"
     return None
 
 
 def _is_a(module: object) -> str:
-    return f"it is a {own_class(module).__name__}"
+    return f"it is a {kind_of(module).__name__}"
 
 
 def blocks_of(module: Any) -> Iterator[nn.Module]:

@@ -203,7 +203,8 @@ class Patch:
             self._restore.pop()()
 
     def __str__(self) -> str:
-        lines = [f"swapped     {part}: {what}" for part, what in self.swapped.items()]
+        lines = [] if self.swapped else ["nothing was swapped: the model runs as it did"]
+        lines += [f"swapped     {part}: {what}" for part, what in self.swapped.items()]
         lines += [f"left alone  {part}: {why}" for part, why in self.left_alone.items()]
         return "\n".join(lines)
 
