@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
-# The package's two faces; both say what they are.
-PACKAGE = {"__init__.py", "benchmarks.py"}
+# The package's two faces, and what scripts beside the benchmarks import; all say what they are.
+PACKAGE = {"__init__.py", "benchmarks.py", "peers.py"}
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name not in PACKAGE)
 
 

@@ -14,7 +14,13 @@ from pathlib import Path
 from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
-from benchmarks.parts.tables.towers import attention_pool, step, text_tower, tokenizer
+from benchmarks.parts.tables.towers import (
+    attention_pool,
+    patch_gain,
+    step,
+    text_tower,
+    tokenizer,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLES: dict[str, Callable[[], str]] = {
@@ -22,6 +28,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline_gpu": headline_gpu,
     "loss": loss,
     "step": step,
+    "patch_gain": patch_gain,
     "text_tower": text_tower,
     "attention_pool": attention_pool,
     "tokenizer": tokenizer,

@@ -141,6 +141,34 @@ def _step(runs: Sequence[Run]) -> str:
     return markdown(head, lines)
 
 
+def patch_gain() -> str:
+    """The gain of ``patch_open_clip`` by version, model and captions."""
+    return by_machine(read_runs("patch_gain"), _patch_gain)
+
+
+def _patch_gain(runs: Sequence[Run]) -> str:
+    head = ["OpenCLIP", "step", "captions", "ms", "patched", "faster", "by the CPU's time"]
+    head += ["error of loss", "of gradients"]
+    lines = []
+    fields = ("open_clip_version", "model", "setting")
+    for case in (case for run in runs for case in run.cases(*fields)):
+        plain, patched = (case.find(contender=key) for key in ("plain", "patched"))
+        if plain and patched:
+            gradients = max(patched["error_image_grad"], patched["error_text_grad"])
+            lines.append(
+                [
+                    plain["open_clip_version"],
+                    f"{plain['model']}, {plain['batch']:,} pairs, {TYPES[plain['precision']]}",
+                    plain["setting"],
+                    *(number(row, "median_ms") for row in (plain, patched)),
+                    ratio(plain["ratio_to_patched"]),
+                    ratio(plain["cpu_ratio_to_patched"]),
+                    *(f"{error:.0e}" for error in (patched["error_loss"], gradients)),
+                ]
+            )
+    return markdown(head, lines)
+
+
 def _share(ours: Row, theirs: Row | None) -> str:
     if theirs is None or ours["peak_bytes"] is None or theirs["peak_bytes"] is None:
         return NOT_MEASURED
