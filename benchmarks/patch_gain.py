@@ -35,7 +35,7 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import new_parser, parse
-from benchmarks.parts.common.rows import RESULTS, read_file, write_rows
+from benchmarks.parts.common.rows import read_file, write_rows
 from benchmarks.parts.common.text import align, digits, times
 
 SUBJECT = "patch_gain"
@@ -72,7 +72,7 @@ def run_version(options: argparse.Namespace, checkout: Path | None) -> list[Row]
         checkout: The folder of a checkout; None is the version that is installed.
 
     Returns:
-        The rows, stamped.
+        The rows, not yet stamped.
     """
     environment = {**os.environ, peers.CHECKOUT: str(checkout.resolve()) if checkout else ""}
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from benchmarks.parts.patch.measure import measure_version
 
         rows = measure_version(options)
-        write_rows(SUBJECT, rows, path=options.json)
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return
     versions = [None, *([Path(options.checkout)] if options.checkout else [])]
     rows = [row for checkout in versions for row in run_version(options, checkout)]
@@ -124,13 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.checkout:
         print(f"one version only: --checkout, or {peers.CHECKOUT}, names another")
     path = options.json
-    if path is None and (options.is_default or options.save):
-        path = RESULTS / f"{SUBJECT}.jsonl"
-        others = read_file(path) if path.exists() else []
-        kind = options.device
-        rows = [*rows, *(row for row in others if not row["device"].startswith(kind))]
     if path is not None:
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(SUBJECT, rows, path=path)
+    elif options.is_default or options.save:
+        path = write_rows(
+            SUBJECT, rows, retain=lambda row: not row["device"].startswith(options.device)
+        )
     print(f"rows: {path or 'not written; --json PATH writes them'}")
 
 

@@ -40,6 +40,9 @@ _ROW_BY_ROW = (
     nn.SiLU.forward,
 )
 
+# Of OpenCLIP's attention: None, or what makes it another function.
+_OTHER_ATTENTION = ("logit_scale", "head_scale", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
 # Class -> its methods when it was seen first.
 _seen: dict[type, tuple[tuple[str, Any], ...]] = {}
 # Causal masks on a GPU -> the version that was looked at: looking waits for the GPU.
@@ -235,6 +238,9 @@ def _attention_obstacle(attention: Any, name: str) -> str | None:
             return f"its {name} has dropout, or keys and values of another kind"
     else:
         head_width = attention.in_proj_weight.shape[1] // attention.num_heads
+        for key in _OTHER_ATTENTION:
+            if getattr(attention, key, None) is not None:
+                return f"its {name} has a {key}"
         scale = getattr(attention, "scale", None)
         if scale is not None and scale != head_width**-0.5:
             return f"its {name} has a scale of its own ({scale})"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import patch_gain
+from benchmarks.parts.common import rows as rows_file
 from benchmarks.parts.common.harness import CheckFailed
 from benchmarks.parts.patch import measure
 from benchmarks.parts.tables import towers
@@ -55,19 +56,20 @@ def test_patch_gain_reports_no_figure_of_another_function(monkeypatch):
 def test_patch_gain_merges_versions_and_keeps_rows_of_other_devices(monkeypatch, tmp_path, capsys):
     fields = {"model": "ViT-tiny", "setting": "77 tokens", "median_ms": 1.0, "cpu_ms": 1.0}
     fields |= {"ratio_to_patched": 1.0, "cpu_ratio_to_patched": 1.0, "error_loss": 0.0}
-    fields |= {"error_image_grad": 0.0, "error_text_grad": 0.0, "device": "cpu"}
+    fields |= {"error_image_grad": 0.0, "error_text_grad": 0.0, "device": "cpu", "checked": True}
 
     def run_version(options: Namespace, checkout: object) -> list[dict]:
         name = "OpenCLIP 4" if checkout else "OpenCLIP 3"
         return [{"name": name, **fields}, {"name": f"{name}, patch_open_clip", **fields}]
 
     monkeypatch.setattr(patch_gain, "run_version", run_version)
-    monkeypatch.setattr(patch_gain, "RESULTS", tmp_path)
+    monkeypatch.setattr(rows_file, "RESULTS", tmp_path)
     path = tmp_path / "patch_gain.jsonl"
     path.write_text(json.dumps({"device": "cuda:0"}) + "\n" + json.dumps({"device": "cpu"}) + "\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     patch_gain.main(["--save", "--checkout", str(tmp_path)])
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert [row.get("name") for row in found][::2] == ["OpenCLIP 3", "OpenCLIP 4", None]
-    assert found[-1] == {"device": "cuda:0"}
+    assert found[0] == {"device": "cuda:0"}
+    assert [row["name"] for row in found[1::2]] == ["OpenCLIP 3", "OpenCLIP 4"]
+    assert all("environment" in row for row in found[1:])
     assert "OpenCLIP 4" in capsys.readouterr().out

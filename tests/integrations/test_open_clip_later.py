@@ -130,8 +130,32 @@ def replace_block(model: nn.Module) -> None:
         transformer.resblocks[0] = torch.load(buffer, weights_only=False)
 
 
-# What is set -> whether clipfast's form goes on running, of image and text tower.
-CHANGES: dict[str, tuple[Callable[[nn.Module], Any], int]] = {
+def more_heads(model: nn.Module) -> None:
+    for block in model.transformer.resblocks:
+        block.attn.num_heads *= 2
+        block.attn.head_dim //= 2
+
+
+def change_attention(model: nn.Module) -> None:
+    for transformer in (model.transformer, model.visual.transformer):
+        attention = transformer.resblocks[1].attn
+        if hasattr(attention, "head_scale"):
+            attention.head_scale = torch.full((2, 1, 1), 2.0).double()
+        else:
+            attention.bias_k = nn.Parameter(torch.ones(1, 1, 64).double())
+            attention.bias_v = nn.Parameter(torch.ones(1, 1, 64).double())
+
+
+def lengthen(model: nn.Module) -> None:
+    """As checkpoints of longer captions ask for: the tokens of before no longer fit."""
+    more = torch.ones(4, 64).double()
+    longer = torch.cat([model.positional_embedding.detach(), more])[4:]
+    model.positional_embedding = nn.Parameter(longer)
+
+
+# What is set -> how many of the two towers go on in clipfast's form. None: OpenCLIP 4 keeps the
+# scale of attention beside the number of heads, and 3 does not.
+CHANGES: dict[str, tuple[Callable[[nn.Module], Any], int | None]] = {
     "nothing": (lambda model: None, 2),
     "output_tokens": (set_on_both("visual.output_tokens", True), 1),
     "pool_type": (set_on_both("visual.pool_type", "avg"), 1),
@@ -169,6 +193,9 @@ CHANGES: dict[str, tuple[Callable[[nn.Module], Any], int]] = {
         lambda model: setattr(model.visual.transformer, "forward", lambda x, **_: 2 * x),
         1,
     ),
+    "more heads": (more_heads, None),
+    "attention of another kind": (change_attention, 0),
+    "a longer context": (lengthen, 2),
     "a wider norm": (set_on_both("ln_final.eps", 0.5), 2),
     "parametrised": (
         lambda model: parametrize.register_parametrization(
@@ -191,7 +218,7 @@ def test_patched_model_follows(pair, runs, change):
     for model in (plain, patched):
         apply(model)
     assert_follows(plain, patched)
-    assert len(runs) == expected
+    assert expected is None or len(runs) == expected
 
 
 @pytest.mark.parametrize("name", ["output_tokens", "pool_type"])
