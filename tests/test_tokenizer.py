@@ -220,9 +220,9 @@ def test_tokenize_refuses_what_is_no_text():
         tokenize(["a cat", b"a dog"])
     with pytest.raises(TypeError, match="got NoneType at index 0"):
         tokenize([None])
-    with pytest.raises(ValueError, match="at least 1, got 0"):
+    with pytest.raises(ValueError, match="at least 1; got 0"):
         tokenize("a cat", 0)
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="max_entries must be at least 0"):
         Tokenizer(max_entries=-1)
 
 
@@ -337,3 +337,15 @@ def test_tokenize_works_in_a_forked_child_without_a_warning():
 def test_import_is_light_and_a_missing_package_is_named(missing):
     result = run_script(LIGHT_SCRIPT.format(missing=missing))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("texts", [None, 5, b"a cat", {"a cat": 1}, {"a cat"}, ["a cat", None]])
+def test_tokenize_refuses_what_is_no_text_and_what_has_no_order(texts):
+    with pytest.raises(TypeError, match="texts must be a string or strings"):
+        tokenize(texts)
+
+
+@pytest.mark.parametrize("length", [77.0, "77", None, True])
+def test_tokenize_refuses_a_length_that_is_no_whole_number(length):
+    with pytest.raises(TypeError, match="context_length must be a whole number"):
+        tokenize("a cat", length)

@@ -18,12 +18,13 @@ from clipfast.data.indexfile import (
 )
 from clipfast.data.reasons import Reasons
 from clipfast.data.report import printable
-from clipfast.data.scan import contents, scan
+from clipfast.data.scan import Contents, contents, scan
 
 # From this many shards on, scanning at each start costs minutes and is worth a warning.
 _MANY_SCANS = 8
 
 _log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,15 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
                 + ("" if samples else ". It holds no file with an extension")
             )
         )
+    _tell_once(shard, found)
+    return _table(shard, rows, left_out, fields)
+
+
+def _tell_once(shard: str, found: Contents) -> None:
+    """Log what a scan left out; a shard is scanned for its number, and again to be read."""
+    if shard in _told:
+        return
+    _told.add(shard)
     for note in found.notes:
         _log.warning("%s: %s", printable(shard), note)
     if found.left_out:
@@ -139,11 +149,16 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
             printable(name),
             printable(reason),
         )
-    if left_out:
+    incomplete = [sample for sample in found.samples if not sample.entry]
+    if incomplete:
+        why = Reasons((f"sample '{sample.key}'", sample.problem) for sample in incomplete)
         _log.warning(
-            "%s: %d samples without image or caption are left out", printable(shard), left_out
+            "%s",
+            why.after(
+                f"{printable(shard)}: {len(incomplete)} samples without image or caption are left "
+                "out:"
+            ),
         )
-    return _table(shard, rows, left_out, fields)
 
 
 def count(shard: str, fields: Fields = FIELDS) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from clipfast.models.checks import require, unknown_name
+from clipfast.arguments import WrongKindError, real_number, shown
+from clipfast.models.checks import require, require_whole, unknown_name
 from clipfast.models.layers import ACTIVATIONS, Activation
 from clipfast.models.recompute import MODES, Recompute
 from clipfast.models.renamed import renamed_argument, warn_renamed
@@ -36,6 +37,13 @@ class TextConfig:
     vocab_size: int = 49408
 
     def __post_init__(self) -> None:
+        require_whole(
+            text_layers=self.layers,
+            text_width=self.width,
+            text_head_width=self.head_width,
+            context_length=self.context_length,
+            vocab_size=self.vocab_size,
+        )
         for name in ("layers", "context_length", "vocab_size"):
             require(getattr(self, name) > 0, f"text {name} must be positive")
         require(
@@ -79,7 +87,9 @@ class Architecture:
     activation: Activation = "quick_gelu"
 
     def __post_init__(self) -> None:
+        require_whole(embed_dim=self.embed_dim)
         require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
+        _check_scalars(self.scalars)
         modes = (*MODES, "auto")
         require(
             self.recompute in modes,
@@ -166,6 +176,21 @@ class Architecture:
             is_taken = field.name in _TOWER_FIELDS or field.name in names
             names[f"vision_{field.name}" if is_taken else field.name] = ("vision", field.name)
         return names
+
+
+def _check_scalars(scalars: Any) -> None:
+    try:
+        pairs = [(name, start) for name, start in scalars]
+    except (TypeError, ValueError):
+        raise WrongKindError(
+            f"scalars must be pairs of a name and a starting value; got {shown(scalars)}"
+        ) from None
+    for name, start in pairs:
+        require(
+            isinstance(name, str) and name.isidentifier(),
+            f"scalars: a name is letters, digits and '_', as of an attribute; got {name!r}",
+        )
+        real_number(f"scalars: {name}", start)
 
 
 setattr(  # noqa: B010

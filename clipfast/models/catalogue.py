@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipfast.arguments import WrongKindError, shown
 from clipfast.models.architecture import Architecture, TextConfig
 from clipfast.models.checks import unknown_name
 from clipfast.models.resnet import ResNetConfig
@@ -75,6 +76,8 @@ def get_config(name: str, **overrides: Any) -> Architecture:
     Raises:
         ValueError: for an unknown name, with the nearest one, or an override that does not fit.
     """
+    if not isinstance(name, str):
+        raise WrongKindError(f"a model's name is text; got {shown(name)}")
     if name not in _MODELS:
         raise ValueError(unknown_name("model", name, _MODELS))
     return _MODELS[name].override(**overrides)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from clipfast.arguments import WrongKindError, shown
 from clipfast.names import did_you_mean
 
 _SHOWN = 4
@@ -21,6 +23,20 @@ def require(condition: bool, message: str) -> None:
     """
     if not condition:
         raise ValueError(message)
+
+
+def require_whole(**values: Any) -> None:
+    """Refuse fields that are no whole numbers; what numpy has for one is one.
+
+    Args:
+        values: by the names that a caller gives them.
+
+    Raises:
+        WrongKindError: one is none.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise WrongKindError(f"{name} must be a whole number; got {shown(value)}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], of: str = "") -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clipfast.models.attention_pool import AttentionPool2d
 from clipfast.models.batch_norm import BatchNorm2d
-from clipfast.models.checks import require
+from clipfast.models.checks import require, require_whole
 from clipfast.models.recompute import run_block
 from clipfast.models.towers import Tower, register_tower
 from clipfast.ops.average_pool import average_pool
@@ -43,6 +43,12 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         layers = tuple(self.layers) if isinstance(self.layers, Iterable) else (self.layers,)
         object.__setattr__(self, "layers", layers)
+        require_whole(
+            **{f"vision_layers[{i}]": count for i, count in enumerate(layers)},
+            vision_width=self.width,
+            vision_head_width=self.head_width,
+            image_size=self.image_size,
+        )
         require(
             len(layers) == 4 and min(layers) > 0,
             f"a ResNet needs four positive block counts, got vision_layers={self.layers}",

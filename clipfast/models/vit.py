@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipfast.models.checks import require
+from clipfast.models.checks import require, require_whole
 from clipfast.models.sequences import UniformLayout
 from clipfast.models.towers import Tower, register_tower
 from clipfast.models.transformer import BlockInit, ResidualAttentionBlock, Transformer
@@ -36,13 +36,22 @@ class ViTConfig:
     head_width: int = 64
 
     def __post_init__(self) -> None:
+        require_whole(
+            vision_layers=self.layers,
+            vision_width=self.width,
+            vision_head_width=self.head_width,
+            patch_size=self.patch_size,
+            image_size=self.image_size,
+        )
         require(self.layers > 0, f"vision_layers must be positive, got {self.layers}")
         require(
             self.width > 0 and self.head_width > 0 and self.width % self.head_width == 0,
             f"vision_head_width={self.head_width} must divide vision_width={self.width}",
         )
+        for name in ("patch_size", "image_size"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(
-            self.patch_size > 0 and self.image_size > 0 and self.image_size % self.patch_size == 0,
+            self.image_size % self.patch_size == 0,
             f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}: "
             "pixels at the edge would be dropped",
         )

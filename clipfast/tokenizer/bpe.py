@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clipfast.arguments import shown, whole_number
 from clipfast.tokenizer.characters import split_word
 from clipfast.tokenizer.cleaning import clean
 from clipfast.tokenizer.vocabulary import (
@@ -65,9 +66,7 @@ class Tokenizer:
     """
 
     def __init__(self, max_entries: int = 1 << 18) -> None:
-        if max_entries < 0:
-            raise ValueError(f"max_entries must not be negative, got {max_entries}")
-        self._max_entries = max_entries
+        self._max_entries = whole_number("max_entries", max_entries, 0)
         self._engine = _build_engine()
         # OpenCLIP gives text that spells out a special token that token's id.
         self._table = dict(_PACKED_SPECIALS)
@@ -89,8 +88,9 @@ class Tokenizer:
         """Return padded ids and lengths; see `clipfast.tokenizer.tokenize_with_lengths`."""
         import torch
 
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, got {context_length}")
+        context_length = whole_number("context_length", context_length, 1)
+        if not isinstance(texts, Iterable) or isinstance(texts, bytes | Mapping | Set):
+            raise TypeError(f"texts must be a string or strings in an order, got {shown(texts)}")
         rows = self._encode_rows([texts] if isinstance(texts, str) else texts)
         room = max(context_length - 2, 0)
         counts_B = np.fromiter(map(len, rows), np.int64, len(rows)) // _ID_BYTES

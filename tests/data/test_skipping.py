@@ -1,7 +1,9 @@
 """Broken samples in training: stopped at or left out, the same on any ranks, after any resume."""
 
+import io
 import itertools
 import logging
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -278,3 +280,21 @@ def test_is_blank_of_whatever_becomes_no_token():
     none = [text for text, length in zip(texts, lengths.tolist(), strict=True) if length == 2]
     assert none
     assert all(map(is_blank, none))
+
+
+def test_samples_without_a_member_are_told_once_with_a_name(tmp_path, caplog):
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(9):
+            for suffix, data in (("jpg", good(number).image), ("txt", b"a caption")):
+                if (number, suffix) in ((3, "txt"), (6, "jpg")):
+                    continue
+                info = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    take(TrainLoader(str(shard), SIZE, 7, threads=1), 2)
+    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(told) == 1
+    assert "2 samples without image or caption are left out:" in told[0]
+    assert "no caption: expected a txt member, found .jpg (sample '000003')" in told[0]
+    assert "no image: expected a jpg/" in told[0]
