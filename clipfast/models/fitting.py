@@ -42,7 +42,7 @@ def as_here(
     if resize_positions:
         for position in tower.positions:
             name = f"visual.{position}"
-            if name in here and name in target:
+            if name in here and name in target and _is_kind(here[name].dtype, torch.float32):
                 here[name] = tower.resize(here[name], tuple(target[name].shape))
     for name, _ in architecture.scalars:
         here.setdefault(name, target[name])

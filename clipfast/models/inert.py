@@ -392,6 +392,12 @@ def _refusal(module: str, name: str) -> str:
             ": it is a whole pickled model, or has a part of one beside its weights. Write "
             "model.state_dict() in the program that made it"
         )
+    elif module.startswith("torch.distributed"):
+        text += (
+            ": its tensors are distributed over ranks. Gather them there with "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(..., options="
+            "StateDictOptions(full_state_dict=True))"
+        )
     elif module.partition(".")[0] == "deepspeed":
         text += ": it is a part of a DeepSpeed checkpoint, which zero_to_fp32.py makes one file of"
     return text

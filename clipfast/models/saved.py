@@ -4,15 +4,18 @@ Since torch 1.6 that is a zip: `ROOT/data.pkl` pickles the object, and `ROOT/dat
 of storage N. Before, it was one pickle after the other with the storages behind them.
 
 The file is mapped: of a training checkpoint only the weights are ever read from disk. A storage
-must be as large as its entry; `torch.load` trusts the pickle there.
+must be as large as its entry and have its checksum; `torch.load` trusts the file there.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from clipfast.models.zips import Entry, locate, open_zip, read_entry
 # How a file of torch before 1.6 begins: the pickle of a number.
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LEGACY_VERSION = 1001
+# A checksum takes as long as reading from memory: more threads than this gain nothing.
+_THREADS = 4
 
 
 class Storages:
@@ -40,6 +45,35 @@ class Storages:
         size = path.stat().st_size
         self._bytes = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
         self._numbers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def check(self, views: Iterable[View]) -> None:
+        """Refuse storages whose checksum is another one than the file says, several at a time.
+
+        Args:
+            views: tensors that will be asked for.
+
+        Raises:
+            ValueError: a storage is damaged.
+        """
+        storages = list({view.storage.key: view.storage for view in views}.values())
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+            whole = list(threads.map(self._is_whole, storages))
+        if not all(whole):
+            damaged = [
+                s.key[:99] for s, is_whole in zip(storages, whole, strict=True) if not is_whole
+            ]
+            raise ValueError(
+                f"the checksum of {len(damaged)} storages is wrong, such as of {damaged[0]}: the "
+                "file is damaged, take another copy"
+            )
+
+    def _is_whole(self, storage: Stored) -> bool:
+        try:
+            start, size, checksum = self._places(storage)
+        except ValueError:
+            return True  # named with its tensor
+        data: Any = self._bytes[start : start + size].numpy()
+        return checksum is None or zlib.crc32(data) == checksum
 
     def tensor(self, view: View) -> Tensor:
         """A tensor, whose memory is the file's.
@@ -69,7 +103,7 @@ class Storages:
     def _all(self, storage: Stored, dtype: torch.dtype) -> Tensor:
         key = (storage.key, dtype)
         if key not in self._numbers:
-            start, size = self._places(storage)
+            start, size, _ = self._places(storage)
             wanted = storage.numel * storage.dtype.itemsize
             if size != wanted:
                 raise ValueError(

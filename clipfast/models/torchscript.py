@@ -104,7 +104,9 @@ def read_torchscript(path: Path) -> TorchScript:
         module, storages = read_zip(path, known)
         if not isinstance(module, _Module):
             raise ValueError(f"it holds a {type(module).__name__}, not a module")
-        tensors = {name: storages.tensor(view) for name, view in _views(module)}
+        views = dict(_views(module))
+        storages.check(views.values())
+        tensors = {name: storages.tensor(view) for name, view in views.items()}
     except Exception as error:  # a damaged pickle can raise nearly anything
         text = str(error)[:500]
         raise ValueError(f"cannot read the TorchScript archive {path}: {text}") from error

@@ -26,7 +26,7 @@ from clipfast.models.file_kinds import (
 from clipfast.models.inert import Odd, View
 from clipfast.models.metadata import KEY, LIMIT, WeightsMetadata, parse
 from clipfast.models.naming import origin_of, published_names, without_wrappers
-from clipfast.models.saved import read_legacy, read_zip
+from clipfast.models.saved import Storages, read_legacy, read_zip
 from clipfast.models.torchscript import is_torchscript, read_torchscript
 from clipfast.models.weight_parts import INDEX, file_at, read_parts
 from clipfast.models.wrappers import find_state
@@ -73,15 +73,14 @@ def read_contents(path: Path) -> Contents:
     """
     path = file_at(path)
     if path.name.endswith(INDEX):
-        content, make, activation = _Read(read_parts(path, _read_part))
+        read = _Read(read_parts(path, _read_part))
     else:
-        content, make, activation = _read_one(path)
-    state = find_state(content, path)
+        read = _read_one(path)
+    state = find_state(read.content, path)
     _check_names(state, path)
     bare = without_wrappers(state, path)
-    tensors = _tensors(bare, make, path)
-    published = published_names(tensors)
-    return Contents(published, activation, origin_of(tensors))
+    tensors = _tensors(bare, read.storages, path)
+    return Contents(published_names(tensors), read.activation, origin_of(tensors))
 
 
 def read_metadata(path: Path) -> WeightsMetadata | None:
@@ -141,15 +140,11 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"cannot export to {path.name!r}: end the name in .pt or .safetensors")
 
 
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 class _Read(NamedTuple):
-    """The object in a file, what makes a tensor of its leaves, and the activation that it tells."""
+    """The object in a file, the memory of its tensors, and the activation that it tells."""
 
     content: Any
-    make: Callable[[Any], Tensor] = _unchanged
+    storages: Storages | None = None
     activation: str | None = None
 
 
@@ -162,10 +157,10 @@ def _read_one(path: Path) -> _Read:
         if not any(name.endswith("/data.pkl") for name in names):
             raise ValueError(f"no weights at {path}: {kind_of_zip(names)}")
         content, storages = _read_with(path, read_zip, _SAVED)
-        return _Read(content, storages.tensor)
+        return _Read(content, storages)
     if is_legacy(path):
         content, storages = _read_with(path, read_legacy, _SAVED)
-        return _Read(content, storages.tensor)
+        return _Read(content, storages)
     if is_safetensors(path):
         return _Read(_read_with(path, _load_safetensors, "safetensors file"))
     raise ValueError(f"cannot read {path} as a {_SAVED}: {unknown_kind(path)}")
@@ -181,10 +176,10 @@ def _entries(path: Path) -> list[str] | None:
 
 def _read_part(path: Path) -> dict[str, Tensor]:
     """The tensors of one part, with the names that they have there."""
-    content, make, _ = _read_one(file_at(path))
-    state = find_state(content, path)
+    read = _read_one(file_at(path))
+    state = find_state(read.content, path)
     _check_names(state, path)
-    return _tensors(state, make, path)
+    return _tensors(state, read.storages, path)
 
 
 def _check_names(state: Mapping[Any, Any], path: Path) -> None:
@@ -207,14 +202,15 @@ def _check_names(state: Mapping[Any, Any], path: Path) -> None:
         raise ValueError(f"{path} holds no state dict: these are no tensors: {some_of(odd)}")
 
 
-def _tensors(
-    state: Mapping[str, Any], make: Callable[[Any], Tensor], path: Path
-) -> dict[str, Tensor]:
+def _tensors(state: Mapping[str, Any], storages: Storages | None, path: Path) -> dict[str, Tensor]:
     """Tensors by name, each with memory of its own size.
 
     Raises:
         ValueError: with the names of some that are none that a model has, and why.
     """
+    if storages is not None:
+        views = [leaf for leaf in state.values() if isinstance(leaf, View)]
+        _read_with(path, lambda _: storages.check(views), _SAVED)
     tensors: dict[str, Tensor] = {}
     strange: list[str] = []
     for name, leaf in state.items():
@@ -222,7 +218,7 @@ def _tensors(
             strange.append(f"{name[:99]} ({leaf.kind})")
             continue
         try:
-            tensors[name] = make(leaf)
+            tensors[name] = storages.tensor(leaf) if storages is not None else leaf
         except Exception as error:  # what a pickle says of a tensor can raise nearly anything
             strange.append(f"{name[:99]} ({str(error)[:200]})")
     strange += [f"{n[:99]} ({t.dtype})" for n, t in tensors.items() if t.is_complex()]

@@ -41,7 +41,7 @@ _FOLDERS = (
         "it holds the model of another framework: take its model.safetensors",
     ),
 )
-_LARGEST_INDEX = 16 << 20
+_LARGEST_INDEX = 2 << 20
 
 
 def file_at(path: Path) -> Path:

@@ -20,10 +20,17 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 class Entry(NamedTuple):
-    """Where the bytes of an entry that is not compressed lie in its file."""
+    """Where the bytes of an entry that is not compressed lie in its file.
+
+    Attributes:
+        start: the first.
+        size: how many there are.
+        checksum: CRC-32 of them; None where the file has none.
+    """
 
     start: int
     size: int
+    checksum: int | None = None
 
 
 @contextmanager
@@ -107,7 +114,11 @@ def read_entry(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """The bytes of an entry, one more than `limit` at most, whatever it claims to hold."""
     # Asked for all at once, a compressed entry is unpacked whole, however little it claims.
     parts, left = [], limit + 1
-    with archive.open(name) as entry:
+    info = archive.getinfo(name)
+    if info.CRC == 0:
+        # torch.serialization.set_crc32_options(False) leaves it out; zipfile checks none then.
+        del info.CRC
+    with archive.open(info) as entry:
         while left > 0 and (part := entry.read(min(left, 1 << 16))):
             parts.append(part)
             left -= len(part)
@@ -143,7 +154,7 @@ def locate(archive: zipfile.ZipFile, name: str, file: io.BufferedReader) -> Entr
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     if start + entry.file_size > file.seek(0, io.SEEK_END):
         raise ValueError(f"its entry {name[:99]!r} ends behind the end of the file")
-    return Entry(start, entry.file_size)
+    return Entry(start, entry.file_size, entry.CRC or None)
 
 
 class _Limited(io.RawIOBase):

@@ -88,6 +88,20 @@ def _larger_storage(entry: str, data: bytes) -> bytes:
     return data[:place] + b"J\x00\x00\x00\x40" + data[place + 2 :]
 
 
+def _flipped(share: float) -> File:
+    """One bit of the weights is another one."""
+
+    def make(folder: Path, state: State) -> Path:
+        path = folder / "model.pt"
+        torch.save(state, path)
+        data = bytearray(path.read_bytes())
+        data[int(len(data) * share)] ^= 1
+        path.write_bytes(data)
+        return path
+
+    return File(_CUT, f"a bit flipped after {share:.0%}", make, ("checksum",))
+
+
 DAMAGED: list[File] = [
     _value("NaN", math.nan, "NaN"),
     _value("infinity", math.inf, "infinity"),
@@ -118,6 +132,7 @@ DAMAGED: list[File] = [
     _cut("half of torch before 1.6", 0.5, "larger", "large", zipped=False),
     _cut("half of safetensors", 0.5, "safetensors", suffix=".safetensors"),
     _cut("a header of safetensors", 0.001, "safetensors", suffix=".safetensors"),
+    *(_flipped(share) for share in (0.1, 0.5, 0.9)),
     _edited("a storage is missing", lambda n, d: None if n.endswith("data/3") else d, "no entry"),
     _edited("a storage is short", lambda n, d: d[:-4] if n.endswith("data/3") else d, "has"),
     _edited("a storage is long", lambda n, d: d + d if n.endswith("data/3") else d, "has"),
