@@ -12,15 +12,12 @@ from collections.abc import Iterator
 from clipfast.data.columns import both_columns, plain_names
 from clipfast.data.kinds import image_extensions
 from clipfast.data.packitem import TableOptions
+from clipfast.data.separator import name_of, separator_of
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
 from clipfast.data.tablefound import Found, where
 from clipfast.data.tablerows import Lines, Row, Rows
 
-_SEPARATORS = (",", "\t", ";", "|")
-_NAMES = {"\t": "tab"}
-# A spreadsheet's own first line, which says what separates the cells.
-_DIRECTIVE = re.compile('["\ufeff]*sep=(.)"?[\r\n]*', re.IGNORECASE)
 _LINE_ENDS = {"\n": "LF", "\r": "CR"}
 # Longer than any path.
 _PATH = 4096
@@ -44,10 +41,8 @@ def read_delimited(
         ValueError: no separator, or several, give the first row an image's and a caption's column.
     """
     lines = Lines(text)
-    quote = {None: '"', "none": ""}.get(options.quote, options.quote or "")
-    separator = {"tab": "\t", "\\t": "\t"}.get(options.separator or "", options.separator)
-    directive = _directive(lines)
-    separator = separator or directive or _separator(path, lines, usual, quote, options)
+    quote = options.quote_character
+    separator = separator_of(path, lines, usual, options)
     rows = Rows(lines, separator, quote)
     header = rows.read()
     if header is None:
@@ -55,41 +50,6 @@ def read_delimited(
     if header.reason:
         raise ValueError(f"{path!r}, line {header.line}, names of the columns: {header.reason}")
     yield from _Table(path, root, rows, header, separator, quote, options).found()
-
-
-def _directive(lines: Lines) -> str | None:
-    """The separator that a first line ``sep=;`` tells; the line is passed over."""
-    first = next(lines, "")
-    told = _DIRECTIVE.fullmatch(first)
-    lines.keep(1 if told else 0)
-    return told.group(1) if told else None
-
-
-def _separator(path: str, lines: Lines, usual: str, quote: str, options: TableOptions) -> str:
-    """The one separator that gives the first row both columns."""
-    headers = {}
-    for separator in (usual, *_SEPARATORS):
-        if separator not in headers and separator != quote:
-            row = Rows(lines, separator, quote).read()
-            lines.keep(0)
-            headers[separator] = row.cells if row else []
-    fits: list[str] = []
-    errors: dict[str, ValueError] = {}
-    for separator, names in headers.items():
-        try:
-            both_columns(path, names, options)
-            fits.append(separator)
-        except ValueError as error:
-            errors[separator] = error
-    if len(fits) == 1 or not any(headers.values()):
-        return fits[0] if fits else usual
-    if fits:
-        told = " or ".join(_NAMES.get(each, repr(each)) for each in fits)
-        raise ValueError(f"{path!r}: its cells may be separated by {told}; say by --separator")
-    # The one that cuts most tells the names that a person sees.
-    best = max(headers, key=lambda each: len(headers[each]))
-    told = _NAMES.get(best, repr(best))
-    raise ValueError(f"{errors[best]}; cells are cut at {told}, --separator names another one")
 
 
 class _Table:
@@ -132,7 +92,7 @@ class _Table:
             if row.end and self._end and row.end != self._end:
                 ends = self._other_end(row.end)
                 found.reason = found.reason or ends
-            if not any(cell.strip() for cell in row.cells):
+            if not row.reason and not any(cell.strip() for cell in row.cells):
                 waiting.append(found)
                 continue
             cut = ""
@@ -157,8 +117,8 @@ class _Table:
         if not reason and len(cells) != len(self._names):
             reason = (
                 f"row has {len(cells)} columns, and the first row {len(self._names)}: a "
-                f"{_NAMES.get(self._separator, repr(self._separator))} or a line end inside a cell "
-                "needs quotes around the cell"
+                f"{name_of(self._separator)} or a line end inside a cell needs quotes around the "
+                "cell"
             )
         return Found(
             where(self._name, row.line, self._rows.count),
@@ -200,7 +160,8 @@ class _Table:
         if len(cells) <= self._image:
             return True
         image = cells[self._image].strip("\ufeff \t")
-        if not image and not any(cell.strip() for cell in cells[self._image :]):
+        blank = not any(cell.strip() for cell in cells[self._image :])
+        if blank and not row.reason:
             return False
         # The first row has nothing before it that it could be cut from.
         if not self._is_image(image) and self._any_image:

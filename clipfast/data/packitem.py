@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+_WORDS = {"separator": {"tab": "\t", "\\t": "\t"}, "quote": {"none": ""}}
+
 CaptionLists = Literal["report", "first", "each"]
 
 
@@ -27,14 +29,23 @@ class TableOptions:
     caption_lists: CaptionLists = "report"
 
     def __post_init__(self) -> None:
-        for name, word in (("separator", "tab"), ("quote", "none")):
-            text = getattr(self, name)
-            if text is not None and text not in (word, "\\t") and len(text) != 1:
+        for name, text, word in (
+            ("separator", self.separator, "tab"),
+            ("quote", self.quote, "none"),
+        ):
+            character = text is not None and len(text) == 1 and text not in "\r\n"
+            if text is not None and not character and text not in _WORDS[name]:
                 raise ValueError(f"--{name} {text!r}: expected one character, or {word}")
-            if text in ("\n", "\r", ""):
-                raise ValueError(f"--{name} {text!r}: a line end ends rows; give another character")
-        if self.separator is not None and self.separator == self.quote:
-            raise ValueError(f"--separator and --quote are both {self.quote!r}; they must differ")
+
+    @property
+    def separator_character(self) -> str:
+        """Between cells; "" where nobody said."""
+        return _WORDS["separator"].get(self.separator or "", self.separator or "")
+
+    @property
+    def quote_character(self) -> str:
+        """Around cells; "" where quotes are plain letters."""
+        return _WORDS["quote"].get(self.quote or '"', self.quote or '"')
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ def reasons(listing: Listing) -> dict[str, str]:
         ("x.csv", b"PK\x03\x04....", {}, "Excel workbook; save it as CSV"),
         ("x.tsv", b"\x1f\x8b\x08....", {}, "compressed .gzip.; decompress"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\n", {}, "git lfs pull"),
+        ("x.csv", "file,caption\n", {"separator": "tab", "quote": "\t"}, "both --separator and"),
+        ("x.csv", "file,caption\n", {"separator": '"'}, "both --separator and"),
+        ("x.csv", 'sep="\nfile,caption\n', {}, "both --separator and"),
         ("x.jsonl", "{}", {"separator": ";"}, "--separator and --quote belong to"),
     ],
 )
@@ -83,7 +86,7 @@ def test_list_items_says_what_to_do_with_another_file(tmp_path, name, message):
 
 @pytest.mark.parametrize(
     "options",
-    [{"separator": ""}, {"separator": "||"}, {"quote": "\n"}, {"separator": "'", "quote": "'"}],
+    [{"separator": ""}, {"separator": "||"}, {"quote": "\n"}, {"quote": "\\t"}, {"quote": ""}],
 )
 def test_table_options_refuse_what_cannot_separate(options):
     with pytest.raises(ValueError, match=r"--(separator|quote)"):
@@ -169,6 +172,7 @@ def test_bytes_of_another_encoding_are_named_and_read_when_it_is_given(tmp_path)
         ('"0.jpg"\t66"\n1.jpg\tb', "1", {2: "nothing opens"}),
         # A quote that swallows the rest of a line, or the header's columns.
         ('0.jpg\t"a\n1.jpg"\n2.jpg\tc', "2", {2: "does not close", 3: "nothing opens"}),
+        ('0.jpg\ta\n"\n1.jpg\tb', "1", {2: "line 3 is its rest", 3: "does not close"}),
         # Line ends that nobody quoted.
         ("0.jpg\ta\ncut\n1.jpg\tb", "1", {2: "line 3 is its rest", 3: "1 columns"}),
         ("0.jpg\ta\n \ncut\n1.jpg\tb", "1", {2: "line 4 is its rest", 3: "1 col", 4: "1 col"}),
