@@ -11,6 +11,10 @@ PYTEST_ARGS ?=
 # Processes by cores and memory (tests/conftest.py); what shares a long preparation stays together.
 PYTEST_WORKERS ?= auto
 
+# How many calls, and from which seed (--count, --seed, --jobs).
+SANITIZE_ARGS ?=
+SANITIZED := build/sanitized
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/stamps
@@ -28,13 +32,14 @@ TYPES := "mypy>=2.4,<2.5"
 # The site's generator; setup.py's [docs] says the same. A test compares them.
 SITE := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1.0,<2"
 
-.PHONY: help setup test lint format demo bench docs env clean
+.PHONY: help setup test sanitize lint format demo bench docs env clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    install into $(VENV) (again only after setup.py, pyproject.toml or csrc change)"
 	@echo "make demo     setup, then train the small recipe, evaluate it, and write demo/*.png"
 	@echo "make test     setup, then all tests (PYTEST_ARGS='-k loss -x' to choose)"
+	@echo "make sanitize csrc's CPU half under AddressSanitizer and UBSan, and calls of all its operators"
 	@echo "make lint     ruff, clang-format and mypy, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
 	@echo "make bench    setup, then the benchmarks; rows go to benchmarks/results, tables to docs"
@@ -95,6 +100,14 @@ $(STAMPS)/extension: $(STAMPS)/packages $(SOURCES)
 
 test: setup
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+
+# The installed extension stays as it is; torch itself is not built for it, so its runtime is loaded
+# before Python.
+sanitize: setup
+	CLIPFAST_SANITIZE=1 $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED)
+	CLIPFAST_TRY_EXTENSION=$$(ls $(CURDIR)/$(SANITIZED)/clipfast/_C*.so) \
+	CLIPFAST_TRY_PRELOAD=$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so) \
+	$(BIN)/python -m tests.campaigns.calls $(SANITIZE_ARGS)
 
 lint: $(STAMPS)/torch
 	$(BIN)/python -m ruff check

@@ -5,6 +5,7 @@ extension always has its CPU operators, compiled once per vector capability and 
 CUDA operators are added where torch has CUDA and its nvcc is found.
 
 CLIPFAST_BUILD_CUDA=0/1      leave CUDA out / fail when it cannot be built
+CLIPFAST_SANITIZE=1          the CPU operators under AddressSanitizer and UBSan (`make sanitize`)
 TORCH_CUDA_ARCH_LIST="8.0"   the GPU architectures to compile for
 MAX_JOBS=N                   compiler processes at a time
 """
@@ -49,6 +50,11 @@ CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 if sys.platform.startswith("linux"):
     CXX_FLAGS.append("-fopenmp")
+SANITIZED = os.environ.get("CLIPFAST_SANITIZE") == "1"
+SANITIZERS = ["-fsanitize=address,undefined"] if SANITIZED else []
+if SANITIZED:
+    # torch is built without the types' information that "vptr" looks at.
+    CXX_FLAGS += [*SANITIZERS, "-fno-sanitize=vptr", "-fno-omit-frame-pointer", "-O1", "-g1"]
 
 TRAIN = [
     "deepspeed>=0.19",
@@ -98,11 +104,11 @@ def nvcc_version(cuda_home: str) -> tuple[int, int] | None:
 
 def decide_cuda() -> tuple[bool, str]:
     """Whether to build the CUDA operators, and the reason in words."""
-    wish = os.environ.get("CLIPFAST_BUILD_CUDA", "")
+    wish = "0" if SANITIZED else os.environ.get("CLIPFAST_BUILD_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SystemExit(f"CLIPFAST_BUILD_CUDA: expected 0 or 1, got {wish!r}")
     if wish == "0":
-        return False, "CLIPFAST_BUILD_CUDA=0"
+        return False, "CLIPFAST_SANITIZE=1" if SANITIZED else "CLIPFAST_BUILD_CUDA=0"
     home = cpp_extension.CUDA_HOME
     version = nvcc_version(home) if home else None
     if torch.version.cuda is None:
@@ -148,7 +154,7 @@ def make_extension(with_cuda: bool):
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         define_macros=[("CLIPFAST_CUDA", "1")] if with_cuda else [],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
-        extra_link_args=["-fopenmp"] if "-fopenmp" in CXX_FLAGS else [],
+        extra_link_args=(["-fopenmp"] if "-fopenmp" in CXX_FLAGS else []) + SANITIZERS,
         # A header that changes must also make setuptools look at the extension again.
         depends=[*sources("*.h"), *sources("*.cuh"), *kernels, "setup.py"],
     )
@@ -165,7 +171,8 @@ class BuildClipfast(cpp_extension.BuildExtension):
         super().finalize_options()
         # An editable install would build in a throw-away folder and compile everything each time.
         python = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
-        self.build_temp = str(Path("build", f"temp-{python}-torch{torch.__version__}"))
+        kind = "sanitized" if SANITIZED else "temp"
+        self.build_temp = str(Path("build", f"{kind}-{python}-torch{torch.__version__}"))
 
     def build_extension(self, ext) -> None:
         build_temp = (ROOT / self.build_temp).resolve()

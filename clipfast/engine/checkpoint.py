@@ -89,8 +89,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest, as far as its manifest tells."""
-        readable = [found.path for found in find(self.folder) if found.manifest]
-        return readable[-1] if readable else None
+        return self._choose(LATEST)[0]
 
     def save(self, engine: Any, step: int, state: Mapping[str, Any]) -> Path:
         """Save the whole state of a run on all ranks, then delete what is no longer kept.
@@ -167,6 +166,14 @@ class Checkpoints:
             f"--resume {which}: no complete checkpoint there (no manifest.json); complete ones of "
             f"this run: {', '.join(here) or 'none'}"
         )
+
+    def _choose(self, which: str) -> tuple[Path | None, dict[str, Any]]:
+        """What a resume would try first, by manifests alone: its folder, its step and state."""
+        every = find(self.folder) if which == LATEST else [look(Path(which))]
+        for found in reversed(every):
+            if found is not None and found.manifest is not None:
+                return found.path, {"step": found.manifest.step, **found.manifest.state}
+        return None, {}
 
     def _require_no_remains(self) -> None:
         """Raise where a start from the beginning would write over what a run left."""

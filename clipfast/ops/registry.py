@@ -262,7 +262,8 @@ def declare(operator: Operator) -> torch._ops.OpOverloadPacket:
             continue
         name = operator.name if impl is None else operator.name_of(impl)
         _define(name, operator.schema)
-        library.register_fake(f"clipfast::{name}")(operator.fakes.get(impl or "", operator.fake))
+        fake = operator.fakes.get(impl or "", operator.fake)
+        library.register_fake(f"clipfast::{name}")(_on_one_device(operator.name, fake))
     library.impl(f"clipfast::{operator.name_of(PLAIN)}", _ANYWHERE)(operator.plain)
     for form in operator.forms:
         if isinstance(form, Triton):
@@ -286,6 +287,26 @@ def _define(name: str, schema: str) -> None:
             f"clipfast._C was built from another version of clipfast: its {name} does not fit the "
             f"schema {name}{schema}. Remedy: {REMEDY}."
         ) from error
+
+
+def _on_one_device(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake that refuses real tensors beside meta ones: dispatched to it, those would be answered
+    with memory that nobody has written."""
+
+    @functools.wraps(fake)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        lists = (arg if isinstance(arg, (list, tuple)) else (arg,) for arg in args)
+        flat = [item for items in lists for item in items]
+        devices = {str(item.device) for item in flat if isinstance(item, Tensor)}
+        if "meta" in devices and len(devices) > 1:
+            raise RuntimeError(
+                f"{name}: expected all tensors on one device, got {', '.join(sorted(devices))}; a "
+                "meta tensor has no values (module.to_empty(device=...) gives it memory to load "
+                "weights into)"
+            )
+        return fake(*args, **kwargs)
+
+    return checked
 
 
 def _add_triton(operator: Operator, form: Triton) -> None:

@@ -164,6 +164,8 @@ CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper
   if (t.params.empty()) return step;
   TORCH_CHECK(t.control.device() == t.params[0].device(), "adamw: expected control on ",
               t.params[0].device(), " like params[0], got ", t.control.device());
+  TORCH_CHECK(t.control.dim() == 1, "adamw: expected control of shape [2], got ",
+              t.control.sizes());
   check_floats(t.control, 2, "control", 0);
   step.options.control = t.control.const_data_ptr<float>();
   const auto statistics = t.exp_avgs[0].scalar_type();

@@ -4,13 +4,26 @@ import random
 
 import pytest
 
-from tests.campaigns import data, disk, fuzz, hostile, images, kill, soak, torn, twins, weights
+from tests.campaigns import (
+    calls,
+    data,
+    disk,
+    fuzz,
+    hostile,
+    images,
+    kill,
+    soak,
+    torn,
+    twins,
+    weights,
+)
 from tests.campaigns.program import Setting
 from tests.campaigns.soak import Sample
 from tests.campaigns.subject import Subject
 from tests.campaigns.table import Row, Table, markdown
 
 SHORT = {
+    "calls": (calls.campaign, 170),
     # Each kind once.
     "data": (data.campaign, 13),
     "kill": (kill.campaign, 1),

@@ -204,3 +204,14 @@ def test_registry_refuses_a_schema_that_the_compiled_function_does_not_fit():
 def test_extension_alone_can_be_imported():
     done = run_script("import torch\nfrom clipfast import _C\nprint(_C.build_info()['torch'])")
     assert done.stdout.strip() == torch.__version__, done.stderr
+
+
+def test_tensors_without_values_are_not_answered_with_memory_that_nobody_wrote():
+    from clipfast.ops.quick_gelu.declaration import forward_operator  # noqa: F401
+
+    x, grad = torch.randn(4, 8), torch.randn(4, 8, device="meta")
+    with pytest.raises(RuntimeError, match=r"quick_gelu_backward: .* one device, got cpu, meta"):
+        torch.ops.clipfast.quick_gelu_backward(grad, x)
+    with pytest.raises(RuntimeError, match=r"linear: expected all tensors on one device"):
+        torch.ops.clipfast.linear(x, torch.randn(3, 8, device="meta"), None)
+    assert torch.ops.clipfast.quick_gelu_backward(grad, grad).device.type == "meta"

@@ -29,9 +29,10 @@ void check_same(const Tensor& x, const Tensor& y) {
 }
 
 const void* floats(const Tensor& t, int64_t size, const char* name) {
-  TORCH_CHECK(t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
-              "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ",
-              t.sizes(), " ", t.scalar_type());
+  TORCH_CHECK(
+      t.dim() == 1 && t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
+      "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ", t.sizes(),
+      " ", t.scalar_type());
   return t.const_data_ptr();
 }
 

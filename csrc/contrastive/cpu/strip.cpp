@@ -19,9 +19,10 @@ StripDriver* driver_for(at::ScalarType type) {
 bool has_bfloat16_product() { return brgemm_driver(at::kBFloat16) != nullptr; }
 
 void check_vector(const at::Tensor& t, int64_t size, const char* name) {
-  TORCH_CHECK(t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
-              "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ",
-              t.sizes(), " ", t.scalar_type());
+  TORCH_CHECK(
+      t.dim() == 1 && t.numel() == size && t.scalar_type() == at::kFloat && t.is_contiguous(),
+      "contrastive loss: expected ", name, " of ", size, " contiguous float32, got ", t.sizes(),
+      " ", t.scalar_type());
 }
 
 OwnedStrip::OwnedStrip(const at::Tensor& x, const at::Tensor& y, const at::Tensor& row_factor_in,
