@@ -13,6 +13,7 @@ Versions: the one that is installed, and a checkout of another, in a process eac
 
     python benchmarks/patch_gain.py                             the installed one
     python benchmarks/patch_gain.py --checkout ../open_clip     and that one
+    python benchmarks/patch_gain.py --batch-sizes 16 8 --runs 3 --checkout ../open_clip
 
 Beside the time on the clock stands the processors' (user and system, all threads), which other work
 on the machine changes less.
