@@ -53,7 +53,7 @@ def reference_loss(
     # The value is the global loss on every rank; the gradient stays that of the local strips, which
     # the gather's reduce-scatter and the mean over ranks complete.
     mean = distributed.all_reduce(local.detach(), "sum", shares) / shares.world_size
-    return local + (mean - local.detach())
+    return mean + (local - local.detach())
 
 
 def gather_rows(features: Tensor, shares: BatchShares) -> Tensor:

@@ -113,7 +113,12 @@ std::tuple<Tensor, Tensor> gradients(const Tensor& x, const Tensor& y, const Ten
   check_vector(row_lse, strip.rows, "row_lse");
   check_vector(column_lse, strip.columns, "column_lse");
   const bool is_kept = kept.numel() > 0;
-  if (is_kept) check_vector(kept, strip.rows * strip.columns, "kept");
+  if (is_kept) {
+    TORCH_CHECK(kept.dim() == 2 && kept.size(0) == strip.rows && kept.size(1) == strip.columns &&
+                    kept.scalar_type() == at::kFloat && kept.is_contiguous(),
+                "contrastive loss: expected kept of [", strip.rows, ", ", strip.columns,
+                "] contiguous float32, got ", kept.sizes(), " ", kept.scalar_type());
+  }
 
   const float shift = *shift_in.const_data_ptr<float>();
   const bool exact = std::isnan(shift);
