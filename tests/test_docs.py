@@ -200,21 +200,21 @@ def first_column(text: str) -> list[str]:
     return [cell for cell in rows if not cell.startswith("---")]
 
 
-def test_docs_migrating_has_every_argument_of_open_clip():
+def test_docs_from_openclip_has_every_argument_of_open_clip():
     spec = find_spec("open_clip_train")
     if spec is None:
         pytest.skip("open_clip_train is not installed")
     params = Path(spec.submodule_search_locations[0], "params.py").read_text()
     theirs = set(re.findall(r"""add_argument\(\s*["'](--[\w-]+)["']""", params))
-    cells = first_column((ROOT / "docs" / "migrating.md").read_text())
+    cells = first_column((ROOT / "docs" / "from-openclip.md").read_text())
     ours = [cell.strip("`") for cell in cells if re.fullmatch(r"`--[\w-]+`", cell)]
     assert len(theirs) > 80
     assert set(ours) == theirs
     assert len(ours) == len(set(ours))
 
 
-def test_docs_migrating_says_what_the_command_line_says():
-    text = (ROOT / "docs" / "migrating.md").read_text()
+def test_docs_from_openclip_says_what_the_command_line_says():
+    text = (ROOT / "docs" / "from-openclip.md").read_text()
     rows = re.findall(r"^\| (`--[\w-]+`) \| (.*) \|$", text, re.MULTILINE)
     assert {flag.strip("`"): cell for flag, cell in rows} == openclip.FLAGS
     values = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`--precision .*) \|$", text, re.MULTILINE)
@@ -238,7 +238,7 @@ def all_options() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_docs_options_exist(page):
     text = prose(page)
-    if page.name == "migrating.md":
+    if page.name == "from-openclip.md":
         # OpenCLIP's flags stand in the first column of its tables.
         text = re.sub(r"(?m)^\| .*? \|", "|", text)
         text = "\n".join(line for line in text.splitlines() if line.startswith("|"))

@@ -1,6 +1,6 @@
 """Answers for those who type the flags of OpenCLIP's training script.
 
-``FLAGS`` is the one table: a test compares docs/migrating.md with it.
+``FLAGS`` is the one table: a test compares docs/from-openclip.md with it.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from clipfast.engine.typed import typed_options
 from clipfast.names import nearest_name
 
-# What to pass here for each flag, as docs/migrating.md prints it.
+# What to pass here for each flag, as docs/from-openclip.md prints it.
 FLAGS = {
     "--train-data": "`--data.train`; several patterns follow each other instead of `::`",
     "--train-data-upsampling-factors": "not there: each sample is seen once per epoch",
@@ -166,7 +166,7 @@ def answer(arguments: Sequence[str], world_size: int) -> str:
             "What is not there: go on with OpenCLIP's script, and let patch_open_clip put "
             "clipfast's parts into its model (docs/pieces.md)"
         )
-    return "\n".join([*lines, "docs/migrating.md has all of OpenCLIP's flags beside ours"])
+    return "\n".join([*lines, "docs/from-openclip.md has all of OpenCLIP's flags beside ours"])
 
 
 def activation_note(name: str) -> str:

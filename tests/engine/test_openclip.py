@@ -41,7 +41,7 @@ def test_all_flags_of_a_command_are_answered_together_and_end_with_status_2(caps
         "amp: --precision fp16",
         "--model.name ViT-B/32",
         "patch_open_clip",
-        "docs/migrating.md",
+        "docs/from-openclip.md",
     ):
         assert words in said
 
