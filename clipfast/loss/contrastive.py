@@ -242,6 +242,10 @@ def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -
             "logit_scale must hold one element, exp of the parameter; got "
             f"{tuple(logit_scale.shape)}"
         )
+    if not (logit_scale.is_floating_point() and logit_scale.layout is torch.strided):
+        raise TypeError(
+            f"logit_scale must be floating point; got {logit_scale.dtype}, {logit_scale.layout}"
+        )
     devices = {t.device for t in (image_features, text_features, logit_scale)}
     if len(devices) > 1:
         raise ValueError(
@@ -251,6 +255,9 @@ def _check(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -
 
 
 def _check_features(features: Tensor, name: str) -> None:
+    if not isinstance(features, Tensor) or features.layout is not torch.strided:
+        kind = features.layout if isinstance(features, Tensor) else type(features).__name__
+        raise TypeError(f"{name} must be a dense tensor; got {kind}")
     if features.ndim != 2:
         raise ValueError(f"{name} must be [batch, embedding]; got {tuple(features.shape)}")
     if features.shape[0] == 0 or features.shape[1] == 0:
@@ -265,6 +272,8 @@ def _check_features(features: Tensor, name: str) -> None:
 
 
 def _check_options(keep_logits: bool | str, workspace_bytes: int) -> None:
+    if not isinstance(workspace_bytes, int):
+        raise TypeError(f"workspace_bytes: expected an int, got {workspace_bytes!r}")
     if keep_logits not in (True, False, "auto"):
         raise ValueError(f"keep_logits: expected True, False or 'auto', got {keep_logits!r}")
     if workspace_bytes <= 0:

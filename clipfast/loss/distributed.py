@@ -70,11 +70,15 @@ def find_shares(
             one alone, where its batch is not what `batch_sizes` says.
     """
     batch = features.shape[0]
-    if group == "local" or not (dist.is_available() and dist.is_initialized()):
+    is_joined = dist.is_available() and dist.is_initialized()
+    if group == "local" or not is_joined or dist.get_world_size(group) == 1:
+        if batch_sizes is not None and list(batch_sizes) != [batch]:
+            raise ValueError(
+                f"batch_sizes: expected the size of this one process, [{batch}], got "
+                f"{list(batch_sizes)}"
+            )
         return BatchShares(None, 0, (batch,))
     world_size, rank = dist.get_world_size(group), dist.get_rank(group)
-    if world_size == 1:
-        return BatchShares(None, 0, (batch,))
     shared = dist.group.WORLD if group is None else group
     assert shared is not None
     name = shared.group_name

@@ -204,7 +204,10 @@ def _contrastive_gradients(chance: random.Random) -> Call:
     strip, first = _strip(chance)
     logits = strip[4] * (strip[0] * strip[2][:, None]) @ (strip[1] * strip[3][:, None]).T
     # NaN: sums go by each row's and column's own largest logit.
-    rest = [torch.full((1,), torch.nan), logits.logsumexp(1), logits.logsumexp(0), torch.empty(0)]
+    shift, kept = torch.full((1,), torch.nan), torch.empty(0)
+    if chance.random() < 0.5:
+        *_, shift, kept = torch.ops.clipfast.contrastive_statistics(*strip, first, True, 1 << 28)
+    rest = [shift, logits.logsumexp(1), logits.logsumexp(0), kept]
     flags = chance.choice(([True, True], [True, False], [False, True]))
     budget = chance.choice((1, 4096, 1 << 28))
     return Call("contrastive_gradients", [*strip, *rest, first, *flags, budget], {})

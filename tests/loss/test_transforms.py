@@ -161,3 +161,21 @@ def test_batch_norm_refuses_a_second_derivative():
     (first,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"batch_norm has no second derivative"):
         first.square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"image_features": [[1.0]]}, TypeError, "image_features must be a dense tensor; got list"),
+        ({"text_features": None}, TypeError, "text_features must be a dense tensor; got NoneType"),
+        ({"image_features": torch.eye(7).to_sparse()}, TypeError, "dense tensor; got torch.sparse"),
+        ({"logit_scale": torch.tensor(14)}, TypeError, "logit_scale must be floating point"),
+        ({"workspace_bytes": "1G"}, TypeError, "workspace_bytes: expected an int, got '1G'"),
+        ({"batch_sizes": [7, 7]}, ValueError, r"the size of this one process, \[7\], got \[7, 7\]"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, words):
+    images, texts, scale = (x.float() for x in problem())
+    arguments = {"image_features": images, "text_features": texts, "logit_scale": scale}
+    with pytest.raises(error, match=words):
+        clip_loss(**{**arguments, **change})
