@@ -117,8 +117,12 @@ CLIPFAST_HOST_DEVICE Split split_master(float x) {
   return {static_cast<uint16_t>((bits + 0x8000u) >> 16), static_cast<int16_t>(bits & 0xFFFFu)};
 }
 
+// Where high was set by hand, to zero or infinity, low belongs to another weight: a sum that is no
+// number is high alone.
 CLIPFAST_HOST_DEVICE float join_master(uint16_t high, int16_t low) {
-  return float_of((static_cast<uint32_t>(high) << 16) + static_cast<uint32_t>(int32_t{low}));
+  const uint32_t alone = static_cast<uint32_t>(high) << 16;
+  const uint32_t joined = alone + static_cast<uint32_t>(int32_t{low});
+  return float_of((joined & 0x7FFFFFFFu) > kInfinity ? alone : joined);
 }
 
 // A block's exponent e, from the bits of its largest magnitude, is kept in 8 bits. The block is

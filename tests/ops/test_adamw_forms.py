@@ -16,6 +16,7 @@ from tests.ops.adamw_cases import (
     FORMS,
     GROUPS,
     OPTIONS,
+    REMAINDER,
     SINGLE,
     SIZES,
     STOCHASTIC,
@@ -62,6 +63,19 @@ def test_masters_follow_parameters_that_were_set_by_hand(adamw_target, form, sta
         torch.testing.assert_close(now.cpu(), param, rtol=0, atol=0)
         kept = master.to(param.dtype) == param
         assert torch.equal(moved.cpu(), torch.where(kept, master, param.float()))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf, 2.0**-133, 3.38e38], ids=str)
+def test_remainders_of_parameters_that_were_set_by_hand(adamw_target, value):
+    call = make_call(REMAINDER)
+    for param in call.params:
+        param.fill_(value)
+    check_call(adamw_target, call)
+    ops, device = adamw_target
+    after = call.to(device)
+    ops.adamw_(*after, **OPTIONS | {"lr": 0.0})
+    for now, param in zip(after.params, call.params, strict=True):
+        assert torch.equal(now.cpu(), param)
 
 
 @pytest.mark.parametrize("stats", TYPES, ids=str)

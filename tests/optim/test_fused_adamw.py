@@ -356,7 +356,17 @@ def _set_some(param):
     param[::3] = 0.125
 
 
-@pytest.mark.parametrize("edit", [_clamp, _swap_in_an_average, _set_some])
+def _zero(param):
+    param.zero_()
+
+
+def _negative_zero_through_data(param):
+    param.data.fill_(-0.0)
+
+
+@pytest.mark.parametrize(
+    "edit", [_clamp, _swap_in_an_average, _set_some, _zero, _negative_zero_through_data]
+)
 @pytest.mark.parametrize("weights", ["fp32", "remainder", "stochastic"])
 def test_a_parameter_set_by_hand_is_the_weight_from_then_on(weights, edit):
     params = [Parameter(torch.randn(40, 13).bfloat16()), Parameter(torch.randn(300).bfloat16())]
@@ -373,7 +383,9 @@ def test_a_parameter_set_by_hand_is_the_weight_from_then_on(weights, edit):
         is_set = torch.as_tensor(is_set).reshape(-1, *[1] * (param.dim() - 1))
         if edit is _clamp:
             is_set = value.abs() == 0.25
-        bound = half_a_unit * value.float().abs()
+        assert changed.isfinite().all()
+        # Of zero the unit is the smallest number.
+        bound = half_a_unit * value.float().abs().clamp(min=2.0**-126)
         assert ((changed.abs() <= bound) | ~is_set).all()
     optimizer.param_groups[0]["lr"] = 0.0
     train(optimizer, range(5, 6))

@@ -86,9 +86,12 @@ def join_master(weight: Tensor, remainder: Tensor) -> Tensor:
         remainder: int16, shape of weight.
 
     Returns:
-        fp32.
+        fp32. Where the weight was set by hand, to zero or infinity, and the sum is no number, the
+        weight alone.
     """
-    return float_of((weight.view(torch.int16).long() << 16) + remainder.long())
+    alone = weight.view(torch.int16).long() << 16 & _WORD
+    joined = alone + remainder.long() & _WORD
+    return float_of(torch.where((joined & MAGNITUDE) > INFINITY, alone, joined))
 
 
 def follow(param: Tensor, master: Tensor) -> Tensor:

@@ -80,7 +80,11 @@ struct HighAndLow {
   const int16_t* low;
 
   Floats operator()(int i) const {
-    return floats_of(shift_left_16(Words::load(high + i)) + Words::load(low + i));
+    const Floats joined = floats_of(shift_left_16(Words::load(high + i)) + Words::load(low + i));
+    if (!any_above(magnitude_of(joined), kInfinity)) return joined;
+    float numbers[kStep];
+    for (int j = 0; j < kStep; ++j) numbers[j] = adamw::join_master(high[i + j], low[i + j]);
+    return Floats::loadu(numbers);
   }
 };
 
