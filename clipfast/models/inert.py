@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -249,7 +250,12 @@ _SETTINGS_NAMES = {
 }  # fmt: skip
 _NUMPY_ARRAYS = {"_reconstruct", "_frombuffer"}
 # A class of theirs in a file means that a module was pickled, and not its state.
-_MODELS = ("torch.nn", "torch.fx", "torch.jit", "clip", "open_clip", "timm", "transformers", "peft")
+_MODELS = (
+    *("torch.nn", "torch.fx", "torch.jit", "torch._dynamo", "clip", "clipfast", "open_clip"),
+    *("timm", "transformers", "peft"),
+)
+# An attribute of each module of torch, and of no tensor.
+_MODULE_MARK = b"_forward_hooks"
 
 
 # Python's own reader in Python: the one in C takes as much memory for its notes as a file asks for.
@@ -262,13 +268,21 @@ class InertUnpickler(_Reader):
     Args:
         file: the pickle.
         known: what stands for a module's name, where it is one of the caller's own.
+        has_module: see `shows_module`; for messages.
 
     Attributes:
         storages: by their names in the file.
     """
 
-    def __init__(self, file: Any, known: Callable[[str, str], Any] | None = None) -> None:
+    def __init__(
+        self,
+        file: Any,
+        known: Callable[[str, str], Any] | None = None,
+        *,
+        has_module: bool = False,
+    ) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
+        self._has_module = has_module
         self._known = known or (lambda module, name: None)
         self._odd_keys = 0
         self.storages: dict[str, Stored] = {}
@@ -294,7 +308,7 @@ class InertUnpickler(_Reader):
             return _odd("an array of NumPy")
         if top in _SETTINGS or (module, name) in _SETTINGS_NAMES:
             return Settings
-        raise pickle.UnpicklingError(_refusal(module, name))
+        raise pickle.UnpicklingError(_refusal(module, name, self._has_module))
 
     def persistent_load(self, pid: Any) -> Stored:
         """The storage of a name such as ("storage", type, key, device, number of elements)."""
@@ -365,6 +379,15 @@ def largest_pickle(file_size: int) -> int:
     return min(_LARGEST_PICKLE, _FREE_PICKLE + file_size // 64)
 
 
+def shows_module(data: bytes) -> bool:
+    """Whether a pickle seems to hold a module of torch, of whatever class.
+
+    Args:
+        data: the pickle.
+    """
+    return _MODULE_MARK in data
+
+
 def unpickle(
     data: bytes, known: Callable[[str, str], Any] | None = None
 ) -> tuple[Any, dict[str, Stored]]:
@@ -377,7 +400,7 @@ def unpickle(
     Raises:
         Exception: nearly any, for a damaged one.
     """
-    unpickler = InertUnpickler(io.BytesIO(data), known)
+    unpickler = InertUnpickler(io.BytesIO(data), known, has_module=shows_module(data))
     return unpickler.load(), unpickler.storages
 
 
@@ -385,9 +408,17 @@ def _bytes(storage: Stored) -> int:
     return storage.numel * storage.dtype.itemsize
 
 
-def _refusal(module: str, name: str) -> str:
-    text = f"it asks for {f'{module}.{name}'[:99]}, which no weights need"
+def _is_of_model(module: str, has_module: bool) -> bool:
+    """Whether what a file asks for is a class of a model, and no function such as `os.system`."""
     if module == "__main__" or any(f"{module}.".startswith(f"{m}.") for m in _MODELS):
+        return True
+    top = module.partition(".")[0]
+    return has_module and top not in sys.stdlib_module_names and top not in ("torch", "deepspeed")
+
+
+def _refusal(module: str, name: str, has_module: bool) -> str:
+    text = f"it asks for {f'{module}.{name}'[:99]}, which no weights need"
+    if _is_of_model(module, has_module):
         text += (
             ": it is a whole pickled model, or has a part of one beside its weights. Write "
             "model.state_dict() in the program that made it"

@@ -22,7 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.models.inert import InertUnpickler, Stored, View, largest_pickle, unpickle
+from clipfast.models.inert import (
+    InertUnpickler,
+    Stored,
+    View,
+    largest_pickle,
+    shows_module,
+    unpickle,
+)
 from clipfast.models.zips import Entry, locate, open_zip, read_entry
 
 # How a file of torch before 1.6 begins: the pickle of a number.
@@ -168,13 +175,15 @@ def read_legacy(path: Path) -> tuple[Any, Storages]:
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
+        has_module = shows_module(file.read(largest_pickle(size)))
+        file.seek(0)
         pickles = _Bounded(file, largest_pickle(size))
         _magic, version, system = (InertUnpickler(pickles).load() for _ in range(3))
         if version != _LEGACY_VERSION:
             raise ValueError(f"it is of version {version!r}")
         if isinstance(system, Mapping) and system.get("little_endian") is False:
             raise ValueError("its numbers are big-endian")
-        unpickler = InertUnpickler(pickles)
+        unpickler = InertUnpickler(pickles, has_module=has_module)
         content = unpickler.load()
         keys = InertUnpickler(pickles).load()
         places: dict[str, Entry] = {}

@@ -22,6 +22,9 @@ WHOLE = {
         ({}, Launched(0, 0, 1, 1)),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": ""}, Launched(0, 0, 1, 1)),
         ({"MASTER_PORT": "29500"}, Launched(0, 0, 1, 1)),
+        # The rank of a process that stands alone, whoever left it there.
+        ({"RANK": "0"}, Launched(0, 0, 1, 1)),
+        ({"LOCAL_RANK": "0"}, Launched(0, 0, 1, 1)),
         (WHOLE, Launched(3, 1, 4, 2)),
         # As DeepSpeed's launcher has it, and where nobody says how many are on a node.
         ({**WHOLE, "LOCAL_WORLD_SIZE": "", "LOCAL_SIZE": "2"}, Launched(3, 1, 4, 2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -124,6 +125,42 @@ def test_values_that_are_not_finite_are_loaded_on_request_alone(
     refused(path, model, f"refused to load .* 1 tensors hold {what}: ln_final.bias")
     load_weights(model, path, allow_nonfinite=True)
     assert torch.equal(model.ln_final.bias[7].isnan(), torch.tensor(math.isnan(value)))
+
+
+class OwnModel(nn.Module):
+    """A model of a project that nobody knows, which holds no module of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["ours", "theirs", "own", "compiled", "beside"])
+def test_a_whole_pickled_model_is_named_as_one(kind: str, zipped: bool, tmp_path: Path) -> None:
+    model, path = small_model("ViT-tiny"), tmp_path / "model.pt"
+    content: object = {
+        "ours": lambda: model,
+        "theirs": lambda: openclip_twin(model),
+        "own": OwnModel,
+        "compiled": lambda: torch.compile(model),
+        "beside": lambda: {"state_dict": model.state_dict(), "model": model},
+    }[kind]()
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path, model, r"it is a whole pickled model, .*Write model\.state_dict\(\)")
+
+
+def test_code_beside_a_model_is_not_called_one(tmp_path: Path) -> None:
+    call = {"model": Call(), "own": OwnModel()}
+    with pytest.raises(ValueError, match=r"it asks for \w+\.getpid, which no weights need$"):
+        load_weights(small_model("ViT-tiny"), saved(call, tmp_path / "model.pt"))
+
+
+class Call:
+    """A pickle that calls a function."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.getpid, ()
 
 
 def test_a_model_from_a_file_is_finite_unless_asked(tmp_path: Path) -> None:
