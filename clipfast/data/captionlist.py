@@ -1,13 +1,8 @@
 """Captions that are no single text: lists of them, and what else a row of JSON can hold."""
 
-import ast
-import json
-import re
-
 from clipfast.data.packitem import CaptionLists
+from clipfast.data.spelt import looks_spelt, read_spelt
 
-# How Python and JSON write a list or an object of texts, which pandas puts into a cell.
-_SPELT = re.compile(r"\[\s*['\"].*['\"]\s*\]|\{\s*['\"].*\}", re.DOTALL)
 _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -35,39 +30,20 @@ def texts_of(caption: object, lists: CaptionLists) -> list[object]:
     Raises:
         ValueError: with the reason why there is none, ready for a report.
     """
-    spelt = isinstance(caption, str) and _SPELT.fullmatch(caption.strip())
-    if spelt:
-        caption = _parsed(spelt.group())
+    spelt = read_spelt(caption.strip()) if isinstance(caption, str) else None
+    if spelt is not None:
+        caption = spelt
+    elif isinstance(caption, str) and looks_spelt(caption.strip()):
+        raise ValueError("caption looks like a list or an object, and nothing reads it as one")
     if not isinstance(caption, list):
         return [caption]
     if not caption:
         raise ValueError("caption is an empty list")
     # A cell with a list of one may be a text in brackets.
-    if lists == "report" and (spelt or len(caption) > 1):
+    doubtful = spelt is not None and isinstance(caption[0], str)
+    if lists == "report" and (doubtful or len(caption) > 1):
         raise ValueError(
             f"caption is a list of {len(caption)}: --caption-lists first packs the first one, "
             "--caption-lists each packs the image once with each"
         )
     return caption if lists == "each" else caption[:1]
-
-
-def _parsed(text: str) -> object:
-    """The list or the object that a cell spells, which a spreadsheet takes for a text.
-
-    Raises:
-        ValueError: it looks like one and is none.
-    """
-    value: object = None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            value = None
-        # Without commas, as numpy prints them, Python reads two texts as one.
-        if repr(value) != text:
-            value = None
-    if value is None:
-        raise ValueError("caption looks like a list or an object, and nothing reads it as one")
-    return value

@@ -297,6 +297,82 @@ def test_caption_lists_pack_the_first_or_each(tmp_path):
     assert pairs(listing) == [("0.jpg", "a, b"), ("0.jpg", "it's")]
 
 
+def one_cell(folder: Path, caption: str, **options) -> Listing:
+    """A table of one row, with the cell as Python's csv writes it."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("file", "caption"), ("0.jpg", caption)])
+    return listed(folder, "t.csv", text.getvalue(), **options)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason", "each"),
+    [
+        ("('a', 'b')", "a list of 2", ["a", "b"]),
+        ("('a',)", "a list of 1", ["a"]),
+        ("[u'x', u'y']", "a list of 2", ["x", "y"]),
+        ("['it\\'s', 'b']", "a list of 2", ["it's", "b"]),
+        ("array(['x', 'y'], dtype=object)", "a list of 2", ["x", "y"]),
+        ("[np.str_('a'), np.str_('b')]", "a list of 2", ["a", "b"]),
+        ("{'b', 'a'}", "a list of 2", ["b", "a"]),
+        ('["a", null]', "a list of 2", ["a"]),
+        ("['a', nan]", "a list of 2", ["a"]),
+        ("[1, 2]", "a list of 2", []),
+        ("[]", "an empty list", []),
+        ("()", "an empty list", []),
+        ("[None]", "no 'caption'", []),
+        ("[nan]", "a number", []),
+        ("[5]", "a number", []),
+        ("{}", "an object", []),
+        ("{'en': 'a'}", "an object", []),
+        ("[['a', 'b'], ['c']]", "a list of 2", []),
+        ("['a', 'b", "looks like a list", []),
+        ("['a", "looks like a list", []),
+        ("[['a', 'b'", "looks like a list", []),
+        ("('a', 'b", "looks like a list", []),
+        ("{'en': 'a", "looks like a list", []),
+        ("['a'\n 'b']", "looks like a list", []),
+        ("['\\d', 'b']", "looks like a list", []),
+        ("array(['x', ..., 'y'], dtype=object)", "looks like a list", []),
+        ("[np.str_('a'), np.s", "looks like a list", []),
+    ],
+)
+def test_a_cell_that_spells_a_list_is_judged_as_the_list(tmp_path, cell, reason, each):
+    listing = one_cell(tmp_path, cell)
+    assert not listing.items
+    assert reason in reasons(listing)["2"]
+    listing = one_cell(tmp_path, cell, caption_lists="each")
+    assert [caption for _, caption in pairs(listing)] == each
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "[cat] on a mat",
+        "[cat]",
+        "[cat, dog]",
+        "{cat}",
+        "(a dog) and b",
+        "(a, b)",
+        "(1)",
+        "(1) and (2)",
+        "[5](x)",
+        '["Stop"] sign, [red]',
+        '("A cat" is the title)',
+        '("Stop")',
+        "('A', 'B') by C",
+        "('tis the season",
+        "array of (lights)",
+        "set([A] and [B])",
+        '"a", "b"',
+        "[...]",
+        "[",
+    ],
+)
+def test_a_caption_with_brackets_stays_a_caption(tmp_path, caption):
+    assert pairs(one_cell(tmp_path, caption)) == [("0.jpg", caption)]
+    assert pairs(one_cell(tmp_path, caption, caption_lists="each")) == [("0.jpg", caption)]
+
+
 # One folder serves all examples: each writes its table anew.
 QUIET = {
     "derandomize": True,
@@ -310,7 +386,7 @@ TEXT = st.text(
     max_size=20,
 )
 HARD = st.text("\",;|\t\n\r' ab", max_size=12)
-CELLS = st.one_of(TEXT, HARD).filter(lambda text: not text.lstrip().startswith("["))
+CELLS = st.one_of(TEXT, HARD).filter(lambda text: not text.lstrip().startswith(("[", "(", "{")))
 SEPARATORS = st.sampled_from(",\t;|")
 
 
