@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from clipfast.data.packitem import TableOptions
 from clipfast.data.storage.paths import split
 from clipfast.data.tablefound import Found, where
 from clipfast.data.tabletext import is_text
+
+_ARRAY = re.compile(r"\[\s*([\[{].*)?")
 
 
 def read_json_lines(path: str, text: io.TextIOWrapper, options: TableOptions) -> Iterator[Found]:
@@ -22,14 +25,21 @@ def read_json_lines(path: str, text: io.TextIOWrapper, options: TableOptions) ->
         options: names of columns. The first object that has both says which are taken.
 
     Raises:
-        ValueError: there are objects, and none has both columns.
+        ValueError: it is JSON of another form, or none of its objects has both columns.
     """
     encoding = text.encoding.upper().removesuffix("-SIG")
     columns: tuple[str, str] | None = None
     without: ValueError | None = None
+    # The first lines, which tell the form of all.
+    first: list[str] = []
     for number, line in enumerate(text, 1):
         if not line.strip("\ufeff \t\r\n"):
             continue
+        line = line.removeprefix("\ufeff")
+        if len(first) < 2:
+            first.append(line.strip())
+            if other := _other_form(first):
+                raise ValueError(f"{path!r} is {other}, not JSON lines; write one object a line")
         found = Found(where(split(path)[1], number, number))
         try:
             row = _parsed(line, encoding)
@@ -54,12 +64,33 @@ def read_json_lines(path: str, text: io.TextIOWrapper, options: TableOptions) ->
         raise without
 
 
+def _other_form(first: list[str]) -> str:
+    """What JSON this is instead of JSON lines; "" where its first line or two do not say so."""
+    above, line = first[0], first[-1]
+    if len(first) == 1:
+        if _ARRAY.fullmatch(line):
+            return "a JSON array"
+        spread = line.startswith("{") and line.endswith(("{", "["))
+    else:
+        # Behind a row that was cut, another row begins.
+        spread = above.startswith("{") and line.startswith(('"', "}")) and not _is_json(above)
+    return "JSON with objects over several lines" if spread else ""
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _parsed(line: str, encoding: str) -> dict[str, Any]:
     """The object of a line."""
     if not is_text(line):
         raise ValueError(f"row is not {encoding}; name the table's encoding with --encoding")
     try:
-        row = json.loads(line.removeprefix("\ufeff"), object_pairs_hook=_unique)
+        row = json.loads(line, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("row is not JSON: nested too deep") from None
     except ValueError as error:

@@ -31,6 +31,11 @@ def reasons(listing: Listing) -> dict[str, str]:
     return {source.split()[0].split(":")[1]: reason for source, reason in listing.rejected}
 
 
+OBJECTS = [{"file": "0.jpg", "caption": "a"}, {"file": "1.jpg", "caption": "b"}]
+ARRAY = "is a JSON array, not JSON lines; write one object a line"
+SPREAD = "is JSON with objects over several lines, not JSON lines; write one object a line"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "options", "message"),
     [
@@ -43,6 +48,15 @@ def reasons(listing: Listing) -> dict[str, str]:
         ("x.csv", "", {}, "holds no row"),
         ("x.jsonl", "\n\n", {}, "holds no row"),
         ("x.jsonl", '{"a": 1}\n{"a": 2}\n', {}, "none of the columns file"),
+        ("x.jsonl", json.dumps(OBJECTS), {}, ARRAY),
+        ("x.jsonl", "\ufeff\n" + json.dumps(OBJECTS, indent=2), {}, ARRAY),
+        ("x.jsonl", "[\n{},\n{}\n]\n".format(*map(json.dumps, OBJECTS)), {}, ARRAY),
+        ("x.jsonl", "[{},\n{}]\n".format(*map(json.dumps, OBJECTS)), {}, ARRAY),
+        ("x.jsonl", "[{}\n,{}]\n".format(*map(json.dumps, OBJECTS)), {}, ARRAY),
+        ("x.jsonl", json.dumps({"images": OBJECTS}, indent=1), {}, SPREAD),
+        ("x.jsonl", '{"images": [\n' + json.dumps(OBJECTS[0]) + "\n]}", {}, SPREAD),
+        ("x.jsonl", "\n".join(json.dumps(each, indent=2) for each in OBJECTS), {}, SPREAD),
+        ("x.jsonl", json.dumps(OBJECTS[0]).replace('"cap', '\n\n "cap'), {}, SPREAD),
         ("x.csv", "0.jpg,a cat\n1.jpg,a dog\n", {}, "the first row must hold names"),
         ("x.csv", "file,caption,Caption\n1,2,3\n", {}, "2 columns 'caption' for the caption"),
         ("x.csv", "file,caption;caption\n", {"separator": ";"}, "its columns: 'file,caption'"),
@@ -279,6 +293,13 @@ def test_json_rows_before_the_columns_are_known_are_named(tmp_path):
     assert list(reasons(listing)) == ["1", "2", "3", "5"]
     assert "'Image ' is a number, not a path" in reasons(listing)["5"]
     assert listed(tmp_path, "t.jsonl", "oops\n").total == 1
+
+
+@pytest.mark.parametrize("cut", ['{"file": "0.jpg",', '{"file": "0.jpg", "ca', '["x"]', "}"])
+def test_a_cut_first_row_of_json_costs_itself_alone(tmp_path, cut):
+    listing = listed(tmp_path, "t.jsonl", cut + '\n{"file": "1.jpg", "caption": "b"}\n')
+    assert pairs(listing) == [("1.jpg", "b")]
+    assert list(reasons(listing)) == ["1"]
 
 
 def test_caption_lists_pack_the_first_or_each(tmp_path):
