@@ -30,7 +30,8 @@ def list_table(path: str, images: str | None, options: TableOptions) -> Listing:
         raise ValueError(f"{path!r} is JSON lines; --separator and --quote belong to .csv and .tsv")
     listing = Listing()
     with open_lines(path, options.encoding) as text:
-        encoding = text.encoding.upper().removesuffix("-SIG")
+        # Lines of JSON are judged before they are read: what is no text behind that was escaped.
+        encoding = text.encoding.upper().removesuffix("-SIG") if separator else ""
         rows = (
             read_delimited(path, root, text, separator, options)
             if separator
@@ -45,7 +46,7 @@ def list_table(path: str, images: str | None, options: TableOptions) -> Listing:
 
 def _take(listing: Listing, root: str, found: Found, options: TableOptions, encoding: str) -> None:
     try:
-        image = _image(found)
+        image = _image(found, encoding)
         texts = texts_of(found.caption, options.caption_lists)
     except ValueError as error:
         listing.total += 1
@@ -62,7 +63,7 @@ def _take(listing: Listing, root: str, found: Found, options: TableOptions, enco
             listing.items.append(Item(source, join(root, image), data))
 
 
-def _image(found: Found) -> str:
+def _image(found: Found, encoding: str) -> str:
     """The image's path, or the reason why there is none."""
     if found.reason:
         raise ValueError(found.reason)
@@ -75,6 +76,9 @@ def _image(found: Found) -> str:
         raise ValueError(NUL)
     if scheme_of(image.strip()) in _WEB:
         raise ValueError("image is a URL; download it first, and give its path")
+    # In a table of text, paths may hold any bytes.
+    if not encoding and not is_text(image):
+        raise ValueError(_half(found.image_column))
     return image.strip()
 
 
@@ -86,8 +90,17 @@ def _caption(found: Found, text: object, encoding: str) -> bytes:
         raise ValueError(f"caption is {kind_of(text)}, not a text")
     if "\0" in text:
         raise ValueError(NUL)
+    if not is_text(text) and not encoding:
+        raise ValueError(_half(found.caption_column))
     if not is_text(text):
         raise ValueError(
             f"caption is not {encoding}; name the encoding of the table, such as --encoding cp1252"
         )
     return text.encode()
+
+
+def _half(column: str) -> str:
+    return (
+        f"{column!r} holds half of a surrogate pair, written as \\ud800 to \\udfff; write the "
+        "whole character"
+    )

@@ -273,7 +273,10 @@ def test_very_long_cells_are_read_and_endless_ones_named(tmp_path, monkeypatch):
         ('["a", "b"]', "a list of 2: --caption-lists first"),
         ("\"['a', 'b']\"", "a list of 2: --caption-lists first"),
         ("\"['a' 'b']\"", "looks like a list"),
-        ('"\\ud83d"', "caption is not UTF-8"),
+        ('"a\\ud83d"', r"'caption' holds half of a surrogate pair, written as \ud800 to \udfff"),
+        ('"\\udcff"', "half of a surrogate pair"),
+        ('["\\ude00\\ud83d"]', "half of a surrogate pair"),
+        ('"x", "a": "\\ud83d", "file": "\\ud83d.jpg"', "'file' stands twice"),
         ('"x", "file": "1.jpg"', "'file' stands twice"),
         ("1" * 5000, "not JSON"),
         ("[" * 100_000, "nested too deep"),
@@ -284,6 +287,15 @@ def test_json_values_that_are_no_text_are_named(tmp_path, caption, reason):
     listing = listed(tmp_path, "t.jsonl", text)
     assert pairs(listing) == [("1.jpg", "b")]
     assert reason in reasons(listing)["1"]
+
+
+def test_half_of_a_surrogate_pair_in_a_path_of_json_is_named(tmp_path):
+    text = r"""{"file": "\ud83d.jpg", "caption": "a"}
+{"file": "\ud83d\ude00.jpg", "caption": "\ud83d\ude00", "note": "\ud83d"}
+"""
+    listing = listed(tmp_path, "t.jsonl", text)
+    assert pairs(listing) == [("😀.jpg", "😀")]
+    assert "'file' holds half of a surrogate pair" in reasons(listing)["1"]
 
 
 def test_json_rows_before_the_columns_are_known_are_named(tmp_path):
