@@ -1,5 +1,6 @@
 """What the loaders are given, checked at construction rather than at the first batch."""
 
+import os
 from typing import Any
 
 import torch
@@ -42,6 +43,34 @@ def check_device(device: Any) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= gpus:
         raise ValueError(f"device='{found}': torch sees {gpus} GPU(s) here, counted from 0")
     return found
+
+
+def check_batch(images: int, image_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a batch that no memory holds, before anything is allocated for it.
+
+    A batch that passes may still be too large: a decoder holds a few, and a model more.
+
+    Args:
+        images: of the largest batch of this rank.
+        image_size: S, pixels.
+        dtype: of the images.
+        device: where they are wanted.
+
+    Raises:
+        ValueError: its images alone have more bytes than the device has memory, used or free.
+    """
+    size = images * 3 * image_size**2 * dtype.itemsize
+    if device.type == "cuda":
+        memory, place = torch.cuda.get_device_properties(device).total_memory, str(device)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        place = "this machine"
+    if size > memory:
+        raise ValueError(
+            f"a batch of {images:,} images of {image_size} x {image_size} pixels on one rank has "
+            f"{size / 1e9:,.1f} GB, more than the memory of {place}, {memory / 1e9:,.1f} GB: pass "
+            "a smaller batch_size"
+        )
 
 
 def check_dtype(dtype: Any) -> torch.dtype:

@@ -15,6 +15,7 @@ from clipfast.arguments import whole_number
 from clipfast.data.arguments import (
     MOST_PIXELS_PER_SIDE,
     MOST_THREADS,
+    check_batch,
     check_device,
     check_dtype,
     check_place,
@@ -155,7 +156,8 @@ class TrainLoader(_Loader):
     Args:
         patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
-        batch_size: the global batch, over all ranks.
+        batch_size: the global batch, over all ranks; a rank's share of it fits into the device's
+            memory.
         seed: of order and crops.
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
@@ -215,6 +217,7 @@ class TrainLoader(_Loader):
                     f"global batch of {self.batch_size}: pass more data or a smaller --batch-size"
                 )
             )
+        check_batch(self._local_batch, self.image_size, self.dtype, self.device)
         self._consumed = 0
         self._found: dict[tuple[int, int], Skipped] = {}
         self._on_skip = on_skip or log_skipped
@@ -322,7 +325,8 @@ class EvalLoader(_Loader):
     Args:
         patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
-        batch_size: of this rank; the last batch may be smaller.
+        batch_size: of this rank; the last batch may be smaller, and is the only one where this
+            exceeds the samples. Its images fit into the device's memory.
         limit: read only so many samples, the first of all ranks together; None: all.
 
     Keyword Args:
@@ -359,13 +363,16 @@ class EvalLoader(_Loader):
         self.start, self.stop = (
             total * part // self.world_size for part in (self.rank, self.rank + 1)
         )
+        # DALI allocates for each image that a batch may have, before the first comes.
+        self._largest_batch = max(1, min(self.batch_size, len(self)))
+        check_batch(self._largest_batch, self.image_size, self.dtype, self.device)
 
     def __len__(self) -> int:
         """Samples of this rank."""
         return self.stop - self.start
 
     def __iter__(self) -> Generator[ImageTextBatch, None, None]:
-        return self._batches(self._requests(), self.batch_size)
+        return self._batches(self._requests(), self._largest_batch)
 
     def _requests(self) -> Iterator[Request]:
         for start in range(self.start, self.stop, self.batch_size):

@@ -93,6 +93,36 @@ def test_loaders_take_numpy_integers_for_whole_numbers():
     assert len(EvalLoader("sample/noto", **numbers, limit=np.int64(5))) == 5
 
 
+@pytest.mark.parametrize("batch_size", [10**9, 10**30])
+def test_eval_loader_takes_a_batch_beyond_its_samples_as_one_of_all(batch_size):
+    whole = EvalLoader("sample/noto", 8, 10**4, limit=20, threads=1)
+    loader = EvalLoader("sample/noto", 8, batch_size, limit=20, threads=1)
+    (expected,), (batch,) = list(whole), list(loader)
+    assert batch.images.shape == (20, 3, 8, 8)
+    assert torch.equal(batch.images, expected.images)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options"),
+    [
+        (TrainLoader, {"batch_size": 400}),
+        (TrainLoader, {"batch_size": 800, "world_size": 2}),
+        (EvalLoader, {"batch_size": 400}),
+        (EvalLoader, {"batch_size": 10**9, "limit": 400}),
+    ],
+)
+def test_loaders_refuse_a_batch_beyond_the_machines_memory(loader, options, monkeypatch):
+    # 400 images of 64 x 64 in float32 have 19,660,800 bytes.
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4800}
+    monkeypatch.setattr("clipfast.data.arguments.os.sysconf", pages.__getitem__)
+    loader("sample/noto", 64, **options)
+    pages["SC_PHYS_PAGES"] = 4799
+    words = r"a batch of 400 images of 64 x 64 .* has 0\.0 GB, more than .* pass a smaller"
+    with pytest.raises(ValueError, match=words):
+        loader("sample/noto", 64, **options)
+    loader("sample/noto", 64, **options, dtype=torch.float16)
+
+
 def test_eval_loader_with_a_limit_of_0_reads_nothing():
     loader = EvalLoader("sample/noto", 16, 8, limit=0)
     assert len(loader) == 0
