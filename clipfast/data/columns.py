@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 
 from clipfast.data.packitem import TableOptions
+from clipfast.data.tabletext import is_text
 
 IMAGE_COLUMNS = ("file", "filepath", "image", "path")
 # Names, and letters of each, that a message shows.
 _SHOWN = 40
 CAPTION_COLUMNS = ("caption", "title", "text")
+
+
+class NoColumn(ValueError):
+    """No column has a name that was looked for."""
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
@@ -43,15 +48,15 @@ def _column(
         alike = [i for i, name in enumerate(plain_names(names)) if name == wanted.strip().lower()]
         found = exact or alike
         if not found:
-            raise ValueError(
-                f"{path!r} has no column {wanted!r} for the {kind}; its columns: {told}"
-            )
+            _refuse_bytes(path, names)
+            raise NoColumn(f"{path!r} has no column {wanted!r} for the {kind}; its columns: {told}")
     else:
         plain = plain_names(names)
         name = next((name for name in usual if name in plain), None)
         found = [i for i, each in enumerate(plain) if each == name]
         if not found:
-            raise ValueError(
+            _refuse_bytes(path, names)
+            raise NoColumn(
                 f"{path!r} has none of the columns {', '.join(usual)} for the {kind}; its columns: "
                 f"{told}. Name one with --{kind}-column (the first row must hold names)"
                 + ('; --quote "\'" reads single quotes' if _in_single(names) else "")
@@ -62,6 +67,15 @@ def _column(
             f"one, or name another with --{kind}-column; its columns: {told}"
         )
     return found[0]
+
+
+def _refuse_bytes(path: str, names: Sequence[str]) -> None:
+    """Names that were not decoded cannot be looked for."""
+    if not all(map(is_text, names)):
+        raise ValueError(
+            f"{path!r}: the names of its columns have bytes that are not of the table's encoding; "
+            "name the encoding, such as --encoding cp1252"
+        )
 
 
 def _in_single(names: Sequence[str]) -> bool:

@@ -1,11 +1,15 @@
 """What separates the cells of a table: what was asked for, what it says itself, or what fits."""
 
 import re
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
-from clipfast.data.columns import both_columns
+from clipfast.data.columns import NoColumn, both_columns
 from clipfast.data.packitem import TableOptions
 from clipfast.data.tablerows import Lines, Rows
 
+# Lines among which names of columns are looked for that the first one does not hold.
+_HEAD = 10
 _SEPARATORS = (",", "\t", ";", "|")
 # A spreadsheet's own first line, which says what separates the cells.
 _DIRECTIVE = re.compile('["\ufeff]*sep=(.)"?[\r\n]*', re.IGNORECASE)
@@ -34,14 +38,14 @@ def separator_of(path: str, lines: Lines, usual: str, options: TableOptions) -> 
     asked = options.separator_character or directive
     if asked and asked == options.quote_character:
         raise ValueError(f"{path!r}: {asked!r} cannot be both --separator and --quote")
-    return asked or _that_fits(path, lines, usual, options)
+    return _that_fits(path, lines, [asked] if asked else [usual, *_SEPARATORS], options)
 
 
-def _that_fits(path: str, lines: Lines, usual: str, options: TableOptions) -> str:
+def _that_fits(path: str, lines: Lines, choice: Sequence[str], options: TableOptions) -> str:
     """The one separator that gives the first row both columns."""
     quote = options.quote_character
     headers = {}
-    for separator in (usual, *_SEPARATORS):
+    for separator in choice:
         if separator not in headers and separator != quote:
             row = Rows(lines, separator, quote).read()
             lines.keep(0)
@@ -55,12 +59,34 @@ def _that_fits(path: str, lines: Lines, usual: str, options: TableOptions) -> st
         except ValueError as error:
             errors[separator] = error
     if len(fits) == 1 or not any(headers.values()):
-        return fits[0] if fits else usual
+        return fits[0] if fits else choice[0]
     if fits:
         told = " or ".join(name_of(each) for each in fits)
         raise ValueError(f"{path!r}: its cells may be separated by {told}; say by --separator")
     # The one that cuts most tells the names that a person sees.
     best = max(headers, key=lambda each: len(headers[each]))
-    raise ValueError(
-        f"{errors[best]}; cells are cut at {name_of(best)}, --separator names another one"
-    )
+    why = errors[best]
+    if not isinstance(why, NoColumn):
+        raise why
+    lower = _names_below(path, lines, headers, options)
+    if lower:
+        raise ValueError(
+            f"{path!r}: line {lines.passed + 1} holds no names of columns, and line "
+            f"{lines.passed + lower} does; it must be the first"
+        )
+    raise ValueError(f"{why}; cells are cut at {name_of(best)}, --separator names another one")
+
+
+def _names_below(path: str, lines: Lines, separators: Iterable[str], options: TableOptions) -> int:
+    """Number of the first line, from 1, that holds both columns; 0 where none does."""
+    head = list(islice(lines, _HEAD))
+    lines.keep(0)
+    for number, line in enumerate(head, 1):
+        for separator in separators:
+            row = Rows(Lines([line]), separator, options.quote_character).read()
+            try:
+                both_columns(path, row.cells if row else [], options)
+            except ValueError:
+                continue
+            return number
+    return 0

@@ -32,6 +32,8 @@ def reasons(listing: Listing) -> dict[str, str]:
 
 
 OBJECTS = [{"file": "0.jpg", "caption": "a"}, {"file": "1.jpg", "caption": "b"}]
+BYTES = "names .* bytes that are not of the table's encoding; name .* --encoding cp1252$"
+LOWER = "line {} holds no names of columns, and line {} does; it must be the first$"
 ARRAY = "is a JSON array, not JSON lines; write one object a line"
 SPREAD = "is JSON with objects over several lines, not JSON lines; write one object a line"
 
@@ -57,6 +59,27 @@ SPREAD = "is JSON with objects over several lines, not JSON lines; write one obj
         ("x.jsonl", '{"images": [\n' + json.dumps(OBJECTS[0]) + "\n]}", {}, SPREAD),
         ("x.jsonl", "\n".join(json.dumps(each, indent=2) for each in OBJECTS), {}, SPREAD),
         ("x.jsonl", json.dumps(OBJECTS[0]).replace('"cap', '\n\n "cap'), {}, SPREAD),
+        ("x.csv", b"\x80\x81\x82\n", {}, BYTES),
+        ("x.csv", b"file,\xe9\n0.jpg,a\n", {}, BYTES),
+        ("x.csv", b"file,\xe9\n0.jpg,a\n", {"separator": ","}, BYTES),
+        ("x.csv", b"file,\xe9\n0.jpg,a\n", {"caption_column": "é"}, BYTES),
+        ("x.csv", "画像,説明\n0.jpg,a\n".encode("cp932"), {}, BYTES),
+        ("x.csv", "#comment\nfile,caption\n0.jpg,a\n", {}, LOWER.format(1, 2)),
+        ("x.csv", "# by a, b\n\nfile\tcaption\n0.jpg\ta\n", {}, LOWER.format(1, 3)),
+        ("x.csv", "sep=;\nCats\nfile;text\n0.jpg;a\n", {}, LOWER.format(2, 3)),
+        (
+            "x.csv",
+            "Cats\nurl|text\n0|a\n",
+            {"image_column": "url", "separator": "|"},
+            LOWER.format(1, 2),
+        ),
+        ("x.csv", "#comment\n0.jpg,a\n", {}, "'#comment'.*the first row must hold names"),
+        (
+            "x.csv",
+            "file,caption,caption\n0.jpg,a,b\n",
+            {},
+            "2 columns 'caption' for the caption: .*; its columns: 'file', 'caption', 'caption'$",
+        ),
         ("x.csv", "0.jpg,a cat\n1.jpg,a dog\n", {}, "the first row must hold names"),
         ("x.csv", "file,caption,Caption\n1,2,3\n", {}, "2 columns 'caption' for the caption"),
         ("x.csv", "file,caption;caption\n", {"separator": ";"}, "its columns: 'file,caption'"),
