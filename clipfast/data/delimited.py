@@ -15,7 +15,7 @@ from clipfast.data.packitem import TableOptions
 from clipfast.data.separator import name_of, separator_of
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import join, split
-from clipfast.data.tablefound import Found, where
+from clipfast.data.tablefound import Found, leads_to_url, where
 from clipfast.data.tablerows import Lines, Row, Rows
 
 _LINE_ENDS = {"\n": "LF", "\r": "CR"}
@@ -173,6 +173,8 @@ class _Table:
 
     def _is_image(self, text: str, own: str = "") -> bool:
         """Whether `text` names an image: by its extension, by its like, or because it is there."""
+        if leads_to_url(text):
+            return False
         if _extension(text) in image_extensions() or "://" in text:
             return True
         if not text or len(text) > _PATH:

@@ -6,7 +6,7 @@ from clipfast.data.jsonlines import read_json_lines
 from clipfast.data.kinds import TABLES
 from clipfast.data.packitem import Item, Listing, TableOptions
 from clipfast.data.storage.paths import join, scheme_of, split, split_extension
-from clipfast.data.tablefound import Found
+from clipfast.data.tablefound import Found, leads_to_url
 from clipfast.data.tablerows import NUL
 from clipfast.data.tabletext import is_text, open_lines
 
@@ -76,6 +76,8 @@ def _image(found: Found, encoding: str) -> str:
         raise ValueError(NUL)
     if scheme_of(image.strip()) in _WEB:
         raise ValueError("image is a URL; download it first, and give its path")
+    if leads_to_url(image):
+        raise ValueError(f"{found.image_column!r} has words before a URL, so it is no path")
     # In a table of text, paths may hold any bytes.
     if not encoding and not is_text(image):
         raise ValueError(_half(found.image_column))

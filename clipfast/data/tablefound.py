@@ -1,5 +1,6 @@
 """What a row of a table gives, before anybody asks whether it can be packed."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -36,3 +37,8 @@ def where(name: str, line: int, row: int) -> str:
         row: from 1, as a spreadsheet counts.
     """
     return f"{name}:{line}" if line == row else f"{name}:{line} (row {row})"
+
+
+def leads_to_url(text: str) -> bool:
+    """Whether words stand before a URL: a sentence does that, and no path."""
+    return re.search(r"\S\s+[A-Za-z][A-Za-z0-9+.-]*://", text) is not None

@@ -214,6 +214,12 @@ def test_bytes_of_another_encoding_are_named_and_read_when_it_is_given(tmp_path)
         ("0.jpg\ta\ncut\n1.jpg\tb", "1", {2: "line 3 is its rest", 3: "1 columns"}),
         ("0.jpg\ta\n \ncut\n1.jpg\tb", "1", {2: "line 4 is its rest", 3: "1 col", 4: "1 col"}),
         ("0.jpg\ta\nand \tmore\n1.jpg\tb", "and 1", {2: "line 3 is its rest"}),
+        ("0.jpg\ta\nsee http://x/2.jpg\tokay\n1.jpg\tb", "1",
+         {2: "line 3 is its rest", 3: "words before a URL"}),
+        ("0.jpg\ta\nfrom s3://x/y\tokay\n1 2.jpg\tb\na//b 3.jpg\tc", "1 2 b 3",
+         {2: "line 3 is its rest", 3: "words before a URL"}),
+        ("see http://x/2.jpg\ta\n1.jpg\tb", "1", {2: "words before a URL"}),
+        ('0.jpg\t"a\nsee http://x/2.jpg\tokay"\n1.jpg\tb', "0 1", {}),
         ("0.jpg\ta\rcut\n1.jpg\tb", "1", {2: "ends in CR", 3: "1 columns"}),
         ("0.jpg\ta\r1.jpg\tb\n2.jpg\tc", "2", {2: "ends in CR", 3: "ends in CR"}),
         # Cells too few or too many; a short row that begins like one cuts no other.
