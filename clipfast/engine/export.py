@@ -10,6 +10,7 @@ from clipfast.engine.agreement import from_main
 from clipfast.engine.deepspeed.masters import exact_parameters
 from clipfast.engine.launch import Process
 from clipfast.models import export
+from clipfast.models.placing import odd_values
 from clipfast.models.weights import architecture_of
 
 
@@ -36,8 +37,10 @@ def full_state_dict(engine: Any, process: Process) -> dict[str, Tensor] | None:
     return state
 
 
-def export_final(engine: Any, path: Path, process: Process, step: int | None = None) -> None:
+def export_final(engine: Any, path: Path, process: Process, step: int | None = None) -> str:
     """Write the weights in OpenCLIP's names, with what they say of themselves. A collective.
+
+    Those of a run that diverged are written too: nothing else may hold them.
 
     Args:
         engine: the DeepSpeed engine.
@@ -45,15 +48,21 @@ def export_final(engine: Any, path: Path, process: Process, step: int | None = N
         process: this rank.
         step: optimizer steps taken.
 
+    Returns:
+        On every rank, which tensors are not finite; empty where all are.
+
     Raises:
         OSError: on every rank, where rank 0 cannot write them, with path and free space.
     """
     state = full_state_dict(engine, process)
 
-    def write() -> None:
-        if state is not None:
-            export(state, path, architecture=architecture_of(engine.module), step=step)
+    def write() -> str:
+        assert state is not None
+        architecture = architecture_of(engine.module)
+        export(state, path, architecture=architecture, step=step, allow_nonfinite=True)
+        return odd_values(state)
 
-    from_main(process, write)
+    odd = from_main(process, write)
     if process.device.type == "cuda":
         torch.cuda.empty_cache()
+    return odd

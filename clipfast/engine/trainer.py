@@ -55,7 +55,7 @@ class Result:
         images_per_second: over those seconds, all ranks.
         measured: what each evaluation gave at the end, by its name.
         below_floors: a line for each scalar of a finished run that stayed below its floor.
-        lost: a line for each thing that the run could not write.
+        lost: a line for each thing that the run could not write, or wrote and is of no use.
     """
 
     folder: Path
@@ -333,17 +333,29 @@ class Trainer:
         """Write the final weights.
 
         Returns:
-            A line where that was not possible.
+            A line where that was not possible, or where they are of no use.
         """
         path = self.plan.folder / "final.safetensors"
+        odd = ""
 
         def export() -> None:
+            nonlocal odd
             self._opening.require()
-            export_final(self.engine, path, self.plan.process, self.step)
+            odd = export_final(self.engine, path, self.plan.process, self.step)
 
         words = "The final weights are NOT WRITTEN"
         failed = attempt(export, words, metrics.say, self._requests)
-        return [f"{failed}. Make room, then --resume latest writes them"] if failed else []
+        if failed:
+            return [f"{failed}. Make room, then --resume latest writes them"]
+        if odd:
+            line = (
+                f"The final weights are NOT FINITE: {odd}. {path} holds them, and load_weights "
+                f"refuses it. The run diverged: go on from a checkpoint before that with a lower "
+                f"--optimizer.lr or with --optimizer.clip-norm 1, and {WITH_CHANGES}"
+            )
+            metrics.say(line)
+            return [line]
+        return []
 
     def _summary(self, result: Result, pictures: Sequence[Path]) -> list[str]:
         lines = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from clipfast.arguments import WrongKindError, shown
 from clipfast.models.architecture import Architecture
 from clipfast.models.checks import some_of
-from clipfast.models.fitting import on_meta
+from clipfast.models.fitting import WEIGHT_DTYPES, on_meta
 from clipfast.models.published import tower_of_state
 
 _WANTED = ("logit_scale", "text_projection", "token_embedding.weight")
@@ -66,7 +66,10 @@ def check_complete(state: Mapping[str, Tensor]) -> None:
         if tensor.layout != torch.strided or not _is_weight(name, tensor)
     ]
     if odd:
-        raise ValueError(f"{len(odd)} tensors are no weights: {some_of(odd)}; export dense floats")
+        raise ValueError(
+            f"{len(odd)} tensors are no weights: {some_of(odd)}; export dense floats of 16 bits or "
+            "more"
+        )
 
 
 def check_fits(state: Mapping[str, Tensor], architecture: Architecture) -> None:
@@ -100,4 +103,4 @@ def check_fits(state: Mapping[str, Tensor], architecture: Architecture) -> None:
 
 
 def _is_weight(name: str, tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or name.endswith("num_batches_tracked")
+    return tensor.dtype in WEIGHT_DTYPES or name.endswith("num_batches_tracked")

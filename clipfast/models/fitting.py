@@ -18,6 +18,9 @@ from clipfast.models.metadata import WeightsMetadata
 from clipfast.models.published import from_published
 from clipfast.models.towers import tower_of
 
+# Of numbers that mean something without a scale beside them.
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 State = Mapping[str, Tensor]
 _Items = set[tuple[str, tuple[int, ...]]]
 
@@ -146,7 +149,7 @@ def extra_scalars(state: State) -> dict[str, float]:
 def _is_kind(given: torch.dtype, wanted: torch.dtype) -> bool:
     """Whether numbers of one type can be those of another: float8 and int8 want scales."""
     if wanted.is_floating_point:
-        return given in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        return given in WEIGHT_DTYPES
     return given == wanted or (given != torch.bool and not given.is_floating_point)
 
 

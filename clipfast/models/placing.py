@@ -18,8 +18,6 @@ State = Mapping[str, Tensor]
 def check_values(given: State, target: State, path: Path) -> None:
     """Refuse values that are no weights: NaN, infinity, and what is infinite once it is cast.
 
-    Each tensor is read once, for its smallest and largest value.
-
     Args:
         given: of the file, under the names of the model.
         target: the model's own.
@@ -27,6 +25,25 @@ def check_values(given: State, target: State, path: Path) -> None:
 
     Raises:
         ValueError: with the names of some, and how many there are.
+    """
+    if text := odd_values(given, target):
+        raise ValueError(
+            f"refused to load {path}: {text}. A run that diverged leaves such weights: take an "
+            "earlier checkpoint. load_weights(..., allow_nonfinite=True) loads them all the same"
+        )
+
+
+def odd_values(given: State, target: State | None = None) -> str:
+    """What is not finite in a state; empty where all is.
+
+    Each tensor is read once, for its smallest and largest value.
+
+    Args:
+        given: tensors by name.
+        target: those that they will be cast to; None: they stay what they are.
+
+    Returns:
+        How many there are of each kind, with the names of some.
     """
     nan, infinite, overflowing = [], [], []
     for name, tensor in given.items():
@@ -37,19 +54,14 @@ def check_values(given: State, target: State, path: Path) -> None:
             nan.append(name)
         elif not ends.isfinite().all():
             infinite.append(name)
-        elif not ends.to(target[name].dtype).isfinite().all():
+        elif target is not None and not ends.to(target[name].dtype).isfinite().all():
             overflowing.append(f"{name} ({tensor.dtype} in {target[name].dtype})")
     found = {
         "hold NaN": nan,
         "hold an infinity": infinite,
         "have values too large for the model's type": overflowing,
     }
-    if any(found.values()):
-        text = "; ".join(f"{len(n)} tensors {what}: {some_of(n)}" for what, n in found.items() if n)
-        raise ValueError(
-            f"refused to load {path}: {text}. A run that diverged leaves such weights: take an "
-            "earlier checkpoint. load_weights(..., allow_nonfinite=True) loads them all the same"
-        )
+    return "; ".join(f"{len(n)} tensors {what}: {some_of(n)}" for what, n in found.items() if n)
 
 
 def check_places(target: State, given: State, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clipfast.arguments import WrongKindError, shown, whole_number
+from clipfast.arguments import WrongKindError, shown, truth, whole_number
 from clipfast.models import weight_files
 from clipfast.models.architecture import Architecture
 from clipfast.models.clip import CLIP
@@ -21,7 +22,7 @@ from clipfast.models.metadata import (
     check_architecture,
     describe,
 )
-from clipfast.models.placing import check_places, check_values
+from clipfast.models.placing import check_places, check_values, odd_values
 from clipfast.models.published import to_published, unwrap
 from clipfast.models.trained_with import (
     Said,
@@ -111,6 +112,7 @@ def export(
     *,
     architecture: Architecture | None = None,
     step: int | None = None,
+    allow_nonfinite: bool = False,
 ) -> None:
     """Write weights under the names that OpenCLIP and OpenAI use, `logit_scale` with shape [].
 
@@ -125,11 +127,13 @@ def export(
         architecture: of the model; needed with a state dict only, whose file says nothing of
             itself without it.
         step: optimizer steps taken.
+        allow_nonfinite: write NaN and infinities too; `load_weights` refuses such a file unless it
+            is told the same.
 
     Raises:
         TypeError: an argument is of another kind; a `ValueError` too.
         ValueError: for another suffix, if this is not the state of a whole CLIP model, or not of
-            `architecture`, or for a negative step.
+            `architecture`, for a negative step, or where a number is not finite.
         OSError: if the file cannot be written, with path and free space.
     """
     path = _path_of(path)
@@ -142,14 +146,23 @@ def export(
         )
     state = unwrap(tensors_of(given))
     check_complete(state)
+    if not truth("allow_nonfinite", allow_nonfinite) and (text := odd_values(state)):
+        raise ValueError(
+            f"refused to export to {path}: {text}. A run that diverged leaves such weights: take "
+            "an earlier checkpoint. export(..., allow_nonfinite=True) writes them all the same"
+        )
     if architecture is not None:
         check_fits(state, architecture)
     else:
         architecture = architecture_of(given)
     metadata = None
     if architecture is not None:
-        names = [name for name, _ in architecture.scalars if name != "logit_scale"]
-        scalars = {name: state[name].item() for name in names if name in state}
+        scalars = {
+            # JSON has no NaN; the tensor in the file has it.
+            name: value if math.isfinite(value := state[name].item()) else start
+            for name, start in architecture.scalars
+            if name != "logit_scale" and name in state
+        }
         metadata = describe(architecture, scalars, step)
     weight_files.write_state(to_published(state), path, metadata)
 

@@ -1,5 +1,7 @@
 """What `export` refuses, by the error that it promises, before a byte is written."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -39,6 +41,36 @@ REFUSED = {
     "a number for a name": (({**STATE, 3: PROJECTION},), {}, TypeError, "under 3"),
     "sparse": ((changed(text_projection=PROJECTION.to_sparse()),), {}, ValueError, "dense floats"),
     "complex": ((changed(text_projection=PROJECTION + 1j),), {}, ValueError, "dense floats"),
+    "float8": (
+        (changed(text_projection=PROJECTION.to(torch.float8_e4m3fn)),),
+        {},
+        ValueError,
+        "text_projection .torch.float8_e4m3fn.*dense floats of 16 bits",
+    ),
+    "a NaN": (
+        (changed(text_projection=PROJECTION * torch.nan),),
+        {},
+        ValueError,
+        "refused to export to .*: 1 tensors hold NaN: text_projection. A run that diverged",
+    ),
+    "an infinity": (
+        (changed(logit_scale=torch.tensor([torch.inf])),),
+        {"architecture": MODEL.config, "step": 3},
+        ValueError,
+        "1 tensors hold an infinity: logit_scale",
+    ),
+    "an infinity in half": (
+        (changed(logit_scale=torch.tensor([-torch.inf]).half()),),
+        {},
+        ValueError,
+        "1 tensors hold an infinity: logit_scale",
+    ),
+    "text for a truth": (
+        (MODEL,),
+        {"allow_nonfinite": "no"},
+        TypeError,
+        "allow_nonfinite must be True or False",
+    ),
     "integers": ((changed(text_projection=PROJECTION.int()),), {}, ValueError, "dense floats"),
     "a shape": (
         (changed(text_projection=PROJECTION[:3]),),
@@ -94,3 +126,18 @@ def test_export_raises_the_error_of_a_path_that_cannot_be_written(tmp_path, name
 def test_export_takes_a_numpy_integer_for_a_step(tmp_path):
     export(MODEL, tmp_path / "x.safetensors", step=np.int64(3))
     assert read_metadata(tmp_path / "x.safetensors").step == 3
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_export_writes_what_is_not_finite_on_request_alone(tmp_path, suffix, value):
+    path = tmp_path / f"x{suffix}"
+    scalars = (("logit_bias", -10.0),)
+    config = MODEL.config.override(scalars=scalars)
+    state = changed(logit_bias=torch.tensor([value]))
+    export(state, path, architecture=config, allow_nonfinite=True)
+    with pytest.raises(ValueError, match="logit_bias"):
+        create_model.from_file(path)
+    again = create_model.from_file(path, allow_nonfinite=True)
+    loaded = again.logit_bias.item()
+    assert math.isnan(loaded) if math.isnan(value) else loaded == value
