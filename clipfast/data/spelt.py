@@ -22,6 +22,14 @@ _LOOKS = re.compile(
 )
 _WRAPPERS = {"array", "list", "tuple", "deque", "set", "frozenset"}
 _VALUES = {"null": None, "true": True, "false": False, "nan": float("nan"), "NaN": float("nan")}
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 _BETWEEN = (tokenize.NL, tokenize.COMMENT)
 
 
@@ -47,7 +55,7 @@ def read_spelt(text: str) -> list[object] | dict[object, object] | None:
     except (ValueError, RecursionError):
         try:
             value = _python(text)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        except _REFUSALS:
             return None
     if isinstance(value, tuple):
         return list(value)
