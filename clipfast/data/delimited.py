@@ -92,7 +92,7 @@ class _Table:
             if row.end and self._end and row.end != self._end:
                 ends = self._other_end(row.end)
                 found.reason = found.reason or ends
-            if not row.reason and not any(cell.strip() for cell in row.cells):
+            if self._is_blank(row, row.cells):
                 waiting.append(found)
                 continue
             cut = ""
@@ -152,6 +152,11 @@ class _Table:
                     return False
         return True
 
+    def _is_blank(self, row: Row, cells: list[str]) -> bool:
+        """Whether a row has nothing in these cells; quotes around too few are a caption's rest."""
+        rest = row.quoted and len(row.cells) != len(self._names)
+        return not row.reason and not rest and not any(cell.strip() for cell in cells)
+
     def _is_odd(self, row: Row) -> bool:
         """Whether a row may be the rest of another: where the image should be, there is none."""
         cells = row.cells
@@ -160,8 +165,7 @@ class _Table:
         if len(cells) <= self._image:
             return True
         image = cells[self._image].strip("\ufeff \t")
-        blank = not any(cell.strip() for cell in cells[self._image :])
-        if blank and not row.reason:
+        if self._is_blank(row, cells[self._image :]):
             return False
         # The first row has nothing before it that it could be cut from.
         if not self._is_image(image) and self._any_image:

@@ -55,6 +55,7 @@ class Row:
         cells: as far as they can be told.
         end: what its last line ends with: ``\\n``, ``\\r``, or "" at the end of the file.
         reason: why the cells cannot be trusted; "" when they can.
+        quoted: it has quotes.
     """
 
     line: int
@@ -62,6 +63,7 @@ class Row:
     cells: list[str]
     end: str = ""
     reason: str = ""
+    quoted: bool = False
 
 
 class Rows:
@@ -103,7 +105,12 @@ class Rows:
                 break
         lines = self._lines.taken
         return Row(
-            self._lines.passed + 1, len(lines), cells, _end(lines[-1]), self._other_rule(cells)
+            self._lines.passed + 1,
+            len(lines),
+            cells,
+            _end(lines[-1]),
+            self._other_rule(cells),
+            bool(self._quote) and self._quote in lines[0],
         )
 
     def first_line(self) -> Row:

@@ -213,6 +213,7 @@ def test_bytes_of_another_encoding_are_named_and_read_when_it_is_given(tmp_path)
         # Line ends that nobody quoted.
         ("0.jpg\ta\ncut\n1.jpg\tb", "1", {2: "line 3 is its rest", 3: "1 columns"}),
         ("0.jpg\ta\n \ncut\n1.jpg\tb", "1", {2: "line 4 is its rest", 3: "1 col", 4: "1 col"}),
+        ('0.jpg\ta\n""\n1.jpg\tb', "1", {2: "line 3 is its rest", 3: "1 columns"}),
         ("0.jpg\ta\nand \tmore\n1.jpg\tb", "and 1", {2: "line 3 is its rest"}),
         ("0.jpg\ta\nsee http://x/2.jpg\tokay\n1.jpg\tb", "1",
          {2: "line 3 is its rest", 3: "words before a URL"}),
