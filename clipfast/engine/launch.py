@@ -11,7 +11,7 @@ import torch
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.helper import load_helper
 from clipfast.engine.environment import read_environment
-from clipfast.engine.rendezvous import meet
+from clipfast.engine.rendezvous import meet, release
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def start(process: Process) -> None:
         auto_mpi_discovery=False,
         verbose=False,
     )
+    release()
     if process.device.type == "cpu":
         _release_shared_memory(process)
 

@@ -32,7 +32,7 @@ _PORT_REMEDY = (
     "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
     "--rdzv-endpoint HOST:PORT"
 )
-# Held so that the port stays ours until torch's group shares the store, and while it lives.
+# Held so that the port stays ours until torch's group shares the store.
 _store: Any = None
 
 
@@ -66,6 +66,12 @@ def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
             f"{_first_line(error)}. Look at what rank 0 printed"
         ) from error
     _store = base
+
+
+def release() -> None:
+    """Leave the store to torch's group, which has it by now."""
+    global _store
+    _store = None
 
 
 def _agent_holds_the_store() -> bool:
