@@ -1,11 +1,11 @@
 """What the loaders are given, checked at construction rather than at the first batch."""
 
-import os
 from typing import Any
 
 import torch
 
 from clipfast.arguments import WrongKindError, real_number, shown, whole_number
+from clipfast.data.workers import machine_memory
 
 IMAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Sides beyond this are mistakes: a batch of eight such images has 3 GB.
@@ -63,7 +63,7 @@ def check_batch(images: int, image_size: int, dtype: torch.dtype, device: torch.
     if device.type == "cuda":
         memory, place = torch.cuda.get_device_properties(device).total_memory, str(device)
     else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = machine_memory()
         place = "this machine"
     if size > memory:
         raise ValueError(

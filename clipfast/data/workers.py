@@ -71,3 +71,8 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         # The kernel ends a worker that is inside a decoder, where no thread of Python may run.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
