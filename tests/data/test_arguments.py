@@ -114,7 +114,7 @@ def test_eval_loader_takes_a_batch_beyond_its_samples_as_one_of_all(batch_size):
 def test_loaders_refuse_a_batch_beyond_the_machines_memory(loader, options, monkeypatch):
     # 400 images of 64 x 64 in float32 have 19,660,800 bytes.
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 4800}
-    monkeypatch.setattr("clipfast.data.arguments.os.sysconf", pages.__getitem__)
+    monkeypatch.setattr("clipfast.data.workers.os.sysconf", pages.__getitem__)
     loader("sample/noto", 64, **options)
     pages["SC_PHYS_PAGES"] = 4799
     words = r"a batch of 400 images of 64 x 64 .* has 0\.0 GB, more than .* pass a smaller"
