@@ -74,11 +74,11 @@ def gather_texts(
         shares = find_shares(text_features, group, batch_sizes)
         if is_transformed(text_features):
             impl = _derivable(impl)
-        if impl == "reference" and shares.group_name is not None and is_transformed(text_features):
-            raise NotImplementedError(
-                "clip_loss under torch.func or forward-mode AD works on one process: over ranks "
-                "use loss.backward() or torch.autograd.grad"
-            )
+            if shares.group_name is not None:
+                raise NotImplementedError(
+                    "clip_loss under torch.func or forward-mode AD works on one process: over "
+                    "ranks use loss.backward() or torch.autograd.grad"
+                )
         if impl == "reference":
             return GatheredTexts(text_features, shares, None, normalize)
         choice = ops.choose(impl, text_features, autocast)

@@ -108,14 +108,13 @@ class ClipLoss(nn.Module):
             The loss, or the dictionary.
         """
         self._check_ranks()
-        batch = image_features.shape[0]
         loss = clip_loss(
             image_features,
             text_features,
             logit_scale,
             group="local" if self.world_size == 1 else self.group,
             normalize=False,
-            batch_sizes=[batch] * self.world_size if self.equal_batches else None,
+            batch_sizes=self._batch_sizes(image_features),
             impl=self.impl,
             keep_logits=self.keep_logits,
             workspace_bytes=self.workspace_bytes,
@@ -168,8 +167,11 @@ class ClipLoss(nn.Module):
         self._check_ranks()
         if self.world_size == 1:
             return features
-        sizes = [len(features)] * self.world_size if self.equal_batches else None
-        return gather_rows(features, find_shares(features, self.group, sizes))
+        shares = find_shares(features, self.group, self._batch_sizes(features))
+        return gather_rows(features, shares)
+
+    def _batch_sizes(self, features: Tensor) -> list[int] | None:
+        return [features.shape[0]] * self.world_size if self.equal_batches else None
 
     def _check_ranks(self) -> None:
         if self.world_size == 1:

@@ -251,6 +251,7 @@ void step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
   std::vector<adamw::Coefficients> coefficients;
   for (const auto& slot : slots) {
     TORCH_CHECK(*slot.step >= 1.0f, "adamw: expected steps from 1 on, got ", *slot.step);
+    TORCH_CHECK(*slot.step < 0x1p32f, "adamw: expected steps that 32 bits count, got ", *slot.step);
     starts.push_back(starts.back() + adamw::blocks_of(slot.numel));
     coefficients.push_back(
         adamw::coefficients(checked.options.hyper, static_cast<uint32_t>(*slot.step)));

@@ -3,6 +3,7 @@ number of threads, unbiased rounding, errors. Results of every form are in test_
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -237,6 +238,7 @@ WRONG_CALLS = [
     ),
     ("steps", lambda t: t.double(), {}, r"steps\[0\] of 1 adjacent float32.*Double"),
     ("steps", lambda t: t * 0, {}, r"steps from 1 on, got 0"),
+    ("steps", lambda t: t * math.inf, {}, r"steps that 32 bits count, got inf"),
     ("first_elements", [100], {}, r"first_elements\[0\] to be a multiple of 256, got 100"),
     ("control", torch.ones(3), {}, r"control\[0\] of 2 adjacent float32 elements, got \[3\]"),
 ]
