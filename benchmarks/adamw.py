@@ -23,7 +23,7 @@ reference's bits. What fails has no figures.
     python benchmarks/adamw.py --quick                    seconds, for a look; nothing is kept
 
 Rows go to ``benchmarks/results/adamw.jsonl`` and the plot beside it, under the default options or
-with --save.
+with --save; with others, to where --json and --plot say.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from benchmarks.parts.adamw.contenders import CONTENDERS
 from benchmarks.parts.adamw.measure import check_all, measure_list
 from benchmarks.parts.adamw.problem import FLAT, LISTS
 from benchmarks.parts.common.contest import require_ours
-from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
-from benchmarks.parts.common.rows import save
+from benchmarks.parts.common.rows import RowFile
 
 SUBJECT = "adamw"
 DEFAULTS = {"cpu": {"runs": 5}, "cuda": {"runs": 20}}
@@ -73,16 +72,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = read_options(argv)
     device = torch.device(options.device)
     checks, absent = check_all(options.contenders, device)
-    rows: list[Row] = []
+    rows = RowFile(SUBJECT, options, report.case_of)
     for name in options.lists if checks else []:
         new, missing = measure_list(name, options.elements, device, options.runs, checks)
+        rows.add(new)
         print(report.table(new))
-        rows += new
         absent += missing
     for absence in absent:
         print(f"{absence.name}: {absence.reason}")
-    if rows:
-        save(SUBJECT, rows, report.plot, options)
+    rows.finish(report.plot)
     require_ours(absent)
 
 

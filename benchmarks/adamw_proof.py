@@ -8,8 +8,9 @@
     python benchmarks/adamw_proof.py demo --seeds 5  the demo itself, seeds in pairs: an hour
 
 Every part has negative controls, which must fail the test that ours pass. Rows go to
-``benchmarks/results/adamw_proof.jsonl``, those of ``demo`` to ``demo.jsonl`` as they come, so
-that an interrupted demo goes on. The program ends with status 1 where a claim does not hold.
+``benchmarks/results/adamw_proof.jsonl`` or to where --json says, part by part, those of ``demo`` to
+``adamw_demo.jsonl`` run by run, so that an interrupted demo goes on. The program ends with status 1
+where a claim does not hold.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def run_late(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
     rows, curves = weights.late_phase(options.elements, options.late_steps)
     print(f"\nA noisy quadratic, {options.late_steps} steps: movement along that of fp32 weights")
     print(weights.table(rows))
-    if options.save:
+    if options.save and options.json is None:
         print(f"plot: {weights.plot(curves, files.RESULTS / 'adamw_late.png')}")
     return rows, weights.complaints(rows)
 
@@ -164,6 +165,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-save", dest="save", action="store_false", help="print, and write nothing"
     )
+    parser.add_argument(
+        "--json", type=Path, help="file for the rows, one per line, instead; not for demo's"
+    )
     return parser
 
 
@@ -173,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(options.parts) - set(PARTS):
         raise SystemExit(f"no such part: {', '.join(sorted(unknown))}; there are {PARTS}")
     options.save &= options.max_steps is None
+    # All cases belong to a part, and only parts that were asked for are measured anew.
+    options.is_default = False
+    kept = files.RowFile(SUBJECT, options, lambda row: row["part"])
     wrong: list[str] = []
     for part in options.parts:
         if part == "demo":
@@ -186,13 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         }[part]
         rows, told = run(options)
         wrong += told
-        if options.save:
-            path = files.write_rows(
-                SUBJECT,
-                [{"part": part, "device": "cpu", **row} for row in rows],
-                retain=lambda row, part=part: row["part"] != part,
-            )
-            print(f"rows: {path}")
+        kept.add([{"part": part, "device": "cpu", **row} for row in rows])
+    kept.finish()
     if wrong:
         raise SystemExit("does not hold:\n  " + "\n  ".join(wrong))
 

@@ -9,7 +9,7 @@ those to the gradients of the map and of all parameters. All contenders hold the
     one query     the usual form with one query: keys and values of all tokens
 
 Before anything is timed, each contender's output and gradients are compared with the usual form in
-float64; what is off by more than its arithmetic explains stops the run. The errors are in the rows.
+float64; what is off by more than its arithmetic explains gets no row. The errors are in the rows.
 The floor is the time to read the map twice and to write its gradient, from the rate of a large
 copy in the same run.
 
@@ -17,13 +17,14 @@ copy in the same run.
     python benchmarks/attention_pool.py --pools RN50x64 --batch 32 --dtypes bfloat16
 
 Rows go to ``benchmarks/results/attention_pool.jsonl`` and the plot beside it, under the default
-options only; with others, to where --json and --plot say.
+options or with --save; with others, to where --json and --plot say.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,13 +33,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from benchmarks.parts.common import harness, peers
+from benchmarks.parts.common.contest import Absence, reason_of, require_ours
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
 from benchmarks.parts.common.plots import plot_rows
-from benchmarks.parts.common.rows import device_name, save
+from benchmarks.parts.common.rows import RowFile, device_name
 from benchmarks.peers import import_open_clip
 from clipfast import AttentionPool2d
 
 SUBJECT = "attention_pool"
+OURS = "clipfast"
 # Side of the map, channels, heads, width of the embedding.
 POOLS = {
     "RN50": (7, 2048, 32, 1024),
@@ -95,10 +98,11 @@ class Problem:
         self.x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         self.grad = torch.randn(batch, width, device=device).to(dtype)
 
-    def contenders(self) -> dict[str, tuple[torch.nn.Module, Pool]]:
-        """The module whose gradients are taken, and its forward pass, by name."""
+    def contenders(self) -> tuple[dict[str, tuple[torch.nn.Module, Pool]], list[Absence]]:
+        """The module whose gradients are taken and its forward pass, by name; who is missing."""
+        absent = []
         side, channels, heads, width = self.shape
-        found = {"clipfast": (self.pool, self.pool)}
+        found: dict[str, tuple[torch.nn.Module, Pool]] = {OURS: (self.pool, self.pool)}
         try:
             theirs = import_open_clip().modified_resnet.AttentionPool2d(
                 side, channels, heads, width
@@ -106,10 +110,10 @@ class Problem:
             theirs.to(self.device, self.dtype).load_state_dict(self.pool.state_dict())
             found[f"OpenCLIP {peers.open_clip_version()}"] = (theirs, theirs)
         except ImportError as error:
-            print(f"OpenCLIP: not measured: {error}")
+            absent.append(Absence("OpenCLIP", reason_of(error), is_ours=False))
         found["OpenAI's form"] = (self.pool, lambda x: every_query(self.pool, x))
         found["one query"] = (self.pool, lambda x: one_query(self.pool, x))
-        return found
+        return found, absent
 
     def step(self, module: torch.nn.Module, forward: Pool) -> list[Tensor]:
         """The output and the gradients, those of the parameters in the order of their names."""
@@ -156,19 +160,38 @@ def measure_floor(problem: Problem, runs: int) -> float:
     return row["median_ms"] * 3 * problem.x.nbytes / (2 * source.nbytes)
 
 
-def measure_problem(problem: Problem, runs: int, tick: Callable[[], object]) -> list[harness.Row]:
-    """Check and time all contenders on one pool."""
-    contenders, truth = problem.contenders(), problem.truth()
-    errors = {
-        name: problem.error(problem.step(*contender), truth)
-        for name, contender in contenders.items()
-    }
-    del truth
+def check_all(
+    problem: Problem,
+) -> tuple[dict[str, Callable[[], object]], dict[str, float], list[Absence]]:
+    """What is to be timed, and its errors, by name; and the contenders that fail or are wrong."""
+    contenders, absent = problem.contenders()
+    truth, limit = problem.truth(), TOLERANCE[problem.dtype]
+    steps: dict[str, Callable[[], object]] = {}
+    errors = {}
+    for name, contender in contenders.items():
+        try:
+            error = problem.error(problem.step(*contender), truth)
+            if not error <= limit:
+                raise harness.CheckFailed(f"error {error:.1e}; at most {limit:.0e} is right")
+            errors[name] = error
+            steps[name] = lambda c=contender: problem.step(*c)
+        except Exception as error:  # a failure is a line of the report, whatever it is
+            absent.append(Absence(name, reason_of(error), is_ours=name == OURS))
+    return steps, errors, absent
+
+
+def measure_problem(
+    problem: Problem, runs: int, tick: Callable[[], object]
+) -> tuple[list[harness.Row], list[Absence]]:
+    """Check all contenders on one pool, time those that pass."""
+    steps, errors, absent = check_all(problem)
+    if not steps:
+        return [], absent
     floor = measure_floor(problem, runs)
     side, channels, heads, width = problem.shape
     rows = harness.measure_together(
-        {name: lambda c=contender: problem.step(*c) for name, contender in contenders.items()},
-        check=lambda: all(error <= TOLERANCE[problem.dtype] for error in errors.values()),
+        steps,
+        check=lambda: True,  # each has passed its own
         device=problem.device,
         warmup=1 if problem.device.type == "cpu" else 3,
         runs=runs,
@@ -188,7 +211,7 @@ def measure_problem(problem: Problem, runs: int, tick: Callable[[], object]) -> 
         row["floor_ms"] = floor
         row["ratio_to_floor"] = row["median_ms"] / floor
         row["case"] = f"{row['pool']} {row['dtype']}"
-    return rows
+    return rows, absent
 
 
 def print_table(rows: list[harness.Row]) -> None:
@@ -210,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pools", nargs="+", choices=POOLS, help="models whose pool is timed")
     parser.add_argument("--batch", type=int, help="samples")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of maps and weights")
-    add_run_options(parser, DEFAULTS)
+    add_run_options(parser, DEFAULTS, save="write to results/, beside the rows of other cases")
     return parser
 
 
@@ -223,21 +246,31 @@ def default_dtypes(device: str) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure every pool, print tables, and save what was measured with the default options."""
+    """Measure every pool, print tables, and save what was measured."""
     options = parse(build_parser(), argv, DEFAULTS)
     device = torch.device(options.device)
     dtypes = options.dtypes or default_dtypes(options.device)
     cases = [(pool, dtype) for pool in options.pools for dtype in dtypes]
-    rows: list[harness.Row] = []
+    rows, absent = RowFile(SUBJECT, options, case_of), []
     for number, (pool, dtype) in enumerate(cases, 1):
         title = f"{pool}, {dtype}, batch {options.batch}, {options.device}"
         problem = Problem(pool, options.batch, DTYPES[dtype], device)
         with tqdm(desc=f"case {number}/{len(cases)}: {title}", unit=" runs", leave=False) as bar:
-            new = measure_problem(problem, options.runs, lambda bar=bar: bar.update(1))
-        print(f"{title}: x twice and dx once takes {new[0]['floor_ms']:.2f} ms")
+            new, missing = measure_problem(problem, options.runs, lambda bar=bar: bar.update(1))
+        rows.add(new)
+        told = f": x twice and dx once takes {new[0]['floor_ms']:.2f} ms" if new else ""
+        print(title + told)
         print_table(new)
-        rows += new
-    save(SUBJECT, rows, plot, options)
+        for absence in missing:
+            print(f"  {absence.name}: {absence.reason}")
+        absent += [replace(one, name=f"{one.name} on {pool}, {dtype}") for one in missing]
+    rows.finish(plot)
+    require_ours(absent)
+
+
+def case_of(row: harness.Row) -> tuple:
+    """What rows of one case have in common, and no others."""
+    return row["pool"], row["batch"], row["dtype"]
 
 
 def plot(rows: Sequence[harness.Row], path: Path) -> Path:

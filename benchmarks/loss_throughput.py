@@ -18,7 +18,7 @@ where the logits are kept, 8BGD where they are recomputed (B pairs on a rank, G 
     python benchmarks/loss_throughput.py --ranks 2                sharded over processes
 
 Rows go to ``benchmarks/results/loss_throughput.jsonl`` and the plot beside it, under the default
-options only; with others, to where --json and --plot say.
+options or with --save; with others, to where --json and --plot say.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.parts.common.contest import Absence, require_ours
-from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
-from benchmarks.parts.common.rows import save
+from benchmarks.parts.common.rows import RowFile
 from benchmarks.parts.loss import report
 from benchmarks.parts.loss.measure import Selection, measure_case
 from benchmarks.parts.loss.peers import KEPT, PEERS
@@ -73,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--ranks", type=int, default=1, help="processes that share the batch")
-    add_run_options(parser, DEFAULTS)
+    add_run_options(parser, DEFAULTS, save="write to results/, beside the rows of other cases")
     return parser
 
 
@@ -90,15 +89,15 @@ def require_devices(options: argparse.Namespace) -> None:
         )
 
 
-def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
-    """Measure every size, print its table as it is done."""
+def run_cases(options: argparse.Namespace, rows: RowFile) -> list[Absence]:
+    """Measure every size, write its rows and print its table as it is done."""
     cases = [
         Case(batch, dim, DTYPES[dtype], torch.device(options.device), world_size=options.ranks)
         for dim in options.dims
         for dtype in options.dtypes
         for batch in options.batch_sizes
     ]
-    rows, absent = [], []
+    absent = []
     for number, case in enumerate(cases, 1):
         is_large = case.batch > LARGE
         selection = Selection(
@@ -121,27 +120,27 @@ def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
             else:
                 truth = compute_truth(make_features(case))
                 new, missing = measure_case(case, selection, truth, lambda bar=bar: bar.update(1))
+        rows.add(new)
         print(f"\n{title}, logit scale {LOGIT_SCALE:g}, loss {new[0]['loss']:.3g}")
         print(report.table(new))
         for absence in missing:
             print(f"{absence.name}: {absence.reason}")
-        rows += new
         absent += [replace(one, name=f"{one.name} at G {case.batch}") for one in missing]
-    return rows, absent
+    return absent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
     options = parse(build_parser(), argv, DEFAULTS)
     require_devices(options)
-    rows, absent = run_cases(options)
+    rows = RowFile(SUBJECT, options, report.case_of)
+    absent = run_cases(options, rows)
     print(
         "\nMilliseconds; x floor: time by that of the bare matrix products of the same form; A "
         "faster, B faster: how many\ntimes as fast clipfast's form A, B is; MiB: peak above what "
         "was there before; then relative L2 errors against float64."
     )
-    if rows:
-        save(SUBJECT, rows, report.plot, options)
+    rows.finish(report.plot)
     require_ours(absent)
 
 

@@ -29,14 +29,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.parts.common.contest import Absence, NotMeasured, reason_of, require_ours
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import new_parser, parse
-from benchmarks.parts.common.rows import read_file, write_rows
+from benchmarks.parts.common.rows import RowFile
 from benchmarks.parts.common.text import align, digits, times
 
 SUBJECT = "patch_gain"
@@ -61,28 +61,39 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--save", action="store_true", help="write to results/")
     parser.add_argument("--json", type=Path, help="file for the rows, one per line")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=int, metavar="DESCRIPTOR", help=argparse.SUPPRESS)
     return parser
 
 
-def run_version(options: argparse.Namespace, checkout: Path | None) -> list[Row]:
+def run_version(options: argparse.Namespace, checkout: Path | None) -> Iterator[list[Row]]:
     """Measure one version of OpenCLIP in a process of its own.
 
     Args:
         options: Of the command line.
         checkout: The folder of a checkout; None is the version that is installed.
 
-    Returns:
-        The rows, not yet stamped.
+    Yields:
+        The rows of a case as they come, not yet stamped.
+
+    Raises:
+        NotMeasured: The process failed; what it said is on the screen.
     """
     environment = {**os.environ, peers.CHECKOUT: str(checkout.resolve()) if checkout else ""}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        command = [sys.executable, "-m", f"benchmarks.{SUBJECT}", "--one", "--json", str(path)]
-        command += ["--models", *options.models, "--runs", str(options.runs)]
-        command += ["--batch-sizes", *map(str, options.batch_sizes), "--device", options.device]
-        subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1])
-        return read_file(path)
+    reading, writing = os.pipe()
+    command = [sys.executable, "-m", f"benchmarks.{SUBJECT}", "--one", str(writing)]
+    command += ["--models", *options.models, "--runs", str(options.runs)]
+    command += ["--batch-sizes", *map(str, options.batch_sizes), "--device", options.device]
+    folder = Path(__file__).parents[1]
+    process = subprocess.Popen(command, env=environment, cwd=folder, pass_fds=[writing])
+    os.close(writing)
+    try:
+        with open(reading) as lines:
+            yield from map(json.loads, lines)
+        if code := process.wait():
+            raise NotMeasured(f"its process ended with {code}")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -116,22 +127,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.one:
         from benchmarks.parts.patch.measure import measure_version
 
-        rows = measure_version(options)
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with open(options.one, "w") as file:
+            for new in measure_version(options):
+                print(json.dumps(new), file=file, flush=True)
         return
-    versions = [None, *([Path(options.checkout)] if options.checkout else [])]
-    rows = [row for checkout in versions for row in run_version(options, checkout)]
-    print(table(rows))
+    rows, absent = RowFile(SUBJECT, options, case_of), []
+    for checkout in [None, *([Path(options.checkout)] if options.checkout else [])]:
+        try:
+            for new in run_version(options, checkout):
+                rows.add(new)
+        except NotMeasured as error:
+            absent.append(Absence(f"OpenCLIP, {checkout or 'installed'}", reason_of(error), True))
+    if rows.rows:
+        print(table(rows.rows))
+    for absence in absent:
+        print(f"{absence.name}: {absence.reason}")
     if not options.checkout:
         print(f"one version only: --checkout, or {peers.CHECKOUT}, names another")
-    path = options.json
-    if path is not None:
-        write_rows(SUBJECT, rows, path=path)
-    elif options.is_default or options.save:
-        path = write_rows(
-            SUBJECT, rows, retain=lambda row: not row["device"].startswith(options.device)
-        )
-    print(f"rows: {path or 'not written; --json PATH writes them'}")
+    rows.finish()
+    require_ours(absent)
+
+
+def case_of(row: Row) -> tuple:
+    """What rows of one case have in common, and no others."""
+    return tuple(row[key] for key in ("open_clip_version", "model", "batch", "setting"))
 
 
 if __name__ == "__main__":

@@ -34,9 +34,8 @@ from tqdm import tqdm
 from benchmarks.parts.common import peers
 from benchmarks.parts.common.captions import SOURCES
 from benchmarks.parts.common.contest import Absence, require_ours
-from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
-from benchmarks.parts.common.rows import save
+from benchmarks.parts.common.rows import RowFile
 from benchmarks.parts.step import report
 from benchmarks.parts.step.contenders import CONTENDERS, PRECISIONS, Case
 from benchmarks.parts.step.measure import forget, measure_case
@@ -113,10 +112,10 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     ]
 
 
-def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
-    """Measure every case, print its tables as it is done."""
+def run_cases(options: argparse.Namespace, rows: RowFile) -> list[Absence]:
+    """Measure every case, write its rows and print its tables as it is done."""
     cases = make_cases(options)
-    rows, absent = [], []
+    absent = []
     for number, case in enumerate(cases, 1):
         title = f"{case.model}, batch {case.batch:,}, {case.precision}, {case.device.type}"
         began = time.perf_counter()
@@ -127,6 +126,7 @@ def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
                 bar.set_postfix_str(told, refresh=True)
 
             new, missing = measure_case(case, options.contenders, options.runs, tick)
+        rows.add(new)
         forget()
         print(f"\n{title}; measured in {time.perf_counter() - began:.0f} s")
         if new:
@@ -139,16 +139,16 @@ def run_cases(options: argparse.Namespace) -> tuple[list[Row], list[Absence]]:
             print(report.table(new))
         for absence in missing:
             print(f"{absence.name}: {absence.reason}")
-        rows += new
         absent += [replace(one, name=f"{one.name} on {case.model}") for one in missing]
-    return rows, absent
+    return absent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
     options = parse(build_parser(), argv, DEFAULTS)
     peers.require_open_clip()
-    rows, absent = run_cases(options)
+    rows = RowFile(SUBJECT, options, report.case_of)
+    absent = run_cases(options, rows)
     print(
         "\nA faster: how many times as fast A is. MFU: the plain model's FLOP by time by the rate "
         "of matrix products; it\npasses 100 where padding is left out. done: the same of the FLOP "
@@ -156,8 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "adds. Then the errors of the loss and of the gradients of image tower,\ntext tower and "
         "log-scale, relative, against float32."
     )
-    if rows:
-        save(SUBJECT, rows, report.plot, options, report.case_of)
+    rows.finish(report.plot)
     require_ours(absent)
 
 

@@ -27,9 +27,8 @@ from tqdm import tqdm
 from benchmarks.parts.common import peers
 from benchmarks.parts.common.captions import SOURCES, make_captions
 from benchmarks.parts.common.contest import Absence, require_ours
-from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
-from benchmarks.parts.common.rows import save
+from benchmarks.parts.common.rows import RowFile
 from benchmarks.parts.step.contenders import PRECISIONS, Case
 from benchmarks.parts.step.measure import forget
 from benchmarks.parts.step.report import case_of
@@ -69,11 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_cases(
-    options: argparse.Namespace,
-) -> tuple[list[Row], list[Absence]]:
-    """Measure every width, precision and source of captions; print each table as it is done."""
-    rows, absent = [], []
+def run_cases(options: argparse.Namespace, rows: RowFile) -> list[Absence]:
+    """Measure every width, precision and source of captions; write and print each as it is done."""
+    absent = []
     device = torch.device(options.device)
     total = len(options.widths) * len(options.precisions) * len(options.captions)
     runs_of_case = len(options.contenders) * (options.runs + 2)
@@ -90,6 +87,7 @@ def run_cases(
                     new, wrong = measure_case(
                         case, captions, field.reference(), towers, options.runs, bar.update
                     )
+                    rows.add(new)
                     told = captions.fields
                     bar.write(
                         f"\nwidth {width}, {options.layers} layers, batch {options.batch}, "
@@ -99,20 +97,19 @@ def run_cases(
                     bar.write(report.table(new))
                     for absence in [*missing, *wrong]:
                         bar.write(f"{absence.name}: {absence.reason}")
-                    rows += new
                     absent += [*missing, *wrong]
                 del field, towers
                 forget()
-    return rows, absent
+    return absent
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
     options = parse(build_parser(), argv, DEFAULTS)
     peers.require_open_clip()
-    rows, absent = run_cases(options)
-    if rows:
-        save(SUBJECT, rows, report.plot, options, case_of)
+    rows = RowFile(SUBJECT, options, case_of)
+    absent = run_cases(options, rows)
+    rows.finish(report.plot)
     require_ours(absent)
 
 

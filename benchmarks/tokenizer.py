@@ -9,7 +9,10 @@ and 1% an HTML entity. Both tokenizers keep a table of what they have encoded. T
   which is how training meets text;
 - ``known words``: every caption was encoded before, the most that OpenCLIP's own table can give.
 
-Run ``python benchmarks/tokenizer.py``; rows go to ``benchmarks/results/tokenizer.jsonl``.
+    python benchmarks/tokenizer.py
+
+Rows go to ``benchmarks/results/tokenizer.jsonl`` and the plot beside it, under the default options
+or with --save; with others, to where --json and --plot say.
 """
 
 from __future__ import annotations
@@ -34,11 +37,14 @@ import torch
 
 from benchmarks.parts.common import harness
 from benchmarks.parts.common.captions import SAMPLE
+from benchmarks.parts.common.options import add_run_options, new_parser, parse
 from benchmarks.parts.common.plots import plot_rows
-from benchmarks.parts.common.rows import RESULTS, device_name, write_rows
+from benchmarks.parts.common.rows import RowFile, device_name
 from clipfast.tokenizer import Tokenizer, tokenize
 
 SUBJECT = "tokenizer"
+# A tokenizer runs on the CPU, whatever else the machine has.
+DEFAULTS = {"cpu": {"batch": 512, "runs": 20}}
 TEMPLATES = (
     "a photo of a {0}, with {1} and {2} in the background",
     "{0} and {1} on a white table next to the window",
@@ -179,15 +185,15 @@ def compare(
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=512, help="captions per call")
-    parser.add_argument("--runs", type=int, default=20, help="timed calls of each tokenizer")
+    parser = new_parser(__doc__, DEFAULTS)
+    parser.add_argument("--batch", type=int, help="captions per call")
+    add_run_options(parser, DEFAULTS, save="write to results/, beside the rows of other cases")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run all settings, print and write the rows."""
-    arguments = build_parser().parse_args(argv)
+    options = parse(build_parser(), argv, DEFAULTS)
     start = time.perf_counter()
     tokenize("a photo of a cat")
     print(f"first call, which builds the engine: {time.perf_counter() - start:.3f} s")
@@ -197,23 +203,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(mixed)} captions of {words / len(mixed):.1f} words; mixed: {share:.1%} non-ASCII")
 
     peer = load_open_clip_tokenizer()
-    rows = []
+    rows = RowFile(SUBJECT, options, lambda row: (row["case"], row["batch"]))
     for name, captions in (("ascii", ascii_captions), ("mixed", mixed)):
         for known, table in ((False, "new captions"), (True, "known words")):
-            rows += compare(
+            new = compare(
                 captions,
                 peer,
-                batch=arguments.batch,
-                runs=arguments.runs,
+                batch=options.batch,
+                runs=options.runs,
                 known=known,
                 case=f"{name}, {table}",
             )
-            ours, theirs = rows[-2:]
+            rows.add(new)
+            ours, theirs = new
             print(
                 f"{ours['case']:22} {ours['name']} {ours['items_per_s']:,.0f}/s, {theirs['name']} "
                 f"{theirs['items_per_s']:,.0f}/s: {theirs['ratio_to_clipfast']:.1f}x faster"
             )
-    print(f"rows: {write_rows(SUBJECT, rows)}\nplot: {plot(rows, RESULTS / f'{SUBJECT}.png')}")
+    rows.finish(plot)
 
 
 def plot(rows: Sequence[harness.Row], path: Path) -> Path:

@@ -1,8 +1,7 @@
-"""The benchmark harness times only what was checked, and writes what it timed."""
+"""The benchmark harness times only what was checked."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
@@ -17,7 +16,6 @@ from benchmarks.parts.common.harness import (
     peak_extra_bytes,
 )
 from benchmarks.parts.common.plots import plot_rows
-from benchmarks.parts.common.rows import read_rows, write_rows
 
 
 def passes() -> None:
@@ -26,14 +24,6 @@ def passes() -> None:
 
 def raises() -> None:
     raise AssertionError("ids differ")
-
-
-@pytest.fixture
-def _stamped(monkeypatch):
-    """A stamp that needs neither git nor a device."""
-    module = type(sys)("clipfast.env")
-    module.stamp = lambda: {"commit": "0000000"}
-    monkeypatch.setitem(sys.modules, "clipfast.env", module)
 
 
 @pytest.mark.parametrize(
@@ -115,40 +105,6 @@ def test_peak_extra_bytes_sees_what_is_freed_again():
     assert 0.98 * size <= once < 1.25 * size
     both = peak_extra_bytes(lambda: (np.ones(size, np.int8), np.ones(size, np.int8)))
     assert 1.98 * size <= both < 2.25 * size
-
-
-@pytest.mark.usefixtures("_stamped")
-def test_write_rows_stamps_replaces_and_appends(tmp_path):
-    row = measure("noop", passes, check=passes, runs=3, memory=False)
-    path = write_rows("subject", [row, row], directory=tmp_path)
-    assert len(path.read_text().splitlines()) == 2
-    write_rows("subject", [row], directory=tmp_path)
-    write_rows("subject", [row], directory=tmp_path, append=True)
-    rows = read_rows("subject", directory=tmp_path)
-    assert len(rows) == 2
-    assert rows[0] == json.loads(json.dumps(rows[0]))
-    assert rows[0]["environment"] == {"commit": "0000000"}
-    assert rows[0]["subject"] == "subject"
-    assert rows[0]["median_ms"] == row["median_ms"]
-
-
-@pytest.mark.usefixtures("_stamped")
-def test_write_rows_retains_rows_as_they_were_written(tmp_path):
-    old = {"checked": True, "median_ms": 1.0, "environment": {"commit": "older"}}
-    lines = [json.dumps({**old, "device": device}) for device in ("cpu", "cuda")]
-    (tmp_path / "subject.jsonl").write_text("\n".join(lines) + "\n")
-    new = {"checked": True, "median_ms": 2.0, "device": "cpu"}
-    write_rows("subject", [new], directory=tmp_path, retain=lambda row: row["device"] == "cuda")
-    kept, added = read_rows("subject", directory=tmp_path)
-    assert kept == json.loads(lines[1])
-    assert (added["median_ms"], added["environment"]) == (2.0, {"commit": "0000000"})
-
-
-@pytest.mark.usefixtures("_stamped")
-def test_write_rows_refuses_a_row_without_a_check(tmp_path):
-    with pytest.raises(CheckFailed, match="'made up'"):
-        write_rows("subject", [{"name": "made up", "median_ms": 1.0}], directory=tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", ["items_per_s", "median_ms"])

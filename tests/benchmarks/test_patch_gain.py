@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ OPTIONS = Namespace(models=["ViT-tiny", "RN-tiny"], batch_sizes=[4, 4], runs=2, 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     import_open_clip()
-    return measure.measure_version(OPTIONS)
+    return [row for new in measure.measure_version(OPTIONS) for row in new]
 
 
 def test_patch_gain_has_a_checked_pair_of_rows_per_case(rows):
@@ -58,18 +59,33 @@ def test_patch_gain_merges_versions_and_keeps_rows_of_other_devices(monkeypatch,
     fields |= {"ratio_to_patched": 1.0, "cpu_ratio_to_patched": 1.0, "error_loss": 0.0}
     fields |= {"error_image_grad": 0.0, "error_text_grad": 0.0, "device": "cpu", "checked": True}
 
-    def run_version(options: Namespace, checkout: object) -> list[dict]:
-        name = "OpenCLIP 4" if checkout else "OpenCLIP 3"
-        return [{"name": name, **fields}, {"name": f"{name}, patch_open_clip", **fields}]
+    def run_version(options: Namespace, checkout: object) -> Iterator[list[dict]]:
+        version = "4" if checkout else "3"
+        row = {"name": f"OpenCLIP {version}", "open_clip_version": version, "batch": 4, **fields}
+        yield [row, {**row, "name": f"OpenCLIP {version}, patch_open_clip"}]
 
     monkeypatch.setattr(patch_gain, "run_version", run_version)
     monkeypatch.setattr(rows_file, "RESULTS", tmp_path)
     path = tmp_path / "patch_gain.jsonl"
-    path.write_text(json.dumps({"device": "cuda:0"}) + "\n" + json.dumps({"device": "cpu"}) + "\n")
+    old = {"open_clip_version": "3", "batch": 4, **fields}
+    path.write_text(json.dumps({**old, "device": "cuda:0"}) + "\n" + json.dumps(old) + "\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     patch_gain.main(["--save", "--checkout", str(tmp_path)])
     found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert found[0] == {"device": "cuda:0"}
+    assert found[0]["device"] == "cuda:0"
     assert [row["name"] for row in found[1::2]] == ["OpenCLIP 3", "OpenCLIP 4"]
     assert all("environment" in row for row in found[1:])
     assert "OpenCLIP 4" in capsys.readouterr().out
+
+
+def test_patch_gain_keeps_the_rows_that_came_before_a_version_failed(monkeypatch, tmp_path, capfd):
+    import_open_clip()
+    path = tmp_path / "rows.jsonl"
+    options = ["--models", "ViT-tiny", "--batch-sizes", "2", "--runs", "1", "--device", "cpu"]
+    missing = tmp_path / "no_checkout"
+    with pytest.raises(SystemExit, match=f"no figure for: OpenCLIP, {missing}"):
+        patch_gain.main([*options, "--checkout", str(missing), "--json", str(path)])
+    assert [json.loads(line)["contender"] for line in path.open()][:2] == ["plain", "patched"]
+    told = capfd.readouterr()
+    assert f"{missing}: not measured: its process ended with 1" in told.out
+    assert "expected a checkout of OpenCLIP" in told.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -22,6 +23,13 @@ def test_scripts_at_the_top_can_be_run_and_say_how(path):
     text = path.read_text()
     assert text.rstrip().endswith('if __name__ == "__main__":\n    main()')
     assert f"python benchmarks/{path.name}" in text.split('"""')[1]
+
+
+@pytest.mark.parametrize("path", [p for p in SCRIPTS if p.stem != "tables"], ids=lambda p: p.stem)
+def test_scripts_that_measure_write_rows_where_asked(path, tmp_path):
+    script = importlib.import_module(f"benchmarks.{path.stem}")
+    rows = tmp_path / "rows.jsonl"
+    assert script.build_parser().parse_args(["--json", str(rows)]).json == rows
 
 
 def test_scripts_parts_cannot_be_run_and_leave_the_path_alone():

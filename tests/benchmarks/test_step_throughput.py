@@ -127,7 +127,9 @@ def test_step_throughput_saves_cases_beside_others(monkeypatch, tmp_path):
 
     def save(rows, **options):
         given = Namespace(json=None, plot=None, **options)
-        files.save("steps", rows, lambda rows, path: path, given, step_report.case_of)
+        file = files.RowFile("steps", given, step_report.case_of)
+        file.add(rows)
+        file.finish(lambda rows, path: path)
         lines = (tmp_path / "steps.jsonl").read_text().splitlines()
         return [(r["device"], r["model"], r["name"]) for r in map(json.loads, lines)]
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.harness import Row
+from clipfast.env import stamp
 
 ROOT = Path(__file__).resolve().parents[3]
 SUBJECT = "adamw_demo"
@@ -68,8 +69,8 @@ def run(
     Returns:
         One row per run, those that were there included.
     """
-    is_begun = ((directory or files.RESULTS) / f"{SUBJECT}.jsonl").exists()
-    rows = files.read_rows(SUBJECT, directory=directory) if save and is_begun else []
+    path = (directory or files.RESULTS) / f"{SUBJECT}.jsonl"
+    rows = files.read_file(path) if save and path.exists() else []
     wanted = [(name, seed) for seed in seeds for name in names]
     rows = [row for row in rows if (row["name"], row["seed"]) in wanted]
     done = {(row["name"], row["seed"]) for row in rows}
@@ -85,7 +86,7 @@ def run(
             )
             rows.append(row)
             if save:
-                files.write_rows(SUBJECT, [row], directory=directory, append=True)
+                files.append_rows(path, files.stamped(SUBJECT, [row], stamp()))
     return rows
 
 

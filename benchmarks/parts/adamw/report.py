@@ -69,6 +69,11 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def case_of(row: Row) -> tuple:
+    """What rows of one case have in common, and no others."""
+    return row["list"], row["elements"]
+
+
 def _case(row: Row) -> str:
     return f"{device_name(row)}: {row['list']}, {row['elements'] / 1e6:,.0f}M parameters"
 

@@ -6,7 +6,7 @@ a machine that slows down slows all of them. Each row carries the median, the 20
 percentile, the peak of extra memory and a stamp of the environment.
 
     rows = measure_together({"clipfast": ours, "OpenCLIP 3.3.0": theirs}, check=same_result)
-    write_rows("tokenizer", rows)  # of rows.py
+    RowFile("tokenizer", options, case_of).add(rows)  # of rows.py
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def parse(
     """
     arguments = parser.parse_args(argv)
     is_default = vars(arguments) == vars(parser.parse_args([]))
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    has_cuda = "cuda" in defaults and torch.cuda.is_available()
+    device = arguments.device or ("cuda" if has_cuda else "cpu")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     return argparse.Namespace(
         **{

@@ -1,7 +1,9 @@
-"""Rows on disk: JSON lines in ``benchmarks/results``, each with the stamp of its environment.
+"""Rows on disk: JSON lines, each with the stamp of its environment, written as they come.
 
-write_rows("tokenizer", rows)
-rows = read_rows("tokenizer")
+rows = RowFile("tokenizer", options)
+for case in cases:
+    rows.add(measure(case))  # a benchmark that is killed keeps what it had
+rows.finish(plot)
 """
 
 from __future__ import annotations
@@ -13,54 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.common.harness import CheckFailed, Row
+from clipfast.files import write_whole
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def write_rows(
-    subject: str,
-    rows: Sequence[Row],
-    *,
-    path: Path | None = None,
-    directory: Path | None = None,
-    append: bool = False,
-    retain: Callable[[Row], bool] | None = None,
-) -> Path:
-    """Write rows as JSON lines, each with the stamp of the environment.
+def stamped(subject: str, rows: Sequence[Row], environment: dict[str, Any]) -> list[Row]:
+    """Rows as they are written.
 
     Args:
-        subject: File name without its ending.
-        rows: Rows of :func:`harness.measure`; a row without a passed check is refused.
-        path: File to write, instead of the subject's.
-        directory: Folder of the subject's file, ``benchmarks/results`` if None.
-        append: Keep the rows that are there, for runs on several machines.
-        retain: Keep those of the rows there for which this is true, as they were written.
-
-    Returns:
-        The file written.
+        subject: What was measured.
+        rows: Of :func:`harness.measure`.
+        environment: Of :func:`clipfast.env.stamp`.
 
     Raises:
         CheckFailed: A row did not come from a checked measurement.
     """
-    from clipfast.env import stamp
-
     for row in rows:
         if row.get("checked") is not True:
             raise CheckFailed(f"row {row.get('name')!r} has no passed check: it is not written")
-    environment = stamp()
-    path = path or (directory or RESULTS) / f"{subject}.jsonl"
+    return [{"subject": subject, **row, "environment": environment} for row in rows]
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows to the end of a file, all of them or none where the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    retained = read_file(path) if retain and not append and path.exists() else []
-    with path.open("a" if append else "w") as file:
-        for row in filter(retain, retained):
-            file.write(json.dumps(row) + "\n")
-        for row in rows:
-            file.write(json.dumps({"subject": subject, **row, "environment": environment}) + "\n")
-    return path
+    with path.open("ab", buffering=0) as file:  # one call of the system
+        file.write(_lines(rows))
 
 
 def read_rows(subject: str, *, directory: Path | None = None) -> list[Row]:
-    """The rows of an earlier :func:`write_rows`."""
+    """The rows of a subject's file in ``benchmarks/results``, or in another folder."""
     return read_file((directory or RESULTS) / f"{subject}.jsonl")
 
 
@@ -69,44 +54,99 @@ def read_file(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def save(
-    subject: str,
-    rows: Sequence[Row],
-    draw: Callable[[Sequence[Row], Path], Path],
-    options: argparse.Namespace,
-    case_of: Callable[[Row], Any] | None = None,
-) -> None:
-    """Write and draw the rows of one run, and say where they are.
+class RowFile:
+    """The rows of one run on one device, each case on disk once it is measured.
 
-    Rows and plot go to ``benchmarks/results`` under the default options and with ``--save``.
-    Rows of other devices are kept there. With ``--save`` rows of other cases are kept too.
+    ``--json PATH`` is emptied at the start, and rows are appended to it. Without it, under the
+    default options and with ``--save``, rows go to ``benchmarks/results``. There a case takes the
+    place of the same case of the same kind of device, and other rows stay. A default run that came
+    to its end has measured all cases: rows of cases that are no more go then.
 
     Args:
         subject: Name of the files in ``benchmarks/results``.
-        rows: Of one run on one device.
-        draw: Makes the plot from all rows of the file.
         options: Of :func:`options.parse`: ``json`` and ``plot`` are files to write instead.
-        case_of: What rows of one case have in common, and no others.
+        case_of: What rows of one case have in common, and no others, beside the device.
     """
-    is_kept = options.is_default or getattr(options, "save", False)
-    path = options.json
-    if path is not None:
-        write_rows(subject, rows, path=path)
-    elif is_kept:
-        kind = rows[0]["device"].split(":")[0]
-        cases = [] if options.is_default or case_of is None else [case_of(row) for row in rows]
 
-        def retain(row: Row) -> bool:
-            return case_of(row) not in cases if cases else not row["device"].startswith(kind)
+    def __init__(
+        self, subject: str, options: argparse.Namespace, case_of: Callable[[Row], Any]
+    ) -> None:
+        self.subject, self.options = subject, options
+        self._case_of = case_of
+        self._environment: dict[str, Any] | None = None
+        # Stamped, in the order in which they came.
+        self.rows: list[Row] = []
+        self._earlier: list[Row] = []
+        self._is_kept = options.is_default or getattr(options, "save", False)
+        self.path: Path | None = options.json
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(b"")
+        elif self._is_kept:
+            self.path = RESULTS / f"{subject}.jsonl"
+            self._earlier = read_file(self.path) if self.path.exists() else []
 
-        path = write_rows(subject, rows, retain=retain)
-    print(f"\nrows: {path or 'not written; --json PATH writes them'}")
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write rows, and keep them for the plot.
 
-    picture = options.plot or (RESULTS / f"{subject}.png" if is_kept else None)
-    if picture is not None:
-        # From the file, whose rows carry the machine's name, and other devices' rows too.
-        draw(rows if path is None else read_file(path), picture)
-    print(f"plot: {picture or 'not drawn; --plot PATH draws it'}")
+        Args:
+            rows: Of one case, or a part of them.
+
+        Raises:
+            CheckFailed: A row did not come from a checked measurement.
+        """
+        if self._environment is None:
+            from clipfast.env import stamp
+
+            self._environment = stamp()
+        new = stamped(self.subject, rows, self._environment)
+        self.rows += new
+        if self.options.json is not None:
+            append_rows(self.options.json, new)
+        elif self.path is not None and new:
+            cases = [self._key(row) for row in self.rows]
+            self._earlier = [row for row in self._earlier if self._key(row) not in cases]
+            self._replace()
+
+    def finish(self, draw: Callable[[Sequence[Row], Path], Path] | None = None) -> None:
+        """Draw the rows and say where they are; nothing where there are none.
+
+        Args:
+            draw: Makes the plot from all rows of the file; None where there is none to make.
+        """
+        if not self.rows:
+            return
+        if self.options.is_default and self.path is not None:
+            kinds = {_kind(row) for row in self.rows}
+            self._earlier = [row for row in self._earlier if _kind(row) not in kinds]
+            self._replace()
+        print(f"\nrows: {self.path or 'not written; --json PATH writes them'}")
+        if draw is None:
+            return
+        picture = self.options.plot
+        if picture is None and self._is_kept:
+            picture = RESULTS / f"{self.subject}.png"
+        if picture is not None:
+            # Other devices' rows too.
+            draw([*self._earlier, *self.rows], picture)
+        print(f"plot: {picture or 'not drawn; --plot PATH draws it'}")
+
+    def _key(self, row: Row) -> Any:
+        return _kind(row), self._case_of(row)
+
+    def _replace(self) -> None:
+        assert self.path is not None
+        lines = _lines([*self._earlier, *self.rows])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, lines)
+
+
+def _kind(row: Row) -> str:
+    return str(row["device"]).split(":")[0]
+
+
+def _lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def device_name(row: Row) -> str:

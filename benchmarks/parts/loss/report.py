@@ -88,6 +88,11 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
     return save_figure(figure, path)
 
 
+def case_of(row: Row) -> tuple:
+    """What rows of one case have in common, and no others."""
+    return tuple(row[key] for key in ("batch", "dim", "dtype", "ranks"))
+
+
 def _setting(row: Row) -> str:
     ranks = f", {row['ranks']} ranks" if row["ranks"] > 1 else ""
     return f"{device_name(row)}, width {row['dim']}, {row['dtype']}{ranks}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,19 +82,20 @@ class Side:
             self.optimizer.zero_grad(set_to_none=True)
 
 
-def measure_version(options: argparse.Namespace) -> list[Row]:
+def measure_version(options: argparse.Namespace) -> Iterator[list[Row]]:
     """Check and time every model in every setting of the OpenCLIP that is imported.
 
     Args:
         options: ``models``, ``batch_sizes``, ``runs``, ``device``.
+
+    Yields:
+        The two rows of a model in a setting.
     """
     peers.require_open_clip()
-    rows: list[Row] = []
     for model, batch in zip(options.models, options.batch_sizes, strict=True):
         for setting in make_settings(batch, options.device):
-            rows += measure_setting(model, setting, options)
+            yield measure_setting(model, setting, options)
             forget()
-    return rows
 
 
 def make_settings(batch: int, device: str) -> list[Setting]:

@@ -134,5 +134,4 @@ def _title(row: Row) -> str:
 
 def case_of(row: Row) -> tuple:
     """What rows of one case have in common, and no others."""
-    kind = row["device"].split(":")[0]
-    return kind, *(row.get(key) for key in ("model", "width", "batch", "precision", "captions"))
+    return tuple(row.get(key) for key in ("model", "width", "batch", "precision", "captions"))
