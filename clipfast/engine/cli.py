@@ -140,7 +140,7 @@ def main(
     log, log_folder = StartLog(), None
     try:
         with log.captured():
-            start(process)
+            start(process, plan.uses_tf32)
             trainer = Trainer(plan, builders)
         # Before that the folder may be another run's.
         log_folder = plan.folder / LOGS

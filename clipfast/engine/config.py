@@ -18,7 +18,7 @@ from clipfast.engine.sources import named_sources
 from clipfast.models.layers import Activation
 from clipfast.models.recompute import Recompute
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
 Statistics = Literal["fp32", "bf16", "fp16"]
 Weights = Literal["fp32", "remainder", "stochastic"]
 
@@ -376,7 +376,8 @@ class Config:
 
     precision: Precision = "auto"
     """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a
-    CPU. Matrix products of fp32 run as TF32 on a GPU."""
+    CPU. tf32: fp32 whose matrix products and convolutions a GPU takes in TF32, with 11 bits of each
+    factor; under fp32 it takes them in full."""
 
     seed: int = 0
     """Of initialisation, order and crops."""

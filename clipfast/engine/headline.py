@@ -1,5 +1,7 @@
 """What a run says of itself before its first step."""
 
+import torch
+
 from clipfast.data import TrainLoader
 from clipfast.engine.length import Length
 from clipfast.engine.optimizer import describe
@@ -20,7 +22,7 @@ def headline(
     """
     config, ranks = plan.config, plan.process.world_size
     lines = [
-        f"{config.model.name}: {parameters / 1e6:.1f}M parameters, {plan.dtype}, "
+        f"{config.model.name}: {parameters / 1e6:.1f}M parameters, {_precision(plan)}, "
         f"ZeRO {plan.stage}, {ranks} x {plan.process.device.type}",
         f"batch {config.batch_size} = {ranks} ranks x {plan.local_batch}"
         + (f" in {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""),
@@ -34,3 +36,9 @@ def headline(
     if first_step:
         lines.append(f"resumed after step {first_step}")
     return lines
+
+
+def _precision(plan: RunPlan) -> str:
+    if plan.dtype != torch.float32 or plan.process.device.type != "cuda":
+        return str(plan.dtype)
+    return f"{plan.dtype} with products {'as TF32' if plan.uses_tf32 else 'in full'}"

@@ -64,8 +64,12 @@ def cpu_threads(process: Process) -> int:
     return max(1, len(os.sched_getaffinity(0)) // process.local_world_size)
 
 
-def start(process: Process) -> None:
+def start(process: Process, uses_tf32: bool = False) -> None:
     """Initialise the process group and set the backends once.
+
+    Args:
+        process: this rank.
+        uses_tf32: whether a GPU takes products and convolutions of float32 in TF32.
 
     Raises:
         ConfigError: the ranks cannot meet, see `rendezvous.meet`.
@@ -87,8 +91,7 @@ def start(process: Process) -> None:
     if process.device.type == "cuda":
         torch.cuda.set_device(process.device)
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cuda.matmul.allow_tf32 = True
+        set_products(uses_tf32)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpu_threads(process))
     if process.device.type == "cpu":
@@ -101,6 +104,17 @@ def start(process: Process) -> None:
     release()
     if process.device.type == "cpu":
         _release_shared_memory(process)
+
+
+def set_products(uses_tf32: bool) -> None:
+    """Tell torch how a GPU takes float32 products and convolutions; our kernels follow it.
+
+    Args:
+        uses_tf32: in TF32, or else in full. Torch's own defaults are in full for products, and
+            TF32 for convolutions.
+    """
+    torch.backends.cudnn.allow_tf32 = uses_tf32
+    torch.backends.cuda.matmul.allow_tf32 = uses_tf32
 
 
 def _release_shared_memory(process: Process) -> None:

@@ -20,7 +20,12 @@ from clipfast.models.catalogue import get_config
 from clipfast.models.recompute import MODES
 from clipfast.ops.registry import runs_triton
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+}
 _THREADS_BESIDE_A_GPU = 4
 
 
@@ -34,6 +39,7 @@ class RunPlan:
         architecture: of the model, with the scalars of the objective.
         folder: where the run writes.
         dtype: of weights and activations.
+        uses_tf32: a GPU multiplies float32 matrices as TF32.
         stage: of ZeRO.
         local_batch: pairs of the global batch on a rank.
         micro_batches: parts that a rank's share is encoded in.
@@ -53,6 +59,7 @@ class RunPlan:
     architecture: Architecture
     folder: Path
     dtype: torch.dtype
+    uses_tf32: bool
     stage: int
     local_batch: int
     micro_batches: int
@@ -131,6 +138,8 @@ def decide(config: Config, process: Process) -> RunPlan:
         ),
         folder=Path(config.logging.dir) / config.run_name,
         dtype=dtype,
+        # Of a run in half precision few products are float32, and none of the loss.
+        uses_tf32=process.device.type == "cuda" and config.precision != "fp32",
         stage=stage,
         local_batch=config.local_batch(process.world_size),
         micro_batches=micro_batches,
@@ -157,6 +166,13 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
         raise ConfigError(
             "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
             "Pass --precision fp32 or bf16"
+        )
+    if precision == "tf32" and device.type == "cpu":
+        raise ConfigError("--precision tf32 needs a GPU. Pass --precision fp32")
+    if precision == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise ConfigError(
+            f"--precision tf32: {torch.cuda.get_device_name(device)} has no TF32 units. "
+            "Pass --precision fp32"
         )
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ConfigError(

@@ -93,6 +93,7 @@ def test_help_explains_every_option(capsys):
         (lambda: ScheduleConfig(max_steps=0), "--max-steps"),
         (lambda: DataConfig(scale=(0.9, 0.5)), "--data.scale"),
         (lambda: resolve_precision("fp16", torch.device("cpu")), "--precision fp32 or bf16"),
+        (lambda: resolve_precision("tf32", torch.device("cpu")), "--precision fp32"),
     ],
 )
 def test_impossible_combinations_name_the_option(build, words):

@@ -2,12 +2,18 @@
 
 import ast
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import clipfast.engine
-from clipfast.engine import ConfigError, ModelOptions
+from clipfast.engine import Config, ConfigError, ModelOptions
+from clipfast.engine.headline import headline
+from clipfast.engine.launch import Process, set_products
+from clipfast.engine.length import Length
+from clipfast.engine.plan import decide, resolve_precision
+from clipfast.kernels.common.device import dot_precision
 from tests.engine.plans import EXACT, PAPER, plan
 
 ENGINE = Path(clipfast.engine.__file__).parent
@@ -85,6 +91,46 @@ def test_plan_resolves_precision_for_the_device():
     assert plan(precision="auto").dtype == torch.float32
     assert plan(precision="fp16").dtype == torch.float16
     assert plan(precision="bf16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "uses_tf32", "said"),
+    [
+        ("fp32", "cuda", False, "torch.float32 with products in full, ZeRO"),
+        ("tf32", "cuda", True, "torch.float32 with products as TF32, ZeRO"),
+        ("fp16", "cuda", True, "torch.float16, ZeRO"),
+        ("fp32", "cpu", False, "torch.float32, ZeRO"),
+    ],
+)
+def test_plan_says_how_float32_is_multiplied(precision, device, uses_tf32, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    process = Process(0, 0, 1, 1, torch.device(device))
+    options = {"model": ModelOptions("RN-tiny", compile="none"), "precision": precision}
+    made = decide(Config(batch_size=32, **options), process)
+    assert made.uses_tf32 == uses_tf32
+    order, shards = range(64), ["one"]
+    loader = SimpleNamespace(order=order, shards=shards, batches_per_epoch=2)
+    assert said in headline(made, loader, Length(steps=2, warmup=1), 100, 0)[0]
+
+
+def test_plan_refuses_tf32_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"Tesla T4 has no TF32 units\. Pass --precision fp32"):
+        resolve_precision("tf32", torch.device("cuda"))
+
+
+def test_backends_follow_the_plan():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for uses_tf32 in (True, False):
+            set_products(uses_tf32)
+            assert [backend.allow_tf32 for backend in backends] == [uses_tf32] * 2
+            assert dot_precision(torch.float32) == ("tf32" if uses_tf32 else "ieee")
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 def test_plan_compiles_blocks_on_a_gpu_unless_asked_for():
