@@ -8,6 +8,7 @@ PYTHON ?= python3
 # Installed only where PYTHON has no torch of its own.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+SUITE_ARGS ?=
 # Processes by cores and memory (tests/conftest.py); what shares a long preparation stays together.
 PYTEST_WORKERS ?= auto
 
@@ -23,8 +24,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
-# Whatever can be run; benchmarks/parts holds what they share. The tables come last, from the rows.
-BENCHMARKS = $(filter-out tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
+# Whatever measures one subject; benchmarks/parts holds what they share. The tables come last, from
+# the rows. The suite runs the same benchmarks, smaller.
+BENCHMARKS = $(filter-out suite tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
 # Beside torch, whose types it reads.
@@ -32,7 +34,7 @@ TYPES := "mypy>=2.4,<2.5"
 # The site's generator; setup.py's [docs] says the same. A test compares them.
 SITE := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1.0,<2"
 
-.PHONY: help setup test sanitize lint format demo bench docs env clean
+.PHONY: help setup test sanitize lint format demo suite bench docs env clean
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +44,7 @@ help:
 	@echo "make sanitize csrc's CPU half under AddressSanitizer and UBSan, and calls of all its operators"
 	@echo "make lint     ruff, clang-format and mypy, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
+	@echo "make suite    setup, then tests and benchmarks in 8 minutes (SUITE_ARGS='--minutes 60')"
 	@echo "make bench    setup, then the benchmarks; rows go to benchmarks/results, tables to docs"
 	@echo "make docs     the site, into site/ (open site/index.html); a dead link fails"
 	@echo "make env      setup, then what this machine has and what was built for it"
@@ -127,6 +130,9 @@ demo: setup
 	@port=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
 	set -x; $(BIN)/python -m deepspeed.launcher.runner --master_port $$port recipes/emoji.py \
 	  --eval.floors $(FLOORS)
+
+suite: setup
+	$(BIN)/python -m benchmarks.suite $(SUITE_ARGS)
 
 bench: setup
 	@set -e; for name in $(BENCHMARKS); do \

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from benchmarks import attention_pool
+from benchmarks.parts.common.rows import read_file
 
 TINY = ["--device", "cpu", "--pools", "RN50", "--batch", "2", "--dtypes", "float32", "--runs", "1"]
 
@@ -22,8 +21,7 @@ def small(monkeypatch):
 
 
 def names(tmp_path) -> list[str]:
-    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    return [json.loads(line)["name"] for line in lines]
+    return [row["name"] for row in read_file(tmp_path / "rows.jsonl")]
 
 
 def test_attention_pool_gives_a_wrong_peer_no_row(monkeypatch, tmp_path, capsys):

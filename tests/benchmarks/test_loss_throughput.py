@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 
 import clipfast.loss
 from benchmarks import loss_throughput
-from benchmarks.parts.common.rows import RESULTS
+from benchmarks.parts.common.rows import RESULTS, read_file
 from benchmarks.parts.loss import floor as loss_floor
 from benchmarks.parts.loss import peers as loss_peers
 from benchmarks.parts.loss import problem as loss_problem
@@ -25,7 +24,7 @@ CASE = Case(64, 16, torch.float32, torch.device("cpu"))
 def run(tmp_path, *options: str) -> list[dict]:
     path = tmp_path / "out" / "rows.json"
     loss_throughput.main([*TINY, "--json", str(path), *options])
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_file(path)
 
 
 def require_open_clip() -> None:
@@ -106,7 +105,7 @@ def test_loss_throughput_gives_a_wrong_loss_no_row(monkeypatch, tmp_path, capsys
     with pytest.raises(SystemExit, match="clipfast, recompute at G 64, clipfast, keep at G 64"):
         run(tmp_path, "--dtypes", "float32", "--peers", "chunked")
     assert "clipfast, keep: wrong, so not timed: error_" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.json").open()]
+    rows = read_file(tmp_path / "out" / "rows.json")
     assert [row["name"] for row in rows] == ["floor 6BGD", "floor 8BGD", "chunked torch"]
 
 

@@ -12,6 +12,7 @@ import torch
 from benchmarks import patch_gain
 from benchmarks.parts.common import rows as rows_file
 from benchmarks.parts.common.harness import CheckFailed
+from benchmarks.parts.common.rows import read_file
 from benchmarks.parts.patch import measure
 from benchmarks.parts.tables import towers
 from benchmarks.parts.tables.runs import Run
@@ -67,11 +68,12 @@ def test_patch_gain_merges_versions_and_keeps_rows_of_other_devices(monkeypatch,
     monkeypatch.setattr(patch_gain, "run_version", run_version)
     monkeypatch.setattr(rows_file, "RESULTS", tmp_path)
     path = tmp_path / "patch_gain.jsonl"
-    old = {"open_clip_version": "3", "batch": 4, **fields}
+    old = {"subject": "patch_gain", "name": "OpenCLIP 3", "open_clip_version": "3", "batch": 4}
+    old |= {"environment": {"commit": "0000000"}, **fields}
     path.write_text(json.dumps({**old, "device": "cuda:0"}) + "\n" + json.dumps(old) + "\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     patch_gain.main(["--save", "--checkout", str(tmp_path)])
-    found = [json.loads(line) for line in path.read_text().splitlines()]
+    found = read_file(path)
     assert found[0]["device"] == "cuda:0"
     assert [row["name"] for row in found[1::2]] == ["OpenCLIP 3", "OpenCLIP 4"]
     assert all("environment" in row for row in found[1:])
@@ -85,7 +87,7 @@ def test_patch_gain_keeps_the_rows_that_came_before_a_version_failed(monkeypatch
     missing = tmp_path / "no_checkout"
     with pytest.raises(SystemExit, match=f"no figure for: OpenCLIP, {missing}"):
         patch_gain.main([*options, "--checkout", str(missing), "--json", str(path)])
-    assert [json.loads(line)["contender"] for line in path.open()][:2] == ["plain", "patched"]
+    assert [row["contender"] for row in read_file(path)][:2] == ["plain", "patched"]
     told = capfd.readouterr()
     assert f"{missing}: not measured: its process ended with 1" in told.out
     assert "expected a checkout of OpenCLIP" in told.err

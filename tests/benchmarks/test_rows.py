@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from argparse import Namespace
@@ -63,7 +62,7 @@ def test_rows_are_in_the_file_asked_for_as_they_come(tmp_path):
     assert path.read_text() == ""
     file.add([ROW, {**ROW, "name": "other"}])
     first = path.read_text()
-    written = [json.loads(line) for line in first.splitlines()]
+    written = files.read_file(path)
     assert [row["name"] for row in written] == ["noop", "other"]
     assert written[0] == {"subject": "subject", **ROW, "environment": {"commit": "0000000"}}
     file.add([{**ROW, "size": 2}])

@@ -65,5 +65,6 @@ def test_scripts_are_all_run_by_make_bench():
     if not done.stdout:
         pytest.skip(f"make: {done.stderr}")
     for path in SCRIPTS:
-        assert re.search(rf"\b{path.stem}\b", done.stdout), path
+        # The suite runs the others.
+        assert (path.stem == "suite") != bool(re.search(rf"\b{path.stem}\b", done.stdout)), path
     assert done.stdout.rstrip().endswith("-m benchmarks.tables")

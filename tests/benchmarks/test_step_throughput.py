@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 import pytest
@@ -13,6 +12,7 @@ from benchmarks import step_throughput
 from benchmarks.parts.common import peers
 from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.harness import CheckFailed
+from benchmarks.parts.common.rows import read_file
 from benchmarks.parts.common.text import digits
 from benchmarks.parts.step import check as step_check
 from benchmarks.parts.step import flop as step_flop
@@ -36,7 +36,7 @@ def open_clip(monkeypatch):
 def run(tmp_path, *options: str) -> list[dict]:
     path = tmp_path / "out" / "rows.json"
     step_throughput.main([*TINY, "--json", str(path), *options])
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_file(path)
 
 
 def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys):
@@ -84,7 +84,7 @@ def test_step_throughput_gives_a_wrong_gradient_no_row(monkeypatch, tmp_path, ca
     with pytest.raises(SystemExit, match="clipfast has no figure for: clipfast on RN-tiny"):
         run(tmp_path, *options)
     assert "clipfast: wrong, so not timed: error_text_grad" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.json").open()]
+    rows = read_file(tmp_path / "out" / "rows.json")
     assert [row["contender"] for row in rows] == ["openclip"]
 
 
@@ -130,8 +130,8 @@ def test_step_throughput_saves_cases_beside_others(monkeypatch, tmp_path):
         file = files.RowFile("steps", given, step_report.case_of)
         file.add(rows)
         file.finish(lambda rows, path: path)
-        lines = (tmp_path / "steps.jsonl").read_text().splitlines()
-        return [(r["device"], r["model"], r["name"]) for r in map(json.loads, lines)]
+        found = files.read_file(tmp_path / "steps.jsonl")
+        return [(row["device"], row["model"], row["name"]) for row in found]
 
     save([row, {**row, "model": "RN101"}], is_default=True, save=False)
     save([gpu], is_default=False, save=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from benchmarks import text_tower
+from benchmarks.parts.common.rows import read_file
 from clipfast.models import CLIP
 from tests.peers import import_open_clip
 
@@ -17,7 +16,7 @@ def run(tmp_path, *options: str) -> list[dict]:
     import_open_clip()
     path = tmp_path / "out" / "rows.json"
     text_tower.main([*TINY, "--json", str(path), *options])
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_file(path)
 
 
 def test_text_tower_times_ours_and_open_clips(tmp_path, capsys):
@@ -45,5 +44,5 @@ def test_text_tower_gives_a_wrong_tower_no_row(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match="clipfast has no figure for: clipfast"):
         run(tmp_path, *options)
     assert "clipfast: wrong, so not timed" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.json").open()]
+    rows = read_file(tmp_path / "out" / "rows.json")
     assert [row["contender"] for row in rows] == ["openclip"]

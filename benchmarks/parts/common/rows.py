@@ -1,4 +1,4 @@
-"""Rows on disk: JSON lines, each with the stamp of its environment, written as they come.
+"""Rows on disk: JSON lines of the one form of :mod:`schema`, stamped, written as they come.
 
 rows = RowFile("tokenizer", options)
 for case in cases:
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.common.harness import CheckFailed, Row
+from benchmarks.parts.common.schema import device_name as device_name
+from benchmarks.parts.common.schema import to_record, to_row
 from clipfast.files import write_whole
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -50,8 +52,8 @@ def read_rows(subject: str, *, directory: Path | None = None) -> list[Row]:
 
 
 def read_file(path: Path) -> list[Row]:
-    """The rows of one file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows of one file, as their benchmarks made them."""
+    return [to_row(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 class RowFile:
@@ -146,17 +148,7 @@ def _kind(row: Row) -> str:
 
 
 def _lines(rows: Sequence[Row]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
-
-
-def device_name(row: Row) -> str:
-    """What the row was measured on, as its stamp has it, else the device's type."""
-    device: dict[str, Any] = row.get("environment", {}).get("device", {})
-    if row["device"].startswith("cuda"):
-        gpus = device.get("gpus") or ["CUDA"]
-        return str(gpus[0]["name"] if isinstance(gpus[0], dict) else gpus[0])
-    threads = f", {device['threads']} threads" if device.get("threads") else ""
-    return f"{device.get('cpu') or 'CPU'}{threads}"
+    return "".join(json.dumps(to_record(row)) + "\n" for row in rows).encode()
 
 
 def by_case(rows: Sequence[Row], case_of: Callable[[Row], Any]) -> dict[Any, list[Row]]:

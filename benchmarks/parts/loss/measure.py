@@ -22,6 +22,7 @@ from benchmarks.parts.loss.problem import (
     make_features,
     measure_errors,
 )
+from benchmarks.parts.loss.rivals import sigmoid_truth
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,11 @@ def _check(contender: Contender, case: Case, features: Features, truth: Truth) -
     """
     require_memory(contender, case)
     loss = contender.build(case)
+    if contender.is_sigmoid:
+        truth = sigmoid_truth(features, truth.rows)
     errors = measure_errors(loss, features, truth, case)
+    if not contender.has_scale_grad:
+        del errors["error_scale_grad"]
     worst = {key: value for key, value in errors.items() if not value <= contender.tolerance}
     if worst:
         told = ", ".join(f"{key} {value:.1e}" for key, value in worst.items())

@@ -6,7 +6,6 @@ the loss itself. A peer that cannot run raises :class:`NotMeasured` with the rea
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -22,13 +21,14 @@ from torch import Tensor
 import clipfast.loss
 from benchmarks.parts.common.contest import NotMeasured
 from benchmarks.parts.loss.problem import LOGIT_SCALE, Case, Loss
+from benchmarks.parts.loss.rivals import inf_cl, memeff, rival_version, siglip_kernel
 
 # Largest relative L2 error of ours, by what the towers give: float32 sums over the batch, and the
 # rounding of the result to the features' own dtype.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 1e-2}
 # Bits lost by a value rounded to the dtype, relative.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-PEERS = ("openclip", "openclip-compile", "chunked", "inf-cl")
+PEERS = ("openclip", "openclip-compile", "chunked", "inf-cl", "memeff", "siglip-kernel")
 KEPT = {"recompute": False, "keep": True}
 
 
@@ -44,6 +44,8 @@ class Contender:
             where memory does not grow with the square of the batch.
         floor: FLOP in units of BGD that its matrix products need, for ours: 6 or 8.
         fields: Copied into its row.
+        has_scale_grad: Whether the log-scale gets a gradient; where not, there is none to check.
+        is_sigmoid: Whether it is the pairwise sigmoid loss, another function.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Contender:
     logit_bytes: int = 0
     floor: int | None = None
     fields: tuple[tuple[str, str], ...] = ()
+    has_scale_grad: bool = True
+    is_sigmoid: bool = False
 
     @property
     def is_ours(self) -> bool:
@@ -84,23 +88,31 @@ def peer_contenders(case: Case, peers: Sequence[str]) -> list[Contender]:
     1 + s / 4 * rounding.
     """
     tolerance = max(1e-3, LOGIT_SCALE / 4 * ROUNDING[case.dtype])
-    open_clip = f"OpenCLIP {_version('open_clip_torch')}"
+    open_clip = f"OpenCLIP {rival_version('open_clip_torch')}"
     known = {
         "openclip": Contender(open_clip, _open_clip, tolerance, logit_bytes=32),
         "openclip-compile": Contender(
             f"{open_clip}, torch.compile", _open_clip_compiled, tolerance, logit_bytes=32
         ),
         "chunked": Contender("chunked torch", _chunked_torch, tolerance),
-        "inf-cl": Contender(f"Inf-CL {_version('inf-cl')}", _inf_cl, tolerance),
+        "inf-cl": Contender(f"Inf-CL {rival_version('inf-cl')}", inf_cl, tolerance),
+        "memeff": Contender(
+            f"memeff {rival_version('memeff')}",
+            memeff,
+            tolerance,
+            fields=(("leaves_out", "the log-scale's gradient"),),
+            has_scale_grad=False,
+        ),
+        "siglip-kernel": Contender(
+            f"siglip-kernel {rival_version('siglip-kernel')}, sigmoid loss",
+            siglip_kernel,
+            # Its logits are a tenth of ours; its gradients are kept in the features' type.
+            max(1e-3, 4 * ROUNDING[case.dtype]),
+            fields=(("function", "the pairwise sigmoid loss"),),
+            is_sigmoid=True,
+        ),
     }
     return [known[peer] for peer in peers]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _clipfast(impl: str, keep_logits: bool) -> Loss:
@@ -157,34 +169,6 @@ def _open_clip_compiled(case: Case) -> Loss:
         raise NotMeasured("the gather with gradients is not traced")
     torch._dynamo.reset()
     return torch.compile(_open_clip(case), dynamic=False)
-
-
-def _inf_cl(case: Case) -> Loss:
-    """Inf-CL as one process calls it: its tiled loss of either direction, in float32.
-
-    ``cal_inf_loss`` is not used: its scale's backward asks for a process group even for one GPU,
-    without which it goes on to this same function.
-    """
-    if case.device.type != "cuda":
-        raise NotMeasured("its kernels need a GPU")
-    if case.world_size > 1:
-        raise NotMeasured("timed on one process only")
-    try:
-        flash_loss = importlib.import_module("inf_cl").cal_flash_loss
-    except ImportError as error:
-        raise NotMeasured(f"pip install --no-deps inf-cl ({error})") from None
-    heads = [width for width in (256, 128, 64, 32, 16) if case.dim % width == 0]
-    if not heads:
-        raise NotMeasured(f"needs a width that is a multiple of 16, not {case.dim}")
-
-    def loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
-        u, v = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-        scale = log_scale.exp()
-        rows = flash_loss(u, v, scale=scale, head_dim=heads[0]).mean()
-        columns = flash_loss(v, u, scale=scale, head_dim=heads[0]).mean()
-        return (rows + columns) / 2
-
-    return loss
 
 
 def _chunked_torch(case: Case) -> Loss:

@@ -128,7 +128,7 @@ def compute_truth(features: Features) -> Truth:
     batch = len(u)
     row_sum, row_dot = u.new_empty(batch), u.new_empty(batch)
     column_sum, column_dot = u.new_zeros(batch), u.new_zeros(batch)
-    for rows in _chunks(batch, batch, u.device):
+    for rows in row_chunks(batch, batch, u.device):
         logits = scale * u[rows] @ v.T
         # In float64 a shift by the largest possible logit underflows nowhere.
         weights = (logits - scale).exp()
@@ -162,7 +162,7 @@ def _feature_grad(
     sample: Tensor,
 ) -> Tensor:
     grads = []
-    for chosen in _chunks(len(sample), len(v), u.device):
+    for chosen in row_chunks(len(sample), len(v), u.device):
         rows = sample[chosen]
         weights = (scale * u[rows] @ v.T - scale).exp()
         grad = (weights / row_sum[rows, None] + weights / column_sum) @ v - 2 * v[rows]
@@ -172,7 +172,7 @@ def _feature_grad(
     return torch.cat(grads)
 
 
-def _chunks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+def row_chunks(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
     """Slices of rows whose float64 logits take 0.5 GiB on a GPU, 64 MiB elsewhere."""
     step = max(1, 2 ** (26 if device.type == "cuda" else 23) // columns)
     for begin in range(0, rows, step):
