@@ -1,4 +1,4 @@
-"""Image-caption pairs from webdataset shards, decoded by NVIDIA DALI.
+"""Image-caption pairs from webdataset shards, decoded by NVIDIA DALI; random pairs in their place.
 
 Names are loaded when first used: the command-line tools of this package start worker processes that
 need neither torch nor DALI's pipeline.
@@ -8,9 +8,13 @@ import importlib
 import warnings
 from typing import Any
 
-__all__ = ["EvalLoader", "ImageTextBatch", "ShardReader", "TrainLoader"]
+__all__ = ["EvalLoader", "ImageTextBatch", "ShardReader", "SyntheticLoader", "TrainLoader"]
 
-_HOME = {"ShardReader": "clipfast.data.reader"}
+_HOME = {
+    "ImageTextBatch": "clipfast.data.batch",
+    "ShardReader": "clipfast.data.reader",
+    "SyntheticLoader": "clipfast.data.synthetic",
+}
 
 
 def __getattr__(name: str) -> Any:

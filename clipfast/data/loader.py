@@ -3,13 +3,11 @@
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from clipfast.arguments import whole_number
 from clipfast.data.arguments import (
@@ -21,6 +19,8 @@ from clipfast.data.arguments import (
     check_place,
     check_scale,
 )
+from clipfast.data.batch import ImageTextBatch
+from clipfast.data.caption_lengths import mean_tokens
 from clipfast.data.decode import DecodedBatch, Decoder
 from clipfast.data.encoded import Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
@@ -37,34 +37,6 @@ from clipfast.data.table import counts
 # Broken samples that a run bears with where nobody says how many.
 MAX_ERRORS = 1000
 _READ_AHEAD = 4
-
-
-@dataclass(frozen=True)
-class ImageTextBatch:
-    """One rank's share of a global batch.
-
-    Attributes:
-        images: ``[B, 3, S, S]`` in channels_last, normalised, on the loader's device.
-        tokens: ``[B, L]`` int64 on the loader's device; L is the longest caption of this share.
-        lengths: ``[B]`` int64 on the CPU, tokens up to and including end-of-text.
-        epoch: from 0.
-        index: number of the global batch in its epoch.
-        shard: ``[B]`` int64, where each sample came from.
-        row: ``[B]`` int64, its row in that shard.
-        content: ``[B, 2]`` int64 on the CPU: an id of the picture's file, and one of the caption's
-            words, equal where they are equal. From `EvalLoader` alone.
-        skipped: broken samples that were met on the way to this batch, where they are left out.
-    """
-
-    images: Tensor
-    tokens: Tensor
-    lengths: Tensor
-    epoch: int
-    index: int
-    shard: np.ndarray
-    row: np.ndarray
-    content: Tensor | None = None
-    skipped: tuple[Skipped, ...] = ()
 
 
 class _Loader:
@@ -234,6 +206,15 @@ class TrainLoader(_Loader):
     def skipped(self) -> list[Skipped]:
         """The broken samples that were left out so far, each once."""
         return list(self._found.values())
+
+    @property
+    def contents(self) -> str:
+        """What there is, for a person."""
+        return f"{len(self.order)} pairs in {len(self.shards)} shard(s)"
+
+    def caption_tokens(self) -> int:
+        """The mean length of some captions, a tenth added: batches differ."""
+        return mean_tokens(self.reader)
 
     def learn(self, skipped: Iterable[Skipped]) -> None:
         """Leave out samples too that another rank has met.

@@ -10,6 +10,7 @@ from clipfast.data.braces import expand_braces
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.globs import has_magic
 from clipfast.data.storage.paths import join, split
+from clipfast.data.synthetic_name import SYNTHETIC
 
 _SAMPLE_DIR = join(split(__file__)[0], "sample")
 _SAMPLES = {
@@ -29,6 +30,11 @@ def _refuse_unreadable(pattern: str) -> None:
     storage = storage_of(pattern)
     if storage.is_folder(pattern):
         raise ValueError(f"shard {pattern!r} is a folder; write '{pattern.rstrip('/')}/*.tar'")
+    if pattern.partition(":")[0] == SYNTHETIC:
+        raise ValueError(
+            f"shard {pattern!r}: random pairs are trained on alone, by '--data.train {SYNTHETIC}' "
+            "or a clipfast.data.SyntheticLoader"
+        )
     if pattern.partition("/")[0] == "sample":
         raise ValueError(f"shard {pattern!r}: the embedded shards are {', '.join(_SAMPLES)}")
     if not pattern.endswith(".tar"):

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from clipfast.data import TrainLoader
+from clipfast.data import SyntheticLoader, TrainLoader
+from clipfast.data.batch import TrainingData
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import initialise_engine
 from clipfast.engine.optimizer import build_optimizer
@@ -18,14 +19,25 @@ from clipfast.models.compile import compile_blocks
 from clipfast.preprocessing import Preprocessing
 
 
-def build_loader(plan: RunPlan) -> TrainLoader:
-    """This rank's view of the training data.
+def build_loader(plan: RunPlan) -> TrainingData:
+    """This rank's view of the training data, read from shards or made at random.
 
     Raises:
         ConfigError: the shards do not fit the run, or an index does not fit its shard.
     """
     config, process = plan.config, plan.process
     try:
+        if (samples := config.data.synthetic) is not None:
+            return SyntheticLoader(
+                samples,
+                plan.architecture.vision.image_size,
+                config.batch_size,
+                rank=process.rank,
+                world_size=process.world_size,
+                seed=config.seed,
+                device=process.device,
+                dtype=plan.dtype,
+            )
         return TrainLoader(
             config.data.train,
             plan.architecture.vision.image_size,
@@ -91,7 +103,7 @@ class Builders:
         engine: wraps plan, model and optimizer into what ``train_step`` calls.
     """
 
-    loader: Callable[[RunPlan], TrainLoader] = build_loader
+    loader: Callable[[RunPlan], TrainingData] = build_loader
     model: Callable[[RunPlan], CLIP] = build_model
     optimizer: Callable[[RunPlan, nn.Module], Optimizer] = build_optimizer
     engine: Callable[[RunPlan, CLIP, Optimizer], Any] = initialise_engine

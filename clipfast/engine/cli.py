@@ -41,6 +41,8 @@ _NO_DATA = """no training data: pass your shards,
     --data.train 'shards/{00000..41407}.tar'
 or try the recipe on the embedded sample of emoji drawings (1,911 concepts by two artists),
     --data.train sample --batch-size 4 --max-steps 2
+or measure its step on random pairs, without data,
+    --data.train synthetic --max-steps 20
 To make shards from images and captions: python -m clipfast.data.pack --help"""
 
 
@@ -199,5 +201,7 @@ def _check_files(config: Config) -> None:
 
     if config.model.weights and not os.path.exists(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
+    if config.data.synthetic is not None:
+        return
     for pattern in (*config.data.train, *config.data.eval_sources.values()):
         expand(pattern)

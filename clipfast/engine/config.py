@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from clipfast.data.synthetic_name import synthetic_samples
 from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
@@ -91,7 +92,9 @@ class DataConfig:
 
     train: tuple[str, ...] = ()
     """Training shards: paths, brace ranges ('shards/{00000..41407}.tar') or globs, several
-    allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings."""
+    allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings.
+    'synthetic' or 'synthetic:N' alone: random images and captions, N to an epoch, to measure a step
+    without data."""
 
     eval: tuple[str, ...] = ()
     """Shards to measure retrieval on, each pattern by itself, such as coco='coco/{0..3}.tar'. The
@@ -141,11 +144,20 @@ class DataConfig:
             named_sources(self.eval)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        try:
+            synthetic_samples(self.train)
+        except ValueError as error:
+            raise ConfigError(f"--data.train: {error}") from error
 
     @property
     def eval_sources(self) -> dict[str, str]:
         """The patterns of ``eval`` by their names."""
         return named_sources(self.eval)
+
+    @property
+    def synthetic(self) -> int | None:
+        """Samples of an epoch where they are made; None where they are read from shards."""
+        return synthetic_samples(self.train)
 
 
 @dataclass(frozen=True)

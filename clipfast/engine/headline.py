@@ -2,14 +2,14 @@
 
 import torch
 
-from clipfast.data import TrainLoader
+from clipfast.data.batch import TrainingData
 from clipfast.engine.length import Length
 from clipfast.engine.optimizer import describe
 from clipfast.engine.plan import RunPlan
 
 
 def headline(
-    plan: RunPlan, loader: TrainLoader, length: Length, parameters: int, first_step: int
+    plan: RunPlan, loader: TrainingData, length: Length, parameters: int, first_step: int
 ) -> list[str]:
     """Lines for a person.
 
@@ -26,9 +26,8 @@ def headline(
         f"ZeRO {plan.stage}, {ranks} x {plan.process.device.type}",
         f"batch {config.batch_size} = {ranks} ranks x {plan.local_batch}"
         + (f" in {plan.micro_batches} micro-batches" if plan.micro_batches > 1 else ""),
-        f"{len(loader.order)} pairs in {len(loader.shards)} shard(s), "
-        f"{loader.batches_per_epoch} steps per epoch, {length.steps} steps in all, "
-        f"{length.warmup} of them warm-up; writing to {plan.folder}",
+        f"{loader.contents}, {loader.batches_per_epoch} steps per epoch, {length.steps} steps in "
+        f"all, {length.warmup} of them warm-up; writing to {plan.folder}",
     ]
     lines += describe(plan)
     if plan.recompute_note:

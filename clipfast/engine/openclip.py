@@ -20,7 +20,7 @@ FLAGS = {
     "--val-num-samples": "not needed; `--data.eval-limit` bounds it",
     "--dataset-type": (
         "not needed: shards only. `python -m clipfast.data.pack` makes them from a table. "
-        "For synthetic data take `--data.train sample`"
+        "For synthetic data take `--data.train synthetic`"
     ),
     "--dataset-resampled": "not there: each sample is seen once per epoch",
     "--csv-separator": "`--separator` of `clipfast.data.pack`, where the table does not tell",

@@ -4,26 +4,22 @@ optimizer and activations need."""
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from clipfast.data import TrainLoader
-from clipfast.data.order import SampleRefs
+from clipfast.data.batch import TrainingData
 from clipfast.engine.config import largest_divisor
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.state_bytes import state_bytes
 from clipfast.models import CLIP
 from clipfast.models.activations import activation_bytes
-from clipfast.tokenizer import tokenize_with_lengths
 
 # Left free for what is not counted: workspaces, decoded images, fragmentation. On a CPU the process
 # was measured to hold 0.1 to 0.4 GB more than the allocator had given out.
 MARGIN, SLACK = 0.1, 500_000_000
 # What a compiled bottleneck keeps, by what it keeps uncompiled: counted by saved tensors.
 _COMPILED_GROWTH = 1.15
-_SHARDS_SAMPLED, _CAPTIONS_OF_EACH = 4, 32
 
 
 def free_bytes(process: Process) -> int:
@@ -45,7 +41,7 @@ def free_bytes(process: Process) -> int:
 
 
 def resolve_recomputation(
-    plan: RunPlan, loader: TrainLoader, free: Callable[[Process], int] = free_bytes
+    plan: RunPlan, loader: TrainingData, free: Callable[[Process], int] = free_bytes
 ) -> RunPlan:
     """Turn ``auto`` into the fastest mode that fits on every rank. A collective in that case.
 
@@ -53,7 +49,7 @@ def resolve_recomputation(
 
     Args:
         plan: of the run, its process group started.
-        loader: of the training data; some of its captions are read for their lengths.
+        loader: of the training data; it knows how long captions are.
         free: memory that a rank may take.
 
     Returns:
@@ -62,7 +58,7 @@ def resolve_recomputation(
     if plan.recompute != "auto":
         return plan
     available = _available(plan, free)
-    tokens = caption_tokens(loader)
+    tokens = loader.caption_tokens()
     for found in plan.recompute_candidates():
         room = int(available / _COMPILED_GROWTH) if found.compile else available
         needed = activation_bytes(
@@ -96,18 +92,3 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
     shared = torch.tensor(available, dtype=torch.int64, device=plan.process.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)
     return int(shared.item())
-
-
-def caption_tokens(loader: TrainLoader) -> int:
-    """The mean length of some captions, start and end included, a tenth added: batches differ."""
-    shards = np.unique(np.linspace(0, len(loader.shards) - 1, _SHARDS_SAMPLED).astype(int))
-    captions: list[str] = []
-    for shard in shards.tolist():
-        count = len(loader.reader.table(shard))
-        rows = np.unique(np.linspace(0, count - 1, min(count, _CAPTIONS_OF_EACH)).astype(int))
-        files = loader.reader.fetch(SampleRefs(np.full(len(rows), shard), rows))
-        captions += [text for i, text in enumerate(files.captions) if i not in files.faults]
-    if not captions:
-        return loader.reader.context_length
-    lengths = tokenize_with_lengths(captions, loader.reader.context_length)[1]
-    return min(loader.reader.context_length, int(np.ceil(1.1 * lengths.double().mean().item())))

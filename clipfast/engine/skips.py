@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.distributed as dist
 
-from clipfast.data import TrainLoader
+from clipfast.data.batch import TrainingData
 from clipfast.data.encoded import Skipped
 from clipfast.data.report import Report
 from clipfast.data.skipping import too_many
@@ -24,7 +24,7 @@ class Skips:
         loader: of its data.
     """
 
-    def __init__(self, plan: RunPlan, loader: TrainLoader) -> None:
+    def __init__(self, plan: RunPlan, loader: TrainingData) -> None:
         self._plan = plan
         self._loader = loader
         self._most = plan.config.data.max_errors

@@ -4,6 +4,11 @@ from collections.abc import Iterator, Sequence
 
 from clipfast.engine.plan import RunPlan
 
+_OF_SHARDS = (
+    *("--data.scale", "--data.shuffle-window", "--data.threads"),
+    *("--data.on-error", "--data.max-errors"),
+)
+
 
 def typed_options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Options in the order typed, each with the words up to the next one.
@@ -43,11 +48,18 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
             f"--micro-batch {config.micro_batch} does not count: a rank's share of the batch is "
             f"{plan.local_batch}"
         )
-    if not config.data.eval and config.eval.names == ("retrieval",):
+    if config.data.synthetic is not None:
+        if config.data.eval or config.eval.floors or config.eval.names != ("retrieval",):
+            yield "nothing is evaluated: --data.train synthetic teaches nothing"
+        for option in _OF_SHARDS:
+            if option in options:
+                yield f"{option} does not count: --data.train synthetic reads no shards"
+    elif not config.data.eval and config.eval.names == ("retrieval",):
         for option in ("--data.eval-limit", "--data.eval-batch-size", "--logging.eval-every-steps"):
             if option in options:
                 yield f"{option} does not count: there is no --data.eval to measure on"
-    if "--data.max-errors" in options and config.data.on_error == "stop":
+    is_read = config.data.synthetic is None
+    if "--data.max-errors" in options and config.data.on_error == "stop" and is_read:
         yield "--data.max-errors does not count: --data.on-error stop bears with none"
     saves = config.checkpoint.every_steps > 0 or config.checkpoint.every_minutes > 0
     if "--checkpoint.keep" in options and not saves:

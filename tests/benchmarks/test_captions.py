@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.parts.common.captions import SOURCES, make_captions, web_lengths
+from benchmarks.parts.common.captions import SOURCES, make_captions
+from clipfast.data.random_pairs import web_lengths
 from clipfast.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 

@@ -12,7 +12,6 @@ from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.recomputation import (
     MARGIN,
     SLACK,
-    caption_tokens,
     free_bytes,
     resolve_recomputation,
 )
@@ -34,7 +33,7 @@ def loader() -> TrainLoader:
 @pytest.fixture(scope="module")
 def needs(loader) -> dict[str, int]:
     """Bytes of activations in each mode."""
-    tokens = caption_tokens(loader)
+    tokens = loader.caption_tokens()
     return {
         mode: activation_bytes(get_config("RN-tiny"), 64, FP32, mode, caption_tokens=tokens).peak
         for mode in ("none", "selective", "full")
@@ -94,4 +93,4 @@ def test_caption_tokens_is_near_the_samples_mean(loader):
     table = loader.reader.table(0)
     captions = [loader.reader.caption(0, row) for row in range(len(table))]
     mean = tokenize_with_lengths(captions)[1].double().mean().item()
-    assert mean <= caption_tokens(loader) <= 1.4 * mean + 1
+    assert mean <= loader.caption_tokens() <= 1.4 * mean + 1

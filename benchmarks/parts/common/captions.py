@@ -14,8 +14,6 @@ the distribution's mean and the time does not depend on the luck of the draw.
 from __future__ import annotations
 
 import functools
-import math
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +21,12 @@ import torch
 from torch import Tensor
 
 import clipfast.data
+from clipfast.data.random_pairs import web_lengths
 from clipfast.data.reader import ShardReader
 from clipfast.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, START_OF_TEXT, tokenize_with_lengths
 
 SAMPLE = Path(clipfast.data.__file__).parent / "sample"
 SOURCES = ("sample", "web")
-WEB_MEAN, WEB_SIGMA = 20.0, 0.6
-SHORTEST = 3
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,6 @@ def make_captions(
         tokens[positions == lengths[:, None] - 1] = END_OF_TEXT
         tokens[positions >= lengths[:, None]] = 0
     return Captions(source, tokens.to(device), lengths)
-
-
-def web_lengths(quantiles: Tensor) -> Tensor:
-    """The lengths at these quantiles, in (0, 1), of the web-like distribution."""
-    normal = statistics.NormalDist(math.log(WEB_MEAN) - WEB_SIGMA**2 / 2, WEB_SIGMA)
-    lengths = [math.exp(normal.inv_cdf(q)) for q in quantiles.tolist()]
-    return torch.tensor(lengths).round().long().clamp(SHORTEST, CONTEXT_LENGTH)
 
 
 @functools.cache
