@@ -5,7 +5,7 @@ Then the benchmarks, each case checked before it is timed. Each part runs in a p
 hang, a crash or a lack of memory costs that part alone, and is named. A part that would not fit
 into the time that is left is passed over for one that does.
 
-    python -m benchmarks.suite                      8 minutes on this machine's device
+    python benchmarks/suite.py                      8 minutes on this machine's device
     python -m benchmarks.suite --minutes 60 --open-clip ../open_clip
     python -m benchmarks.suite --resume             goes on where the newest run stopped
     python -m benchmarks.suite --only 'loss*' step-vit
