@@ -2,9 +2,10 @@
 
 `pip install -e . --no-build-isolation` builds against the torch of the active environment. The
 extension always has its CPU operators, compiled once per vector capability and chosen at run time.
-CUDA operators are added where torch has CUDA and its nvcc is found.
+CUDA operators are added where torch has CUDA and its nvcc is found; `building/` says how.
 
 CLIPFAST_BUILD_CUDA=0/1      leave CUDA out / fail when it cannot be built
+CUDA_HOME                    the toolkit to build with; else that of the nvcc on PATH
 CLIPFAST_SANITIZE=1          the CPU operators under AddressSanitizer and UBSan (`make sanitize`)
 TORCH_CUDA_ARCH_LIST="8.0"   the GPU architectures to compile for
 MAX_JOBS=N                   compiler processes at a time
@@ -16,22 +17,41 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # which pip's builds leave out
+
+from building.cuda import decide_cuda, plan_cuda  # noqa: E402
+from building.one_pass import OnePass  # noqa: E402
+
 try:
     import torch
-    from torch.utils import cpp_extension
 except ImportError as error:
     raise SystemExit(
         "clipfast is compiled against the torch that it will run with: install torch first, then "
         f"`pip install -e . --no-build-isolation` ({error})"
     ) from error
 
-ROOT = Path(__file__).resolve().parent
+SANITIZED = os.environ.get("CLIPFAST_SANITIZE") == "1"
+CUDA, CUDA_REASON = decide_cuda(
+    os.environ.get("CLIPFAST_BUILD_CUDA", ""),
+    SANITIZED,
+    lambda: plan_cuda(torch.__version__, torch.version.cuda),
+)
+if CUDA is not None:
+    # torch's build reads these: the first as it is imported.
+    os.environ["CUDA_HOME"] = str(CUDA.toolkit.home)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = (
+        os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA.default_archs()
+    )
+CUDA_ARCHS = os.environ["TORCH_CUDA_ARCH_LIST"] if CUDA is not None else ""
+
+from torch.utils import cpp_extension  # noqa: E402
+
 IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 # The order is the link order, and it matters: csrc/common/cpu_dispatch.h says why.
@@ -43,14 +63,11 @@ if IS_X86:
         *("-mavx2", "-mfma", "-mf16c"),
     ]
 
-CUDA_HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
-
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden"]
 # What GCC says of ATen's vector headers and of its own is not ours to mend.
 CXX_FLAGS += ["-Wall", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"]
 if sys.platform.startswith("linux"):
     CXX_FLAGS.append("-fopenmp")
-SANITIZED = os.environ.get("CLIPFAST_SANITIZE") == "1"
 SANITIZERS = ["-fsanitize=address,undefined"] if SANITIZED else []
 if SANITIZED:
     # torch is built without the types' information that "vptr" looks at.
@@ -87,84 +104,39 @@ EXTRAS = {
 }
 
 
-def nvcc_version(cuda_home: str) -> tuple[int, int] | None:
-    """The (major, minor) version of cuda_home's nvcc, or None where there is none that runs."""
-    try:
-        words = subprocess.run(
-            [os.path.join(cuda_home, "bin", "nvcc"), "--version"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    match = re.search(r"release (\d+)\.(\d+)", words)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def decide_cuda() -> tuple[bool, str]:
-    """Whether to build the CUDA operators, and the reason in words."""
-    wish = "0" if SANITIZED else os.environ.get("CLIPFAST_BUILD_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"CLIPFAST_BUILD_CUDA: expected 0 or 1, got {wish!r}")
-    if wish == "0":
-        return False, "CLIPFAST_SANITIZE=1" if SANITIZED else "CLIPFAST_BUILD_CUDA=0"
-    home = cpp_extension.CUDA_HOME
-    version = nvcc_version(home) if home else None
-    if torch.version.cuda is None:
-        obstacle = f"torch {torch.__version__} has no CUDA"
-    elif version is None:
-        obstacle = "no nvcc was found (set CUDA_HOME)"
-    elif missing := [name for name in CUDA_HEADERS if not Path(home, "include", name).exists()]:
-        # An nvcc on PATH that is a wrapper script leads to a folder that is no toolkit; a toolkit
-        # may lack the libraries that torch's own headers include.
-        obstacle = f"{home}/include has no {missing[0]} (set CUDA_HOME to a whole toolkit's folder)"
-    elif version[0] != int(torch.version.cuda.split(".")[0]):
-        obstacle = f"nvcc is {version[0]}.{version[1]}, torch is built for {torch.version.cuda}"
-    else:
-        return True, f"torch has CUDA {torch.version.cuda}, nvcc is {version[0]}.{version[1]}"
-    if wish == "1":
-        raise SystemExit(f"CLIPFAST_BUILD_CUDA=1 was asked for, but {obstacle}")
-    return False, obstacle
-
-
-def set_cuda_archs() -> str:
-    """Fills TORCH_CUDA_ARCH_LIST where the user has not: V100 (while nvcc knows it), A100, H100."""
-    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        version = nvcc_version(cpp_extension.CUDA_HOME)
-        oldest = "7.5" if version >= (13, 0) else "7.0"
-        os.environ["TORCH_CUDA_ARCH_LIST"] = f"{oldest};8.0;9.0+PTX"
-    return os.environ["TORCH_CUDA_ARCH_LIST"]
-
-
 def sources(pattern: str) -> list[str]:
     return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob(pattern))
 
 
-def make_extension(with_cuda: bool):
+def make_extension():
     """clipfast._C without its CPU kernels, which BuildClipfast adds as objects."""
     import pybind11
 
     kernels = set(sources("*_cpu_kernel.cpp"))
     cpp = [path for path in sources("*.cpp") if path not in kernels]
-    kind = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
-    return kind(
+    kind = cpp_extension.CppExtension if CUDA is None else cpp_extension.CUDAExtension
+    extension = kind(
         "clipfast._C",
-        cpp + (sources("*_kernel.cu") if with_cuda else []),
+        cpp + (sources("*_kernel.cu") if CUDA is not None else []),
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
-        define_macros=[("CLIPFAST_CUDA", "1")] if with_cuda else [],
+        define_macros=[("CLIPFAST_CUDA", "1")] if CUDA is not None else [],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         extra_link_args=(["-fopenmp"] if "-fopenmp" in CXX_FLAGS else []) + SANITIZERS,
         # A header that changes must also make setuptools look at the extension again.
         depends=[*sources("*.h"), *sources("*.cuh"), *kernels, "setup.py"],
     )
+    if CUDA is not None:
+        extension.include_dirs += [
+            path for path in map(str, CUDA.include_dirs) if path not in extension.include_dirs
+        ]
+    return extension
 
 
 class BuildClipfast(cpp_extension.BuildExtension):
     """Compiles each `*_cpu_kernel.cpp` once per capability, and says what was built.
 
-    Flags belong to a whole extension in torch's build, so the capability builds are made one after
-    another with the same (ninja) compiler and linked in as objects.
+    Flags belong to a whole extension in torch's build, so each capability takes a call of the
+    compiler of its own. `OnePass` has them run together with the extension's other sources.
     """
 
     def finalize_options(self) -> None:
@@ -178,22 +150,27 @@ class BuildClipfast(cpp_extension.BuildExtension):
         build_temp = (ROOT / self.build_temp).resolve()
         info = self.write_build_info(build_temp)
         ext.include_dirs.insert(0, str(build_temp / "include"))
-        for capability, flags in CPU_CAPABILITIES.items():
-            defines = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
-            ext.extra_objects += self.compiler.compile(
-                sources("*_cpu_kernel.cpp"),
-                output_dir=str(build_temp / f"cpu-{capability.lower()}"),
-                include_dirs=ext.include_dirs,
-                extra_postargs={"cxx": [*CXX_FLAGS, *flags, *defines]},
-            )
-        super().build_extension(ext)
+        if CUDA is not None:
+            ext.library_dirs += map(str, CUDA.library_dirs(build_temp / "lib"))
+        one_pass = OnePass(cpp_extension, build_temp / "all")
+        with one_pass.collect():
+            for capability, flags in CPU_CAPABILITIES.items():
+                defines = [f"-DCPU_CAPABILITY={capability}", f"-DCPU_CAPABILITY_{capability}"]
+                ext.extra_objects += self.compiler.compile(
+                    sources("*_cpu_kernel.cpp"),
+                    output_dir=str(build_temp / f"cpu-{capability.lower()}"),
+                    include_dirs=ext.include_dirs,
+                    extra_postargs={"cxx": [*CXX_FLAGS, *flags, *defines]},
+                )
+        with one_pass.run():
+            super().build_extension(ext)
         print(f"clipfast._C: built {json.dumps(info)}", flush=True)
 
     def write_build_info(self, build_temp: Path) -> dict[str, object]:
         info = {
             "torch": torch.__version__,
             "cpu_capabilities": [name.lower() for name in CPU_CAPABILITIES],
-            "cuda": WITH_CUDA,
+            "cuda": CUDA is not None,
             "cuda_reason": CUDA_REASON,
             "cuda_archs": CUDA_ARCHS,
         }
@@ -214,8 +191,6 @@ def read_version() -> str:
 os.chdir(ROOT)
 PACKAGES = find_packages(include=["clipfast", "clipfast.*"])
 PACKAGES += ["clipfast.kernels", *(f"clipfast.kernels.{name}" for name in find_packages("kernels"))]
-WITH_CUDA, CUDA_REASON = decide_cuda()
-CUDA_ARCHS = set_cuda_archs() if WITH_CUDA else ""
 
 if __name__ == "__main__":
     setup(
@@ -235,7 +210,7 @@ if __name__ == "__main__":
             "pybind11",
         ],
         extras_require=EXTRAS,
-        ext_modules=[make_extension(WITH_CUDA)],
+        ext_modules=[make_extension()],
         cmdclass={"build_ext": BuildClipfast},
         zip_safe=False,
     )

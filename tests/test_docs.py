@@ -255,9 +255,10 @@ def test_docs_options_exist(page):
 
 @cache
 def literals() -> list[str]:
-    """Every string of the package and of setup.py, with … for what an f-string fills in."""
+    """Every string of the package and of its build, with … for what an f-string fills in."""
     found = []
-    for path in [*(p for p in PYTHON_FILES if "benchmarks" not in p.parts), ROOT / "setup.py"]:
+    build = [ROOT / "setup.py", *sorted((ROOT / "building").glob("*.py"))]
+    for path in [*(p for p in PYTHON_FILES if "benchmarks" not in p.parts), *build]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = (v.value if isinstance(v, ast.Constant) else "…" for v in node.values)

@@ -1,0 +1,1 @@
+"""What setup.py decides and how it compiles; no part of the installed package."""

@@ -1,0 +1,1 @@
+"""Tests of what setup.py decides and how it compiles."""
