@@ -13,7 +13,15 @@ import pytest
 import torch
 
 import clipfast.loss  # noqa: F401  (declares an operator of its own)
-from clipfast.ops import adamw, attention_pool, batch_norm, contrastive, quick_gelu, registry  # noqa: F401  (declare theirs)
+from clipfast.ops import (  # noqa: F401  (declare theirs)
+    adamw,
+    attention_pool,
+    batch_norm,
+    contrastive,
+    quick_gelu,
+    registry,
+    resize,
+)
 from clipfast.ops.extension import load_extension
 from clipfast.ops.registry import OPERATORS, PLAIN, TRITON, Compiled, Operator, Triton
 
