@@ -26,7 +26,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 # Whatever measures one subject; benchmarks/parts holds what they share. The tables come last, from
 # the rows. The suite runs the same benchmarks, smaller.
-BENCHMARKS = $(filter-out suite tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
+BENCHMARKS = $(filter-out suite report tables,$(basename $(notdir $(shell grep -l '__main__' benchmarks/*.py))))
 # Pinned, because a formatter's next release may format otherwise. setup.py's [dev] says the same.
 LINTERS := "ruff>=0.17,<0.18" "clang-format==23.*"
 # Beside torch, whose types it reads.
@@ -138,7 +138,7 @@ bench: setup
 	@set -e; for name in $(BENCHMARKS); do \
 	  echo "[bench] $$name"; $(BIN)/python -m benchmarks.$$name; \
 	done
-	@$(BIN)/python -m benchmarks.tables
+	@$(BIN)/python -m benchmarks.report
 
 $(STAMPS)/site: $(STAMPS)/torch Makefile
 	@echo "[docs] installing mkdocs-material and mkdocstrings"

@@ -1,63 +1,22 @@
-"""Writes the tables of README and docs from the rows in ``benchmarks/results``, and their plot.
-
-    python benchmarks/tables.py            tables, and headline.png
-    python benchmarks/tables.py --check    status 1 where a page has other figures than the rows
-    python benchmarks/tables.py --plots    every other plot that rows suffice for, too
-
-Nothing is measured. Tables stand between ``<!-- table: NAME -->`` and ``<!-- end -->``.
-"""
+"""``python benchmarks/tables.py`` is the former name of ``report.py``, for one release."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Sequence
 
-from benchmarks import attention_pool, tokenizer
-from benchmarks.parts.adamw import demo_report
-from benchmarks.parts.adamw import report as adamw_report
-from benchmarks.parts.common.harness import Row
-from benchmarks.parts.common.rows import RESULTS, read_rows
-from benchmarks.parts.loss import report as loss_report
-from benchmarks.parts.step import report as step_report
-from benchmarks.parts.tables import headline
-from benchmarks.parts.tables.documents import documents, render
-from benchmarks.parts.text import report as text_report
-
-PLOTS: dict[str, Callable[[Sequence[Row], Path], Path]] = {
-    "adamw": adamw_report.plot,
-    "adamw_demo": demo_report.plot,
-    "attention_pool": attention_pool.plot,
-    "loss_throughput": loss_report.plot,
-    "step_throughput": step_report.plot,
-    "text_tower": text_report.plot,
-    "tokenizer": tokenizer.plot,
-}
+from benchmarks import report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write or check the tables, draw the plots."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    parser.add_argument("--plots", action="store_true", help="draw the benchmarks' plots again")
-    options = parser.parse_args(argv)
-    stale = []
-    for path in documents():
-        before = path.read_text()
-        after = render(before)
-        if before != after:
-            stale.append(str(path))
-            if not options.check:
-                path.write_text(after)
-    if options.check:
-        if stale:
-            raise SystemExit(f"not what the rows say: {', '.join(stale)}")
-        return
-    for path in stale:
-        print(f"tables: {path}")
-    print(f"plot: {headline.plot(RESULTS / 'headline.png')}")
-    for subject, draw in PLOTS.items() if options.plots else []:
-        print(f"plot: {draw(read_rows(subject), RESULTS / f'{subject}.png')}")
+    """Do what ``report.py`` does, and say its name."""
+    # Shown by default where a program's own file warns.
+    warnings.warn(
+        "benchmarks.tables is benchmarks.report now; the old name goes with the next release",
+        FutureWarning,
+        stacklevel=2,
+    )
+    report.main(argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import report
 from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables import headline
@@ -36,7 +36,7 @@ def results(monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
 def test_tables_of_pages_are_those_of_the_rows(path):
     text = path.read_text()
-    assert render(text) == text, "run python benchmarks/tables.py"
+    assert render(text) == text, "run python benchmarks/report.py"
 
 
 def test_tables_all_stand_in_a_page():
@@ -58,17 +58,17 @@ def test_tables_have_cells_in_every_column(name):
 def test_tables_check_names_pages_with_other_figures(monkeypatch, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- table: tokenizer -->\n| old |\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(tables, "documents", lambda: [page])
+    monkeypatch.setattr(report, "documents", lambda: [page])
     with pytest.raises(SystemExit, match=r"not what the rows say: .*page\.md"):
-        tables.main(["--check"])
+        report.main(["--check"])
     assert "| old |" in page.read_text()
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    tables.main([])
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.main([])
     text = page.read_text()
     assert text.startswith("before\n<!-- table: tokenizer -->\n| captions | clipfast, per second |")
     assert text.endswith("|\n<!-- end -->\nafter\n")
     assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
-    tables.main(["--check"])
+    report.main(["--check"])
 
 
 def test_tables_refuse_an_unknown_name_and_a_marker_without_end():

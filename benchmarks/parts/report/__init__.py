@@ -1,0 +1,1 @@
+"""The rows of a run of the suite: shown, and taken over into ``benchmarks/results``."""
