@@ -87,7 +87,13 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
         model = CLIP(plan.architecture)
     taken = state_bytes(plan, model).total
     if plan.micro_batches == 1:
-        taken += plan.objective.held_bytes(plan.local_batch, plan.config.batch_size)
+        taken += plan.objective.peak_bytes(
+            plan.local_batch,
+            plan.config.batch_size,
+            plan.architecture.embed_dim,
+            plan.dtype,
+            plan.process.device,
+        )
     available = int((free(plan.process) - SLACK) * (1 - MARGIN)) - taken
     shared = torch.tensor(available, dtype=torch.int64, device=plan.process.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)

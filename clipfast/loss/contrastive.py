@@ -20,8 +20,6 @@ from clipfast.loss.tracing import is_autocast, is_transformed, no_autocast
 from clipfast.ops import contrastive as ops
 from clipfast.ops.normalize import DTYPES
 
-WORKSPACE_BYTES = 256 * 2**20
-
 
 @dataclasses.dataclass
 class GatheredTexts:
@@ -45,7 +43,7 @@ def gather_texts(
     normalize: bool = True,
     impl: str = "auto",
     keep_logits: bool | str = "auto",
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     batch_sizes: Sequence[int] | None = None,
 ) -> GatheredTexts:
     """Start the gather that the loss needs, so that the image tower can run meanwhile.
@@ -82,12 +80,8 @@ def gather_texts(
         if impl == "reference":
             return GatheredTexts(text_features, shares, None, normalize)
         choice = ops.choose(impl, text_features, autocast)
-        keep = keep_logits
-        if keep == "auto":
-            half = choice.impl in ("cuda", "triton") and choice.work_dtype == torch.float16
-            logit_bytes = 2 if half else 8 if text_features.dtype == torch.float64 else 4
-            keep = text_features.shape[0] * shares.global_batch * logit_bytes <= workspace_bytes
-        plan = LossPlan(choice, shares, normalize, bool(keep), workspace_bytes)
+        keep = None if keep_logits == "auto" else bool(keep_logits)
+        plan = LossPlan(choice, shares, normalize, keep, workspace_bytes)
         return GatheredTexts(
             text_features, shares, plan, normalize, start_texts(text_features, plan)
         )
@@ -102,7 +96,7 @@ def clip_loss(
     normalize: bool = True,
     impl: str = "auto",
     keep_logits: bool | str = "auto",
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
     batch_sizes: Sequence[int] | None = None,
 ) -> Tensor:
     """Symmetric cross-entropy over the cosine similarities of the global batch.
@@ -145,7 +139,11 @@ def clip_loss(
             ``workspace_bytes``.
         workspace_bytes: a budget for what is kept, and another for the chunk that is being worked
             on; what grows with B + G comes on top. Chunks are never smaller than what keeps the
-            processor busy.
+            processor busy. None is 256 MiB on a CPU. On a GPU it is up to a sixteenth of its
+            memory, and up to a quarter of what is free at the process's first loss, rounded down to
+            a power of two: 4 GiB of an H100's 80 GB. The environment's ``CLIPFAST_LOSS_WORKSPACE``
+            sets it too, in bytes. Chunks decide in which order sums are rounded, so the same bits
+            come from the same budget.
         batch_sizes: B of every rank, where the caller knows them; trusted, so a wrong list may hang
             the other ranks. None asks them at each call, for which the host waits for the GPU where
             the group has no CPU backend: a loop that always drops the last incomplete batch can
@@ -165,7 +163,7 @@ def clip_loss(
     """
     if isinstance(text_features, GatheredTexts):
         if (group, normalize, impl, keep_logits, workspace_bytes, batch_sizes) != (
-            *(None, True, "auto", "auto", WORKSPACE_BYTES, None),
+            *(None, True, "auto", "auto", None, None),
         ):
             raise ValueError("give the options to gather_texts, whose result decides here")
         pending = text_features
@@ -271,10 +269,10 @@ def _check_features(features: Tensor, name: str) -> None:
         )
 
 
-def _check_options(keep_logits: bool | str, workspace_bytes: int) -> None:
-    if not isinstance(workspace_bytes, int):
+def _check_options(keep_logits: bool | str, workspace_bytes: int | None) -> None:
+    if workspace_bytes is not None and not isinstance(workspace_bytes, int):
         raise TypeError(f"workspace_bytes: expected an int, got {workspace_bytes!r}")
     if keep_logits not in (True, False, "auto"):
         raise ValueError(f"keep_logits: expected True, False or 'auto', got {keep_logits!r}")
-    if workspace_bytes <= 0:
+    if workspace_bytes is not None and workspace_bytes <= 0:
         raise ValueError(f"workspace_bytes: expected a positive number, got {workspace_bytes}")

@@ -32,13 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipfast.loss import distributed
+from clipfast.loss import distributed, workspace
 from clipfast.loss.distributed import BatchShares
 from clipfast.loss.tracing import holds_values, no_autocast
 from clipfast.ops.contrastive import Choice, operators
 from clipfast.ops.derivatives import first_derivative_only
 
 _first_derivative_only = first_derivative_only("clip_loss", 'impl="reference", on one process')
+_HALF = torch.float16
 # Norms between which products of raw features stay well inside fp32.
 _SAFE_NORMS = (2.0**-40, 2.0**40)
 
@@ -50,8 +51,23 @@ class LossPlan:
     choice: Choice
     shares: BatchShares
     normalize: bool
-    keep: bool
-    workspace_bytes: int
+    keep: bool | None  # whether logits are kept for backward; None: where they fit
+    workspace_bytes: int | None  # None: by the device
+
+    def settled(self, features: Tensor) -> LossPlan:
+        """The plan whose `keep` and `workspace_bytes` are no longer None.
+
+        To be asked when the towers have run: on a GPU what their activations leave counts.
+        """
+        room = self.workspace_bytes
+        if room is None:
+            room = workspace.budget(features.device)
+        keep = self.keep
+        if keep is None:
+            is_half = self.choice.impl in ("cuda", "triton") and self.choice.work_dtype == _HALF
+            logit_bytes = 2 if is_half else 8 if features.dtype == torch.float64 else 4
+            keep = features.shape[0] * self.shares.global_batch * logit_bytes <= room
+        return LossPlan(self.choice, self.shares, self.normalize, keep, room)
 
 
 def start_texts(text_features: Tensor, plan: LossPlan) -> tuple[Tensor, ...]:
@@ -84,7 +100,8 @@ def strip_loss(
         undoes.
     """
     inputs = (image_features, logit_scale, *texts)
-    keep = plan.keep and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    plan = plan.settled(image_features)
+    keep = bool(plan.keep) and torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     return _StripLoss.apply(image_features, text_features.detach(), logit_scale, plan, keep, *texts)
 
 

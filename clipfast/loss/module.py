@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from clipfast.loss.contrastive import WORKSPACE_BYTES, clip_loss
+from clipfast.loss.contrastive import clip_loss
 from clipfast.loss.distributed import find_shares
 from clipfast.loss.reference import gather_rows
 
@@ -63,7 +63,7 @@ class ClipLoss(nn.Module):
         equal_batches: bool = False,
         impl: str = "auto",
         keep_logits: bool | str = "auto",
-        workspace_bytes: int = WORKSPACE_BYTES,
+        workspace_bytes: int | None = None,
     ) -> None:
         super().__init__()
         if use_horovod:

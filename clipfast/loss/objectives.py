@@ -22,9 +22,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from clipfast.loss.contrastive import clip_loss, gather_texts
+from clipfast.loss.workspace import needed_bytes
 from clipfast.names import did_you_mean
 
 
@@ -85,6 +87,25 @@ class Objective(ABC):
         """
         return 4 * local_batch * global_batch
 
+    def peak_bytes(
+        self,
+        local_batch: int,
+        global_batch: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> int:
+        """Bytes that a rank holds while the loss is computed; by default what `held_bytes` says.
+
+        Args:
+            local_batch: B.
+            global_batch: G.
+            width: D.
+            dtype: of the features.
+            device: where they are.
+        """
+        return self.held_bytes(local_batch, global_batch)
+
 
 class Contrastive(Objective):
     """The symmetric softmax loss of the paper, see `clip_loss`."""
@@ -105,6 +126,17 @@ class Contrastive(Objective):
     ) -> Tensor:
         """See `Objective.loss`."""
         return clip_loss(image_features, texts, logit_scale)
+
+    def peak_bytes(
+        self,
+        local_batch: int,
+        global_batch: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> int:
+        """See `workspace.needed_bytes`."""
+        return needed_bytes(local_batch, global_batch, width, dtype, device)
 
 
 CONTRASTIVE = Contrastive()

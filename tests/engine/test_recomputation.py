@@ -16,6 +16,7 @@ from clipfast.engine.recomputation import (
     resolve_recomputation,
 )
 from clipfast.engine.state_bytes import state_bytes
+from clipfast.loss.workspace import needed_bytes
 from clipfast.models import create_model
 from clipfast.models.activations import activation_bytes
 from clipfast.models.catalogue import get_config
@@ -60,7 +61,10 @@ def test_resolve_recomputation_leaves_a_given_mode_alone(loader):
 
 
 def test_resolve_recomputation_takes_the_fastest_mode_that_fits(loader, needs, process_group):
-    room = 64 * 64 * 4 + 1000  # the strip of logits
+    width = get_config("RN-tiny").embed_dim
+    room = needed_bytes(64, 64, width, FP32, torch.device("cpu")) + 1000  # the loss
+    short = resolved_with(needs["none"] + room - 3000, loader, plan("auto"))
+    assert short.recompute == "selective"
     assert resolved_with(needs["none"] + room, loader, plan("auto")).recompute == "none"
     between = (needs["none"] + needs["selective"]) / 2
     found = resolved_with(between, loader, plan("auto"))

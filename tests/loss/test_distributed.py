@@ -138,26 +138,38 @@ class _CountElements(TorchDispatchMode):
         return result
 
 
-def _count(batch, width):
+def _count(batch, width, budgets):
     images, texts = make_features(2 * batch, width, torch.float32)
     mine = _rows_of([batch, batch], dist.get_rank())
+    room = budgets[dist.get_rank()]
     with _CountElements() as counted:
-        gradients(
-            lambda *args: clip_loss(*args, batch_sizes=[batch, batch]),
+        results = gradients(
+            lambda *args: clip_loss(*args, batch_sizes=[batch, batch], workspace_bytes=room),
             *(images[mine], texts[mine], torch.tensor([2.6])),
         )
-    return counted.elements
+    return counted.elements, list(results)
 
 
 def test_clip_loss_sends_two_g_d_elements_and_four_g():
     batch, width = 32, 24
     whole = 2 * batch
-    for sent in run_ranks(2, _count, batch, width):
+    for sent, _ in run_ranks(2, _count, batch, width, (None, None)):
         assert sorted(sent["all_gather_into_tensor"]) == [whole, whole * width]
         assert sent["all_reduce"] == [whole, 2 * whole + 1]
         assert sent["reduce_scatter_tensor"] == [whole * width]
         total = sum(sum(sizes) for sizes in sent.values())
         assert total <= 2 * whole * width + 4 * whole + 1
+
+
+def test_clip_loss_on_ranks_with_unequal_memory_has_the_same_collectives():
+    batch, width = 150, 24
+    # The first rank works on 64 rows at a time and keeps nothing; the second keeps all.
+    unequal = run_ranks(2, _count, batch, width, (1, 2**30))
+    equal = run_ranks(2, _count, batch, width, (None, None))
+    for (sent, results), (expected, others) in zip(unequal, equal, strict=True):
+        assert sent == expected
+        for value, other in zip(results, others, strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-7)
 
 
 STARTS = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor")
