@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from benchmarks.parts.common import harness, peers
 from benchmarks.parts.common.contest import Absence, reason_of, require_ours
+from benchmarks.parts.common.graphs import recorder_of
 from benchmarks.parts.common.options import add_run_options, new_parser, parse
 from benchmarks.parts.common.plots import plot_rows
 from benchmarks.parts.common.rows import RowFile, device_name
@@ -197,6 +198,7 @@ def measure_problem(
         runs=runs,
         items=problem.batch,
         after_run=tick,
+        record=recorder_of(problem.device),
         pool=problem.name,
         batch=problem.batch,
         dtype=str(problem.dtype).removeprefix("torch."),
@@ -207,7 +209,7 @@ def measure_problem(
         threads=torch.get_num_threads(),
     )
     for row in rows:
-        row["error"] = errors[row["name"]]
+        row["error"] = errors[row.get("replay_of", row["name"])]
         row["floor_ms"] = floor
         row["ratio_to_floor"] = row["median_ms"] / floor
         row["case"] = f"{row['pool']} {row['dtype']}"

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.parts.adamw.check import check
 from benchmarks.parts.adamw.contenders import CONTENDERS, Contender, make, state_bytes, version
 from benchmarks.parts.adamw.problem import FLAT, Problem, shapes_of
 from benchmarks.parts.common.contest import Absence, NotMeasured, reason_of
+from benchmarks.parts.common.graphs import recorder_of
 from benchmarks.parts.common.harness import Row, measure_together
 
 # More would not change the rate of a copy, and would need memory beside RN50x64's.
 _LARGEST_COPY = 1 << 30
 BASE = "torch-fused"
+_GRAPH = "-graph"  # what the key of a replay ends in
 HUNGRY = "torch-foreach"
 
 
@@ -69,7 +72,8 @@ def measure_list(
         for group in groups:
             new, missing = measurement.measure(group, checks, bar.update)
             # A companion has its row from the group that is its own.
-            rows += [row for row in new if name == FLAT or row["contender"] == group[-1].key]
+            own = (group[-1].key, group[-1].key + _GRAPH)
+            rows += [row for row in new if name == FLAT or row["contender"] in own]
             # Torch's step is met again in every group.
             absent += [one for one in missing if one not in absent]
             if device.type == "cuda":
@@ -124,6 +128,7 @@ class Measurement:
             "in_place": lambda: (self.target.mul_(1.0), self.source.mul_(1.0)),
         }
         functions |= {contender.key: optimizers[contender.key].step for contender in chosen}
+        by_key = {contender.key: contender for contender in chosen}
         copy_row, in_place_row, *rows = measure_together(
             functions,
             check=lambda: all(contender.key in checks for contender in chosen),
@@ -132,6 +137,9 @@ class Measurement:
             runs=self.runs,
             ratios_to=["copy", "in_place", *([BASE] if BASE in functions else [])],
             after_run=tick,
+            record=recorder_of(self.problem.device),
+            recorded=by_key,
+            changes=lambda key: changed_tensors(optimizers[key]),
             list=self.name,
             tensors=len(self.problem.shapes),
             elements=self.problem.elements,
@@ -141,12 +149,14 @@ class Measurement:
         copied, changed = 2 * self.source.nbytes, 4 * self.source.nbytes
         copy_rate = copied / (copy_row["median_ms"] * 1e6)
         in_place_rate = changed / (in_place_row["median_ms"] * 1e6)
-        for row, contender in zip(rows, chosen, strict=True):
+        for row in rows:
+            key, is_graph = row.get("replay_of", row["name"]), "replay_of" in row
+            contender = by_key[key]
             moved = contender.bytes_per_element * self.problem.elements
             states = state_bytes(optimizers[contender.key])
             row.update(
-                name=contender.name,
-                contender=contender.key,
+                name=contender.name + ", graph" * is_graph,
+                contender=contender.key + _GRAPH * is_graph,
                 version=version(contender),
                 bytes_moved=moved,
                 gb_per_s=moved / (row["median_ms"] * 1e6),
@@ -160,6 +170,14 @@ class Measurement:
                 **checks[contender.key],
             )
         return rows, absent
+
+
+def changed_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What a step changes: weights and states, and the count of the steps skipped."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    kept.append(getattr(optimizer, "_skipped", None))
+    return [*params, *(value for value in kept if isinstance(value, Tensor))]
 
 
 def _set_times(rows: list[Row]) -> None:

@@ -15,13 +15,17 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from benchmarks.parts.common.graphs import Recorder, checked_replay
 
 Row = dict[str, Any]
+_GRAPH = ", graph"  # what the name of a replay ends in
 
 
 class CheckFailed(AssertionError):
@@ -44,6 +48,9 @@ def measure_together(
     memory: bool = True,
     ratios_to: Sequence[str] | None = None,
     after_run: Callable[[], Any] | None = None,
+    record: Recorder | None = None,
+    recorded: Collection[str] | None = None,
+    changes: Callable[[str], Sequence[Tensor]] = lambda name: (),
     **fields: Any,
 ) -> list[Row]:
     """Check once, then time functions in alternation: one run of each, ``runs`` times over.
@@ -59,11 +66,17 @@ def measure_together(
         memory: Whether one more, untimed run measures ``peak_extra_bytes``.
         ratios_to: Functions that the others are set in ratio to; None is the first alone.
         after_run: Called after each run, outside what is timed: progress on long work.
+        record: Records functions; their replays are then timed beside them. None records nothing.
+        recorded: Names of those that are recorded, None for all.
+        changes: From a function's name to the tensors that a run of it changes.
         **fields: Copied into each row: sizes, dtype, versions of peers.
 
     Returns:
-        One row per function: ``name``, ``checked``, ``device``, ``runs``, ``median_ms``,
-        ``p20_ms``, ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be measured),
+        One row per function, and then one per replay, whose ``name`` ends in ", graph": ``name``,
+        ``launch`` (eager or graph; ``no_graph`` says why a function that was to be recorded has no
+        replay), ``replay_of`` (a replay's function), ``checked``, ``device``, ``runs``,
+        ``median_ms``, ``p20_ms``, ``p80_ms``, ``peak_extra_bytes`` (None where it cannot be
+        measured),
         ``items_per_s`` with ``items``, and ``ratio_to_<name>`` for each name of ``ratios_to`` but
         its own: how many times as fast that one is, the median over rounds. On CUDA ``host_ms``
         is what the host took to enqueue a run: where it is longer, the host sets the pace.
@@ -80,10 +93,12 @@ def measure_together(
         for _ in range(warmup):
             fn()
             after_run()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    host_seconds: dict[str, list[float]] = {name: [] for name in functions}
+    replays, failures = _record_all(functions, record, recorded, changes)
+    timed = {**functions, **replays}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    host_seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(runs):
-        for name, fn in functions.items():
+        for name, fn in timed.items():
             device_time, host_time = time_once(fn)
             seconds[name].append(device_time)
             host_seconds[name].append(host_time)
@@ -91,8 +106,13 @@ def measure_together(
 
     rows = []
     bases = [next(iter(functions))] if ratios_to is None else ratios_to
-    for name, fn in functions.items():
+    for name, fn in timed.items():
         row: Row = {"name": name, "checked": True, "device": str(device), "runs": runs, **fields}
+        row["launch"] = "graph" if name in replays else "eager"
+        if name in replays:
+            row["replay_of"] = name.removesuffix(_GRAPH)
+        if name in failures:
+            row["no_graph"] = failures[name]
         row.update(_summary_ms(seconds[name]))
         if is_cuda:
             row["host_ms"] = 1e3 * statistics.median(host_seconds[name])
@@ -103,7 +123,9 @@ def measure_together(
                 continue
             rounds = zip(seconds[name], seconds[base], strict=True)
             row[f"ratio_to_{base}"] = statistics.median(other / own for other, own in rounds)
-        row["peak_extra_bytes"] = peak_extra_bytes(fn, device) if memory else None
+        # A replay takes what its capture has set aside.
+        measures = memory and name not in replays
+        row["peak_extra_bytes"] = peak_extra_bytes(fn, device) if measures else None
         rows.append(row)
     return rows
 
@@ -139,6 +161,25 @@ def peak_extra_bytes(fn: Callable[[], Any], device: str | torch.device = "cpu") 
         return _resident_high_water() - before
     except (OSError, AttributeError):
         return None
+
+
+def _record_all(
+    functions: Mapping[str, Callable[[], Any]],
+    record: Recorder | None,
+    recorded: Collection[str] | None,
+    changes: Callable[[str], Sequence[Tensor]],
+) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """Replays by their names; and for functions that have none, or a wrong one, why."""
+    replays, failures = {}, {}
+    for name, fn in functions.items():
+        if record is None or (recorded is not None and name not in recorded):
+            continue
+        try:
+            replays[name + _GRAPH] = checked_replay(fn, record, changes(name))
+        except Exception as error:  # what cannot be captured has its eager row
+            told = str(error).strip().splitlines() or [""]
+            failures[name] = f"{type(error).__name__}: {told[0]}"
+    return replays, failures
 
 
 def _run_check(check: Callable[[], Any], names: list[str]) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from benchmarks.parts.common import harness
 from benchmarks.parts.common.contest import Absence, reason_of
+from benchmarks.parts.common.graphs import recorder_of
 from benchmarks.parts.loss.fit import require_memory
 from benchmarks.parts.loss.floor import floor_candidates, measure_floors, set_floor_ratios
 from benchmarks.parts.loss.peers import Contender, our_contenders, peer_contenders
@@ -23,6 +24,8 @@ from benchmarks.parts.loss.problem import (
     measure_errors,
 )
 from benchmarks.parts.loss.rivals import sigmoid_truth
+
+MOST_REPLAYED = 8192  # pairs
 
 
 @dataclass(frozen=True)
@@ -89,17 +92,25 @@ def measure_case(
         items=case.batch,
         ratios_to=[name for name, one in passed.items() if one.contender.is_ours],
         after_run=tick,
+        record=recorder_of(case.device) if is_replayed(case) else None,
         **fields,
     )
     for row in rows:
-        contender = passed[row["name"]].contender
-        row.update(passed[row["name"]].errors, **dict(contender.fields))
+        one = passed[row.get("replay_of", row["name"])]
+        contender = one.contender
+        row.update(one.errors, **dict(contender.fields))
         row["errors_on"] = "a sample of rows" if case.batch > SAMPLED_ABOVE else "all rows"
         if contender.is_ours:
             row["floor"] = f"floor {contender.floor}BGD"
     rows = [*floors, *rows]
     set_floor_ratios(rows)
     return rows, absent
+
+
+def is_replayed(case: Case) -> bool:
+    """Whether replays are timed too: above, the device sets the pace in any case. Over ranks the
+    collectives of a replay would have to be captured."""
+    return case.batch <= MOST_REPLAYED and case.world_size == 1
 
 
 def _check_all(

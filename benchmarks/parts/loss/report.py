@@ -22,7 +22,7 @@ def table(rows: Sequence[Row]) -> str:
     our second. Memory is the peak above what is there before. Errors are relative, in the L2 norm,
     against float64.
     """
-    ours = [row["name"] for row in rows if "floor" in row]
+    ours = [row["name"] for row in rows if "floor" in row and "replay_of" not in row]
     letters = dict(zip(ours, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False))
     head = ["", "median", "p20", "p80", "x floor", *(f"{letters[name]} faster" for name in ours)]
     head += ["MiB", "loss", "dU", "dV", "dlog s"]
@@ -58,6 +58,7 @@ def plot(rows: Sequence[Row], path: Path) -> Path:
     Returns:
         The file written.
     """
+    rows = [row for row in rows if "replay_of" not in row]
     settings = by_case(rows, _setting)
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure = new_figure(11, 3.4 * len(settings) + 0.8)
