@@ -55,6 +55,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "adamw": ("list", "elements"),
     "adamw_proof": ("part", "gradients", "problem", "kind", "beta2", "steps"),
     "adamw_demo": ("seed", "steps"),
+    "convergence": ("seed", "steps", "threads", "machine"),
     "patch_gain": ("open_clip_version", "model", "batch", "setting"),
     "tokenizer": ("case", "batch"),
     "ceilings": ("what",),
