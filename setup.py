@@ -2,7 +2,7 @@
 
 `pip install -e . --no-build-isolation` builds against the torch of the active environment. The
 extension always has its CPU operators, compiled once per vector capability and chosen at run time.
-CUDA operators are added where torch has CUDA and its nvcc is found; `building/` says how.
+CUDA operators are added where torch has CUDA and its nvcc is found; `csrc/building/` says how.
 
 CLIPFAST_BUILD_CUDA=0/1      leave CUDA out / fail when it cannot be built
 CUDA_HOME                    the toolkit to build with; else that of the nvcc on PATH
@@ -25,8 +25,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))  # which pip's builds leave out
 
-from building.cuda import decide_cuda, plan_cuda  # noqa: E402
-from building.one_pass import OnePass  # noqa: E402
+from csrc.building.cuda import decide_cuda, plan_cuda  # noqa: E402
+from csrc.building.one_pass import OnePass  # noqa: E402
 
 try:
     import torch

@@ -257,7 +257,7 @@ def test_docs_options_exist(page):
 def literals() -> list[str]:
     """Every string of the package and of its build, with … for what an f-string fills in."""
     found = []
-    build = [ROOT / "setup.py", *sorted((ROOT / "building").glob("*.py"))]
+    build = [ROOT / "setup.py", *sorted((ROOT / "csrc" / "building").glob("*.py"))]
     for path in [*(p for p in PYTHON_FILES if "benchmarks" not in p.parts), *build]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):

@@ -1,4 +1,4 @@
-"""building/: which toolkit is taken, and what fills it up, seen on fake ones."""
+"""csrc/building/: which toolkit is taken, and what fills it up, seen on fake ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from building.cuda import HEADERS, CudaPlan, decide_cuda, plan_cuda
-from building.toolkit import Toolkit, find_toolkit
-from building.torch_packages import cuda_version_of, package_dirs
+from csrc.building.cuda import HEADERS, CudaPlan, decide_cuda, plan_cuda
+from csrc.building.toolkit import Toolkit, find_toolkit
+from csrc.building.torch_packages import cuda_version_of, package_dirs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the fake nvcc is a shell script")
 

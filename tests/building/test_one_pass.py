@@ -1,4 +1,4 @@
-"""building/one_pass.py: several calls of torch's compiler, one run of ninja."""
+"""csrc/building/one_pass.py: several calls of torch's compiler, one run of ninja."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 from torch.utils import cpp_extension
 
-from building.one_pass import OnePass
+from csrc.building.one_pass import OnePass
 
 RULE = "rule copy\n  command = cat $in > $out && echo {words} >> {log}\n"
 

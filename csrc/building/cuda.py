@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from building.toolkit import Toolkit, find_toolkit, first_with
-from building.torch_packages import cuda_version_of, link_runtime, package_dirs, package_roots
+from csrc.building.toolkit import Toolkit, find_toolkit, first_with
+from csrc.building.torch_packages import cuda_version_of, link_runtime, package_dirs, package_roots
 
 # What torch's own headers include of CUDA.
 HEADERS = ("cuda_runtime.h", "cublas_v2.h", "cusparse.h", "cusolverDn.h")
