@@ -225,13 +225,15 @@ def test_docs_from_openclip_says_what_the_command_line_says():
 
 @cache
 def all_options() -> set[str]:
-    """Every option of a recipe and of the data programs."""
+    """Every option of a recipe, of the data programs and of the benchmarks."""
     done = subprocess.run(
         [sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout))
     for module in ("clipfast.data.pack", "clipfast.data.index"):
         found |= options_of(module)
+    for script in (ROOT / "benchmarks").rglob("*.py"):
+        found |= set(re.findall(r'add_argument\("(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
 
 
