@@ -233,7 +233,7 @@ def all_options() -> set[str]:
     for module in ("clipfast.data.pack", "clipfast.data.index"):
         found |= options_of(module)
     for script in (ROOT / "benchmarks").rglob("*.py"):
-        found |= set(re.findall(r'add_argument\("(--[a-z][a-z0-9.-]*)"', script.read_text()))
+        found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
 
 
