@@ -10,6 +10,7 @@ into the time that is left is passed over for one that does.
     python -m benchmarks.suite --resume             goes on where the newest run stopped
     python -m benchmarks.suite --only 'loss*' step-vit
     python -m benchmarks.suite --list               the parts, and what each takes
+    python -m benchmarks.suite --predict            what a GPU is expected to take, by count
 
 Rows are written as they come, all in one form (``parts/common/schema.py``), under ``rows`` in the
 folder of the run; logs beside them. ``python -m benchmarks.report --rows FOLDER`` shows them.
@@ -60,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"a checkout of OpenCLIP's main to compare with too; {CHECKOUT} if not given",
     )
     parser.add_argument("--list", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--predict", action="store_true", help="run nothing; with --out write predictions.jsonl"
+    )
     return parser
 
 
@@ -99,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget = Budget(None)
     options = build_parser().parse_args(argv)
     budget.seconds = 60 * options.minutes if options.minutes else None
+    if options.predict:
+        from benchmarks.parts.predict.table import write_predictions
+
+        write_predictions(options.out)
+        return
     if options.open_clip is not None and not (Path(options.open_clip) / "src/open_clip").is_dir():
         raise SystemExit(
             f"--open-clip {options.open_clip}: expected a checkout, with src/open_clip"

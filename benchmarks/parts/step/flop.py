@@ -89,6 +89,12 @@ def _linear_backward_flop(
     return sum(2 * math.prod(grad) * given[-1] for given in (x, weight) if given is not None)
 
 
+def pool_flop(batch: int, tokens: int, channels: int, heads: int) -> int:
+    """Attention pooling, forward and backward, without the projection of its answer."""
+    forward = _pool_flop([batch, tokens, channels], [], *[None] * 6, heads)
+    return forward + _pool_backward_flop([], [batch, tokens, channels], [], *[None] * 3, [heads])
+
+
 def _pool_flop(x: list[int], positions: list[int], *shapes: Any, **_: Any) -> int:
     """Attention pooling: the query, its key and the value's part of either, scores, context."""
     batch, tokens, channels = x

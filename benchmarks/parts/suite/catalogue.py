@@ -55,6 +55,7 @@ def _rows(
     seconds: float,
     needs: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
+    evidence: tuple[str, ...] = (),
 ) -> Part:
     script, *options = command.split()
     return Part(
@@ -64,6 +65,7 @@ def _rows(
         seconds,
         needs=needs,
         environment={**_INSTALLED, **(environment or {})},
+        evidence=evidence,
     )
 
 
@@ -214,6 +216,7 @@ _CUDA = (
         "loss_throughput --device cuda --batch-sizes 32768 --dims 1024 --dtypes bfloat16 "
         "--impl triton --peers inf-cl memeff siglip-kernel --runs 3",
         45,
+        evidence=("Inf-CL", "memeff", "siglip-kernel"),
     ),
     _rows(
         "loss-large",
@@ -245,6 +248,7 @@ _CUDA = (
         "--contenders clipfast clipfast-compile openclip openclip-compile --runs 5",
         120,
         OPEN_CLIP,
+        evidence=("clipfast, compiled blocks", "torch.compile"),
     ),
     _rows(
         "pool-fp32",

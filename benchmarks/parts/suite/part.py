@@ -21,6 +21,8 @@ class Part:
         kind: ``rows`` or ``tests``.
         needs: Modules without which nothing of it can run.
         environment: Variables that it is started with; an empty one is removed.
+        evidence: Beginnings or ends of names of rows that this part alone writes; the report's
+            tables know by them whether it was measured. Empty where its counted rows tell.
         is_scaled: Whether a slower machine takes longer for it in proportion.
     """
 
@@ -31,6 +33,7 @@ class Part:
     kind: str = ROWS
     needs: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    evidence: tuple[str, ...] = ()
     is_scaled: bool = True
 
     def missing(self) -> list[str]:

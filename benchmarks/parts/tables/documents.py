@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step_parts
 from benchmarks.parts.tables.headline import headline, headline_gpu
-from benchmarks.parts.tables.loss import loss
+from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
 from benchmarks.parts.tables.towers import (
     attention_pool,
@@ -26,8 +27,14 @@ ROOT = Path(__file__).resolve().parents[3]
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
     "headline_gpu": headline_gpu,
+    "gpu_floors": gpu_floors,
+    "gpu_missing": gpu_missing,
+    "predicted": predicted,
     "loss": loss,
+    "loss_errors": loss_errors,
+    "loss_rivals": loss_rivals,
     "step": step,
+    "step_parts": step_parts,
     "patch_gain": patch_gain,
     "text_tower": text_tower,
     "attention_pool": attention_pool,

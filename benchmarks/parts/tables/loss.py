@@ -1,4 +1,4 @@
-"""The table of ``docs/measured/loss.md``."""
+"""The tables of ``docs/measured/loss.md``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from benchmarks.parts.common.rows import faster
 from benchmarks.parts.tables.runs import (
+    NOT_MEASURED,
     TYPES,
     Run,
     by_machine,
+    error,
     markdown,
     memory,
     number,
@@ -53,4 +55,54 @@ def _loss(runs: Sequence[Run]) -> str:
                     f"{memory(ours)} ({memory(theirs)})",
                 ]
             )
+    return markdown(head, lines)
+
+
+ERRORS = {
+    "error_loss": "loss",
+    "error_image_grad": "image gradients",
+    "error_text_grad": "text gradients",
+    "error_scale_grad": "scale's gradient",
+}
+
+
+def loss_errors() -> str:
+    """Errors against float64 of ours and of OpenCLIP, at the largest batch of each machine."""
+    return by_machine(read_runs("loss_throughput"), _errors)
+
+
+def _errors(runs: Sequence[Run]) -> str:
+    largest = max(row["batch"] for run in runs for row in run.rows)
+    lines = []
+    for case in (case for run in runs for case in run.cases("dtype", "batch", "dim", "ranks")):
+        for row in case.rows:
+            is_plain = (
+                row["name"].startswith(("clipfast", "OpenCLIP")) and "compile" not in row["name"]
+            )
+            if row["batch"] == largest and is_plain:
+                told = f"{row['batch']:,} {TYPES[row['dtype']]}"
+                told += "" if row["dim"] == DIM else f", D {row['dim']:,}"
+                lines.append([told, row["name"], *(error(row, key) for key in ERRORS)])
+    return markdown(["G, type", "", *ERRORS.values()], lines)
+
+
+RIVALS = ("Inf-CL", "memeff", "siglip-kernel")
+
+
+def loss_rivals() -> str:
+    """The rivals' kernels on a GPU beside ours in the same run."""
+    runs = read_runs("loss_throughput")
+    head = ["rival", "on", "G, type", "its ms", "peak MiB", "ours, ms", "faster"]
+    lines = []
+    for rival in RIVALS:
+        found = []
+        for case in (case for run in runs for case in run.cases("dtype", "batch", "dim", "ranks")):
+            theirs = next((row for row in case.rows if row["name"].startswith(rival)), None)
+            ours = case.find(name="clipfast triton, keep") or case.find(name="clipfast, keep")
+            if theirs is not None:
+                told = f"{theirs['batch']:,} {TYPES[theirs['dtype']]}, D {theirs['dim']:,}"
+                cells = [number(theirs, "median_ms"), memory(theirs), number(ours, "median_ms")]
+                name = case.machine.removeprefix("NVIDIA ")
+                found.append([theirs["name"], name, told, *cells, ratio(faster(ours, theirs))])
+        lines += found or [[rival, "", "", *[NOT_MEASURED] * 4]]
     return markdown(head, lines)

@@ -5,6 +5,7 @@ Only rows of one run stand side by side: machines differ, and so do the minutes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +103,17 @@ def memory(row: Row | None, key: str = "peak_extra_bytes") -> str:
     return NOT_MEASURED if row is None or row.get(key) is None else mebibytes(row[key])
 
 
+def error(row: Row | None, key: str = "error") -> str:
+    """A cell of a relative error, with one digit."""
+    if row is None or row.get(key) is None:
+        return NOT_MEASURED
+    return f"{row[key]:.0e}".replace("e-0", "e-")
+
+
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in rows)
+    return "\n".join(re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(cells)} |") for cells in rows)
 
 
 def by_machine(runs: Sequence[Run], render: Callable[[Sequence[Run]], str]) -> str:

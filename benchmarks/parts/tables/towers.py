@@ -11,6 +11,7 @@ from benchmarks.parts.tables.runs import (
     TYPES,
     Run,
     by_machine,
+    error,
     markdown,
     memory,
     number,
@@ -99,14 +100,10 @@ def _attention_pool(runs: Sequence[Run]) -> str:
                 ratio(faster(ours, case.find(name="OpenAI's form"))),
                 ratio(faster(ours, case.find(name="one query"))),
                 f"{memory(ours)} ({memory(theirs)})",
-                f"{_error(ours)} ({_error(theirs)})",
+                f"{error(ours)} ({error(theirs)})",
             ]
         )
     return markdown(head, lines)
-
-
-def _error(row: Row | None) -> str:
-    return NOT_MEASURED if row is None else f"{row['error']:.0e}".replace("e-0", "e-")
 
 
 def step() -> str:
