@@ -5,12 +5,16 @@ On a GPU machine `torch.cuda.set_sync_debug_mode` says the same of the real thin
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import clipfast
 from clipfast import FusedAdamW
+from clipfast.devices import to_device
 from clipfast.loss import fused
 from clipfast.models import clip as clip_module
 from clipfast.models import packing
@@ -123,3 +127,53 @@ def test_towers_read_nothing(name, monkeypatch):
         u, v, scale = model(images, CAPTIONS, lengths=LENGTHS)
         (scale * (u * v).sum()).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+class OnCuda:
+    """A CPU tensor that is sent to a GPU, and notes how."""
+
+    def __init__(self, is_pinned=False):
+        self.device, self.pinned, self.sent = torch.device("cpu"), is_pinned, None
+
+    def is_pinned(self):
+        return self.pinned
+
+    def pin_memory(self):
+        return OnCuda(is_pinned=True)
+
+    def to(self, device, non_blocking=False):
+        self.sent = (device, non_blocking)
+        return self
+
+
+@pytest.mark.parametrize("is_pinned", [False, True])
+def test_to_device_sends_pinned_memory_and_does_not_wait(is_pinned):
+    tensor, gpu = OnCuda(is_pinned), torch.device("cuda")
+    sent = to_device(tensor, gpu)
+    assert sent.pinned
+    assert sent.sent == (gpu, True)
+    assert (sent is tensor) == is_pinned
+
+
+def test_to_device_leaves_what_is_there_alone():
+    tensor = torch.ones(2)
+    assert to_device(tensor, torch.device("cpu")) is tensor
+
+
+# Copies that say themselves why they need no pinned memory, or that what they copy is pinned.
+ASYNC_COPIES = {
+    "clipfast/devices.py",
+    "clipfast/engine/requests.py",
+    "clipfast/optim/tensor_list.py",
+}
+
+
+def test_copies_that_do_not_wait_are_of_pinned_memory():
+    root = Path(clipfast.__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for path in (root / "clipfast").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "non_blocking"
+    }
+    assert found == ASYNC_COPIES

@@ -28,6 +28,8 @@ RANKS = {
     "clipfast.preprocessing": 1,
     # What a mistyped name probably meant.
     "clipfast.names": 1,
+    # What is asked of a GPU, or given to it.
+    "clipfast.devices": 1,
     # How arguments are checked where they come in.
     "clipfast.arguments": 1,
     # Everything else in clipfast is a sibling in the middle: rank 2.

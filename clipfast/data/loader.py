@@ -33,6 +33,7 @@ from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
 from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.table import counts
+from clipfast.devices import to_device
 
 # Broken samples that a run bears with where nobody says how many.
 MAX_ERRORS = 1000
@@ -100,7 +101,7 @@ class _Loader:
         encoded = decoded.encoded
         return ImageTextBatch(
             images=decoded.images,
-            tokens=encoded.tokens.to(self.device, non_blocking=True),
+            tokens=to_device(encoded.tokens, self.device),
             lengths=encoded.lengths,
             epoch=encoded.request.epoch,
             index=encoded.request.index,

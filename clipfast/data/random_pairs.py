@@ -11,6 +11,7 @@ import statistics
 import torch
 from torch import Tensor
 
+from clipfast.devices import to_device
 from clipfast.preprocessing import MEAN, STD
 from clipfast.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, START_OF_TEXT
 
@@ -111,6 +112,6 @@ def random_captions(
     tokens = torch.randint(1, START_OF_TEXT, (count, longest), generator=generator, device=device)
     tokens[:, 0] = START_OF_TEXT
     positions = torch.arange(longest, device=device)
-    ends = lengths.to(device, non_blocking=True)[:, None] - 1
+    ends = to_device(lengths, device)[:, None] - 1
     tokens.masked_fill_(positions == ends, END_OF_TEXT)
     return tokens.masked_fill_(positions > ends, 0), lengths

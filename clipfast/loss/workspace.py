@@ -20,6 +20,8 @@ import os
 
 import torch
 
+from clipfast.devices import is_capturing
+
 VARIABLE = "CLIPFAST_LOSS_WORKSPACE"
 HOST_BYTES = 256 * 2**20
 # Of a GPU's memory, and of what is free when its first loss is computed. Twice as much is taken
@@ -52,7 +54,7 @@ def budget(device: torch.device) -> int:
         return fixed
     if device not in _found:
         total = torch.cuda.get_device_properties(device).total_memory
-        if torch.cuda.is_current_stream_capturing():
+        if is_capturing(device):
             # A graph under capture may not ask, and what it is told must not last.
             return share_of(total, total)
         free = torch.cuda.mem_get_info(device)[0]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipfast.devices import to_device
 from clipfast.models.sequences import GroupedLayout, SequenceLayout, VarlenLayout, has_varlen
 
 # What one more group costs in a block, forward and backward, as floating-point operations that
@@ -117,7 +118,7 @@ def _in_one_sequence(tokens: Tensor, lengths: Tensor) -> PackedCaptions:
     (batch, context), device = tokens.shape, tokens.device
     total = int(lengths.sum())
     rounded = _round_up(total + 1)
-    sizes = torch.cat([lengths, torch.tensor([rounded - total])]).to(device, non_blocking=True)
+    sizes = to_device(torch.cat([lengths, torch.tensor([rounded - total])]), device)
     captions, positions, starts = _rows(sizes, rounded)
     is_filler = captions == batch
     positions = positions.masked_fill(is_filler, 0)
@@ -143,7 +144,7 @@ def _in_groups(tokens: Tensor, lengths: Tensor, group_cost: float) -> PackedCapt
     ]
     # One copy to the device, from which the rest follows there.
     columns = torch.stack([longest.repeat_interleave(counts), order, ordered])
-    sizes, order, own = columns.to(device, non_blocking=True)
+    sizes, order, own = to_device(columns, device)
     captions, positions, starts = _rows(sizes, int((counts * longest).sum()))
     masks, first = [], 0
     for (count, length), ragged in zip(groups, is_ragged, strict=True):

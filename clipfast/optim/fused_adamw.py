@@ -48,6 +48,9 @@ class FusedAdamW(torch.optim.Optimizer):
     meets their parameters, with or without a gradient. States are made by ``step`` too, for what
     then stands in ``param_groups``, so that a wrapper may put others there.
 
+    A CUDA graph can capture a step once one was taken. Replays count steps and draw random bits as
+    eager steps do; the learning rate and the groups' other numbers stay those of the capture.
+
     A parameter may be set by hand between steps (a clamp, ``load_state_dict``, an average swapped
     in; also through ``.data``). ``step`` compares each with its master: where it is not the nearest
     value, it is the weight from then on. Of a remainder the 16 bits stay, less than half a unit in

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.devices import is_capturing
 from clipfast.ops.adamw import BLOCK, decode, encode, follow, join_master, split_master
 
 State = dict[str, Any]
@@ -204,7 +205,13 @@ def fit(param: Tensor, state: State, stats_dtype: torch.dtype, kept: torch.dtype
 
     Raises:
         ValueError: the state lost bits on its way, or does not belong to this parameter.
+        RuntimeError: a CUDA graph is under capture. Its replays would begin with new states anew.
     """
+    if is_capturing(param.device):
+        raise RuntimeError(
+            "FusedAdamW makes its states in the first step, which a CUDA graph would repeat in "
+            "every replay: take a step before the capture"
+        )
     if not any(key in state for key in ("exp_avg", "exp_avg_sq", "exp_avg_sqrt")):
         weight = {key: state[key] for key in ("master", "remainder") if key in state}
         state.clear()

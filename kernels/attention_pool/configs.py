@@ -29,6 +29,8 @@ from typing import NamedTuple
 import torch
 import triton
 
+from clipfast.kernels.common.device import FUSED
+
 MAX_TOKENS = 256  # scores of all tokens are one tile
 # Shared memory of the widest forward and backward tile beside fp32 positions: what a device must
 # grant a program. sm_90 grants 227 KiB, sm_80 163 KiB, sm_86, sm_89 and sm_120 99 KiB.
@@ -52,6 +54,7 @@ class Tile(NamedTuple):
             "BLOCK_C": self.block_c,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            **FUSED,
         }
 
 

@@ -16,7 +16,7 @@ from clipfast.kernels.attention_pool.tokens import (
     grad_tokens_kernel,
     mean_token_kernel,
 )
-from clipfast.kernels.common.device import dot_precision, processors, shared_bytes
+from clipfast.kernels.common.device import FUSED, dot_precision, processors, shared_bytes
 
 
 def launch_mean_token(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ def launch_mean_token(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     if batch:
         mean_token_kernel[(triton.cdiv(channels, block_c), batch)](
             x, positions.contiguous(), token, tokens, channels,
-            BLOCK_N=32, BLOCK_C=block_c, num_warps=4,
+            BLOCK_N=32, BLOCK_C=block_c, num_warps=4, **FUSED,
         )  # fmt: skip
     return token
 

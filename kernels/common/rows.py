@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from clipfast.kernels.common.constants import SMALLEST_SQUARES, SMALLEST_SQUARES_DOUBLE
+from clipfast.kernels.common.device import FUSED
 
 MAX_DIM = 65536  # a row is one tile; larger ones would spill
 TILE = 4096  # elements a program holds, where rows are shorter than that
@@ -30,7 +31,8 @@ class RowTile(NamedTuple):
 
     def options(self) -> dict[str, int]:
         """The launch's keyword arguments."""
-        return {"BLOCK_B": self.block_b, "BLOCK_D": self.block_d, "num_warps": self.num_warps}
+        tile = {"BLOCK_B": self.block_b, "BLOCK_D": self.block_d}
+        return {**tile, "num_warps": self.num_warps, **FUSED}
 
 
 def tile_shape(dim: int) -> RowTile:

@@ -29,6 +29,7 @@ import dataclasses
 
 import torch
 
+from clipfast.kernels.common.device import FUSED
 from clipfast.kernels.common.rows import RowTile, tile_shape
 
 
@@ -52,6 +53,7 @@ class Config:
             "GROUP": self.group,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
+            **FUSED,
         }
 
 

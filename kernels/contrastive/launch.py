@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from clipfast.kernels.common.device import processors
+from clipfast.kernels.common.device import FUSED, processors
 from clipfast.kernels.common.rows import sum_dtype, tile_shape, with_adjacent_elements
 from clipfast.kernels.contrastive import maxima, walk
 from clipfast.kernels.contrastive.configs import finish_tile
@@ -62,6 +62,7 @@ def launch_statistics(
         strip.log_columns,
         BLOCK=8192,
         num_warps=16,
+        **FUSED,
     )
     _launch_maxima(strip, shift, sums, workspace_bytes)
     return *sums, shift, kept

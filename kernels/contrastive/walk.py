@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from clipfast.kernels.common.device import dot_precision
+from clipfast.kernels.common.device import FUSED, dot_precision
 from clipfast.kernels.contrastive import strip
 from clipfast.kernels.contrastive.configs import Config, architecture, configuration
 from clipfast.kernels.contrastive.constants import HALF_WEIGHT_SCALE
@@ -174,6 +174,7 @@ def combine(
         BLOCK_T=BLOCK_T,
         BLOCK_N=BLOCK_N,
         num_warps=4,
+        **FUSED,
         **options,
     )
 
@@ -236,6 +237,7 @@ def weighted_products(
                 BLOCK_G=config.block_g,
                 WEIGHTS=rule.weights,
                 num_warps=config.num_warps,
+                **FUSED,
             )
         else:
             strip.weights_kernel[grid](

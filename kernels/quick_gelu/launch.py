@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from clipfast.kernels.common.device import FUSED
 from clipfast.kernels.quick_gelu.elements import quick_gelu_backward_kernel, quick_gelu_kernel
 
 # 16 half-precision elements per thread: two 16-byte loads of x, and of grad_y.
@@ -52,4 +53,4 @@ def _launch(kernel: Any, *tensors: torch.Tensor) -> None:
     acc = tl.float64 if dtype == torch.float64 else tl.float32
     if n > 0:
         grid = (triton.cdiv(n, BLOCK),)
-        kernel[grid](*tensors, n, ACC=acc, BLOCK=BLOCK, num_warps=NUM_WARPS)
+        kernel[grid](*tensors, n, ACC=acc, BLOCK=BLOCK, num_warps=NUM_WARPS, **FUSED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from clipfast.kernels.common.device import FUSED
 from tests.ops import contrastive_triton_cases as cases
 from tests.ops.triton_tools import assemble, interpret
 
@@ -46,7 +47,7 @@ def compile_for(kernel, arch, types, constants, num_warps, num_stages=3):
     made = compile_source(
         ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": num_warps, "num_stages": num_stages},
+        options={"num_warps": num_warps, "num_stages": num_stages, **FUSED},
     )
     return made, *assemble(made, arch)
 

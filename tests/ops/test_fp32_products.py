@@ -11,7 +11,7 @@ import types
 import pytest
 import torch
 
-from clipfast.kernels.common.device import dot_precision
+from clipfast.kernels.common.device import FUSED, dot_precision
 from clipfast.ops.contrastive import impls
 
 MATMUL = torch.backends.cuda.matmul
@@ -103,7 +103,7 @@ def compiled(kernel, arch, constants, *, floats=()):
     made = compile_source(
         ASTSource(fn=kernel, signature=signature, constexprs=constants),
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": 4, "num_stages": 2},
+        options={"num_warps": 4, "num_stages": 2, **FUSED},
     )
     return made.asm["ptx"]
 

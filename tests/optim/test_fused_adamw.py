@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipfast import FusedAdamW
 from clipfast.ops.adamw import split_master
+from clipfast.optim import states
 from clipfast.optim.tensor_list import in_layout
 from tests.optim.fused_adamw_cases import (
     STATS,
@@ -558,3 +559,17 @@ def test_cuda_gives_the_bits_of_the_cpu_without_waiting(stats_dtype, weights):
         host.step()
     assert device.skipped_steps == host.skipped_steps == 1
     assert_same_bits([tensor.cpu() for tensor in contents(device)], contents(host))
+
+
+def test_first_step_under_capture_is_refused_and_later_ones_are_not(monkeypatch):
+    param = torch.nn.Parameter(torch.ones(4))
+    optimizer = FusedAdamW([param], lr=0.1)
+    param.grad = torch.ones(4)
+    monkeypatch.setattr(states, "is_capturing", lambda device: True)
+    with pytest.raises(RuntimeError, match="take a step before the capture"):
+        optimizer.step()
+    monkeypatch.setattr(states, "is_capturing", lambda device: False)
+    optimizer.step()
+    monkeypatch.setattr(states, "is_capturing", lambda device: True)
+    optimizer.step()
+    assert optimizer.state[param]["step"].item() == 2
