@@ -15,6 +15,7 @@ from benchmarks.parts.common.harness import CheckFailed
 from benchmarks.parts.common.rows import read_file
 from benchmarks.parts.common.text import digits
 from benchmarks.parts.step import check as step_check
+from benchmarks.parts.step import contenders as step_contenders
 from benchmarks.parts.step import flop as step_flop
 from benchmarks.parts.step import measure as step_measure
 from benchmarks.parts.step import report as step_report
@@ -166,6 +167,20 @@ def test_share_parameters_copies_modules_only():
 def test_step_throughput_wants_a_batch_size_for_each_model():
     with pytest.raises(SystemExit, match="2 sizes for 1 models"):
         step_throughput.main([*TINY, "--batch-sizes", "4", "8"])
+
+
+def test_peers_multiply_as_the_rows_precision_says():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for precision in step_contenders.PRECISIONS:
+            peers.set_products(precision)
+            assert [b.allow_tf32 for b in backends] == [precision != "fp32"] * 2
+            with step_check.exact_products():
+                assert not any(b.allow_tf32 for b in backends)
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-L/14@336px", "RN-tiny"])

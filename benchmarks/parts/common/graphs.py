@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-WARMUP = 3
+WARMUP = 2
 # Of results that a replay may sum in another order, in units in the last place of their type.
 SLACK = 8.0
 
@@ -37,12 +37,23 @@ Recorder = Callable[[Function], Recorded]
 
 
 def record_cuda_graph(function: Function) -> Recorded:
-    """Capture a function on the current device, after runs that warm it up."""
+    """Capture a function on the current device, after runs that warm it up.
+
+    Raises:
+        RuntimeError: it waits for the device, or cannot be captured for another reason.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARMUP):
             function()
+        # Found before the capture, which torch does not recover from where it is broken off.
+        mode = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            function()
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

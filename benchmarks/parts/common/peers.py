@@ -124,6 +124,15 @@ def require_open_clip() -> None:
         import_open_clip()
     except ImportError as error:
         raise SystemExit(str(error)) from None
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
+    set_products("tf32")
     torch.backends.cudnn.benchmark = True
+
+
+def set_products(precision: str) -> None:
+    """Have a GPU take float32 products and convolutions in full.
+
+    Args:
+        precision: ``fp32`` for that; under any other they are in TF32.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"

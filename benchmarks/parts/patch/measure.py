@@ -157,7 +157,8 @@ def measure_setting(name: str, setting: Setting, options: argparse.Namespace) ->
         ratios_to=["patched"],
         model=name,
         batch=len(images),
-        precision="fp32",
+        # As OpenCLIP's training program has it on a GPU.
+        precision="fp32" if torch.device(options.device).type == "cpu" else "tf32",
         setting=setting.name,
         steps=len(setting.batches),
         swapped=sorted(report.swapped),

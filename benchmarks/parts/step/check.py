@@ -54,10 +54,9 @@ def compute_truth(field: Field) -> Truth:
     plain = field.contender("openclip")
     exact = replace(plain, autocast=contextlib.nullcontext)
     precision = field.case.precision
-    is_exact = precision == "fp32" and field.case.device.type == "cpu"
-    floor = FLOOR["tf32" if precision == "fp32" and not is_exact else precision]
+    is_exact = precision == "fp32"
     with exact_products():
-        truth = Truth(*_run(exact), yardstick={}, floor=floor)
+        truth = Truth(*_run(exact), yardstick={}, floor=FLOOR[precision])
     rounded = field.contender("openclip-channels-last") if is_exact else plain
     return replace(truth, yardstick=measure_errors(truth, *_run(rounded)))
 

@@ -25,7 +25,7 @@ from benchmarks.parts.common.captions import Captions, make_captions
 from benchmarks.peers import import_open_clip
 from clipfast.models import CLIP, create_model
 
-PRECISIONS = ("fp32", "amp_bf16")
+PRECISIONS = ("fp32", "tf32", "amp_bf16")
 CONTENDERS = (
     "clipfast",
     "clipfast-compile",
@@ -47,7 +47,8 @@ class Case:
     Attributes:
         model: Name in ``clipfast.list_models()``.
         batch: Pairs B.
-        precision: ``fp32``, or ``amp_bf16``: float32 weights under bfloat16 autocast.
+        precision: ``fp32``; ``tf32``, float32 whose products a GPU takes in TF32; or ``amp_bf16``,
+            float32 weights under bfloat16 autocast.
         device: Where it runs.
         captions: Source of the captions' lengths.
         overrides: Changes to the model, by our flat names, as pairs.
@@ -66,7 +67,7 @@ class Case:
         return torch.bfloat16 if self.precision == "amp_bf16" else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        if self.precision == "fp32":
+        if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 

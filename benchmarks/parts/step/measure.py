@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.parts.common import harness
+from benchmarks.parts.common import harness, peers
 from benchmarks.parts.common.captions import make_captions
 from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.common.products import Multiply, multipliers
@@ -47,6 +47,7 @@ def measure_case(
     Returns:
         A row for each contender that passed, and the contenders without one.
     """
+    peers.set_products(case.precision)
     field = Field(case)
     passed, absent, checks = _check_all(field, keys, tick)
     if not passed:

@@ -21,6 +21,7 @@ TYPES = {
     "bfloat16": "bf16",
     "float16": "fp16",
     "fp32": "fp32",
+    "tf32": "tf32",
     "amp_bf16": "bf16",
     "amp_fp16": "fp16",
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from benchmarks.parts.common import peers
 from benchmarks.parts.common.captions import Captions
 from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.common.harness import CheckFailed, Row, measure_together
@@ -63,6 +64,7 @@ def measure_case(
     Returns:
         One row per tower that passed, and the towers without one.
     """
+    peers.set_products(case.precision)
     exact = Case(case.model, case.batch, "fp32", case.device)
     cotangent = torch.randn(
         case.batch,

@@ -9,7 +9,8 @@ Statistics and gradients exist several times; `choose` says which one serves:
 
 On a GPU "auto" is triton, but for products of fp32 in full: without tensor cores `tl.dot` is a loop
 of multiply-adds that reaches a part of the library's rate. 8BGD FLOP are 131 ms for G 32,768 and D
-1,024 at an H100's 67 TFLOP/s, by count; the chunks that cuda writes and reads beside them 6 ms.
+1,024 at an H100's 67 TFLOP/s, by count. The chunks that cuda writes and reads beside them are 20BG
+bytes, 7 ms at 3.0 TB/s.
 """
 
 from __future__ import annotations
