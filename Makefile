@@ -11,6 +11,9 @@ PYTEST_ARGS ?=
 SUITE_ARGS ?=
 # Processes by cores and memory (tests/conftest.py); what shares a long preparation stays together.
 PYTEST_WORKERS ?= auto
+# What must be here, or tests fail instead of skipping (tests/needs.py): what setup installs.
+CLIPFAST_REQUIRE ?= extension$(if $(filter Linux,$(shell uname -s)),$(comma)triton$(comma)packages)
+comma := ,
 
 # How many calls, and from which seed (--count, --seed, --jobs).
 SANITIZE_ARGS ?=
@@ -102,7 +105,7 @@ $(STAMPS)/extension: $(STAMPS)/packages $(SOURCES)
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	CLIPFAST_REQUIRE=$(CLIPFAST_REQUIRE) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 # The installed extension stays as it is; torch itself is not built for it, so its runtime is loaded
 # before Python.

@@ -4,10 +4,13 @@ many processes as the machine holds."""
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 import torch
 from torch.utils import deterministic
+
+from tests import needs
 
 # A test with a compiler or a model in it takes up to this much.
 BYTES_PER_WORKER = 5 << 30
@@ -31,12 +34,20 @@ def pytest_xdist_auto_num_workers() -> int:
     return int(workers) if workers > 1 else 0
 
 
-def pytest_configure() -> None:
+def compile_threads(cores: int, workers: int) -> int:
+    """Threads of torch.compile in each of so many processes; one where cores are few, since their
+    pools outlive the tests."""
+    return max(1, cores // workers) if cores > MOST_WORKERS else 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores()))))
     # Read by the processes that tests spawn: several ranks with a thread pool each would fight
     # over the cores, and so would torch.compile's worker pools, which outlive their tests.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, cores() // MOST_WORKERS)))
+    # A process that xdist has started finds what the first one has set.
+    workers = getattr(config.option, "numprocesses", None) or 1
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(compile_threads(cores(), workers)))
     # Threads that have nothing to do leave the core to another worker.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -60,12 +71,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if group := group_of(item):
             item.add_marker(pytest.mark.xdist_group(group))
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        needs.need(*marker.args)
+    if "gpu" in item.keywords:
+        needs.need("cuda-device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    needs.excuse(report, report.__dict__["call"], collector.path)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    needs.excuse(report, call, item.path)
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    # Also where no test has met it: forms that are not here are no parameters of tests.
+    would_pass = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if would_pass and not hasattr(session.config, "workerinput") and needs.unmet():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for told in needs.unmet():
+        terminalreporter.write_line(f"ERROR {needs.REQUIRE}: {told}", red=True)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from types import ModuleType
 
-import pytest
-
 from benchmarks import peers
+from tests.needs import need
 
 
 def import_open_clip() -> ModuleType:
@@ -16,7 +14,5 @@ def import_open_clip() -> ModuleType:
     Returns:
         The imported module.
     """
-    for package in ("torchvision", "open_clip"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: nothing to compare with")
+    need("torchvision", "open_clip")
     return peers.import_open_clip()

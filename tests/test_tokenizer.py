@@ -29,6 +29,7 @@ from clipfast.tokenizer import (
 from clipfast.tokenizer.bpe import _LONGEST_KEPT_TEXT
 from clipfast.tokenizer.characters import split_word
 from clipfast.tokenizer.cleaning import clean
+from tests.needs import need
 
 
 def listed(text: str) -> list[str]:
@@ -78,8 +79,7 @@ PARTS = [SPECIALS, ENTITIES, FOLDS, QUOTES, MOJIBAKE, EMOJI, CONTROLS, SURROGATE
 def open_clip_tokenizer():
     """OpenCLIP's tokenizer module alone: its package imports torchvision, which need not work."""
     path = Path(sysconfig.get_paths()["purelib"]) / "open_clip" / "tokenizer.py"
-    if not path.exists():
-        pytest.skip("open_clip_torch is not installed")
+    need("open_clip")
     spec = importlib.util.spec_from_file_location("open_clip_tokenizer_alone", path)
     module = importlib.util.module_from_spec(spec)
     # The module sets this on import, which would turn this engine's threads off as well.

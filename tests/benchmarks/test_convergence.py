@@ -31,6 +31,7 @@ from clipfast.engine.cli import parse
 from clipfast.models import create_model
 from clipfast.optim import parameter_groups
 from clipfast.tokenizer import tokenize_with_lengths
+from tests.needs import need
 
 STAMP = {"commit": "0000000", "date": "2026-01-01", "device": {"cpu": "A CPU"}}
 
@@ -46,7 +47,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def their_script(monkeypatch):
-    pytest.importorskip("webdataset")
+    need("webdataset")
     import_open_clip()
     if "pandas" not in sys.modules:
         # Its lists of files need it, and nothing here reads one.

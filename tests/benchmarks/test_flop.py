@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import varlen
 
 from benchmarks.parts.step.flop import count_flop
 from clipfast.loss import available_impls, clip_loss
 from clipfast.ops.products import bmm
 
 HEADS, WIDTH = 2, 8
-varlen = pytest.importorskip("torch.nn.attention.varlen")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from benchmarks.parts.common.harness import (
     peak_extra_bytes,
 )
 from benchmarks.parts.common.plots import plot_rows
+from tests.needs import need
 
 
 def passes() -> None:
@@ -109,7 +110,7 @@ def test_peak_extra_bytes_sees_what_is_freed_again():
 
 @pytest.mark.parametrize("value", ["items_per_s", "median_ms"])
 def test_plot_rows_writes_a_png(tmp_path, value):
-    pytest.importorskip("matplotlib")
+    need("matplotlib")
     rows = measure_together(
         {"a": passes, "b": passes}, check=passes, runs=3, items=2, memory=False, case="small"
     )

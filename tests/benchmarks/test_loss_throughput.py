@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from benchmarks.parts.loss import floor as loss_floor
 from benchmarks.parts.loss import peers as loss_peers
 from benchmarks.parts.loss import problem as loss_problem
 from benchmarks.parts.loss.problem import Case, compute_truth, make_features, measure_errors
+from tests.needs import need
 
 TINY = ["--device", "cpu", "--batch-sizes", "64", "--dims", "16", "--runs", "1"]
 CASE = Case(64, 16, torch.float32, torch.device("cpu"))
@@ -29,8 +29,7 @@ def run(tmp_path, *options: str) -> list[dict]:
 
 def require_open_clip() -> None:
     # Found, not imported: the benchmark loads its loss without the package's other needs.
-    if find_spec("open_clip") is None:
-        pytest.skip("open_clip_torch is not installed: nothing to compare with")
+    need("open_clip")
 
 
 def paper_loss(images, texts, log_scale):
@@ -127,7 +126,7 @@ def test_loss_throughput_leaves_the_default_results_alone(tmp_path, capsys):
 
 
 def test_loss_throughput_draws_its_rows(tmp_path):
-    pytest.importorskip("matplotlib")
+    need("matplotlib")
     picture = tmp_path / "loss.png"
     run(tmp_path, "--dtypes", "float32", "--peers", "chunked", "--plot", str(picture))
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.campaigns.weights_kinds import File, State, prefixed, saved
@@ -105,17 +104,24 @@ def hugging_face(state: State) -> State:
 def _safetensors(name: str, content: Any, suffix: str = ".safetensors") -> File:
     def make(folder: Path, state: State) -> Path:
         path = folder / f"model{suffix}"
-        save_file({n: t.contiguous() for n, t in content(state).items()}, path)
+        _save_file({n: t.contiguous() for n, t in content(state).items()}, path)
         return path
 
     return File(_KIND, name, make)
+
+
+def _save_file(state: State, path: Path) -> None:
+    # The other kinds are written where the package is not installed.
+    from safetensors.torch import save_file
+
+    save_file(state, path)
 
 
 def _parts(folder: Path, state: State, names: list[str]) -> Path:
     places = {}
     for i, name in enumerate(names):
         part = {n: t for j, (n, t) in enumerate(state.items()) if j % len(names) == i}
-        (save_file if name.endswith("safetensors") else torch.save)(part, folder / name)
+        (_save_file if name.endswith("safetensors") else torch.save)(part, folder / name)
         places.update(dict.fromkeys(part, name))
     stem, suffix = names[0].split("-")[0], names[0].rpartition(".")[2]
     index = folder / f"{stem}.{suffix}.index.json"

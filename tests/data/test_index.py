@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from clipfast.data import TrainLoader, check, index, shards
 from clipfast.data.workers import make_executor
+from tests.needs import need
 
 Y, X = np.mgrid[0:48, 0:64]
 RGB = np.stack([X * 4, Y * 5, (X + Y) * 2], -1).astype(np.uint8)
@@ -138,7 +139,8 @@ def test_index_keeps_good_samples_and_reports_the_others(mixed, monkeypatch):
 
 
 def test_dalis_reader_takes_the_index_and_yields_the_good_samples(mixed):
-    dali = pytest.importorskip("nvidia.dali")
+    from nvidia import dali
+
     path, good = mixed
     index.index_shards([path], workers=1)
 
@@ -166,7 +168,7 @@ def test_dalis_reader_takes_the_index_and_yields_the_good_samples(mixed):
 
 
 def test_dali_decides_when_pillow_accepts(monkeypatch):
-    pytest.importorskip("nvidia.dali")
+    need("nvidia.dali")
     # Handed over as they are, which training does not do.
     monkeypatch.setattr(check, "prepare", lambda data: np.frombuffer(data, np.uint8))
     gif = encode(IMAGE.quantize(8), "GIF")

@@ -16,6 +16,7 @@ import pytest
 
 import clipfast.data
 from clipfast.loss import ClipLoss
+from tests.needs import need
 from tests.peers import import_open_clip
 from tests.ranks import run_ranks
 
@@ -108,9 +109,7 @@ def _train_both_ways(folder: str) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory) -> dict[str, dict]:
     import_open_clip()
-    for package in ("open_clip_train", "webdataset", "tensorboard"):
-        if find_spec(package) is None:
-            pytest.skip(f"{package} is not installed: no training loop to drop into")
+    need("open_clip_train", "webdataset", "tensorboard")
     # In a process of its own: the program sets up logging, seeds and back ends for itself alone.
     return run_ranks(1, _train_both_ways, str(tmp_path_factory.mktemp("open_clip")))[0]
 

@@ -10,6 +10,7 @@ import torch
 from clipfast.loss import clip_loss, fused, workspace
 from clipfast.loss.objectives import CONTRASTIVE, Objective
 from clipfast.loss.workspace import HOST_BYTES, VARIABLE, budget, needed_bytes, share_of
+from tests.needs import need
 
 GIB = 2**30
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -86,7 +87,9 @@ def test_workspace_keeps_the_strip_of_32768_pairs_on_one_gpu(gpu, monkeypatch):
 
 
 def test_workspace_waves_fill_a_card_at_524288_pairs(gpu, monkeypatch):
-    waves = pytest.importorskip("clipfast.kernels.contrastive.waves").waves
+    need("triton")
+    from clipfast.kernels.contrastive.waves import waves
+
     room = plan_of(524_288, monkeypatch).workspace_bytes
     ranges = list(waves(524_288, room // (2 * 524_288), 128))
     assert len(ranges) == 128

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipfast.models.batch_norm import BatchNorm2d, frozen_statistics
-from clipfast.ops.extension import load_extension
 
 
 def norm_pair(channels: int = 7) -> tuple[BatchNorm2d, nn.BatchNorm2d]:
@@ -102,7 +101,7 @@ def test_batch_norm_and_what_follows_equal_torch(has_residual, options, make, tr
         torch.testing.assert_close(ours.get_buffer(name), statistic, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+@pytest.mark.needs("extension")
 def test_batch_norm_channels_last_training_is_fused(monkeypatch):
     norm, calls = norm_pair()[0], []
     from clipfast.models import batch_norm as module

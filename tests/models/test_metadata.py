@@ -79,7 +79,8 @@ def test_metadata_gives_openclip_its_preprocessing() -> None:
 
 
 def test_metadata_leaves_files_plain_for_other_programs(tmp_path: Path) -> None:
-    safetensors = pytest.importorskip("safetensors.torch")
+    import safetensors.torch as safetensors
+
     model = small_model("ViT-tiny")
     for suffix in (".pt", ".safetensors"):
         export(model, tmp_path / f"model{suffix}", step=1)

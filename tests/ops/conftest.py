@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from tests import cuda_emulator
+from tests.needs import need
 
 
 @pytest.fixture(scope="session")
 def emulated_operators(tmp_path_factory):
     """(operators, device)"""
-    reason = cuda_emulator.obstacle()
-    if reason is not None:
-        pytest.skip(reason)
+    need("emulator")
     cuda_emulator.load(tmp_path_factory.mktemp("cuda_emulator"))
     return torch.ops.clipfast_emulated, "cpu"
 
@@ -23,12 +20,7 @@ def emulated_operators(tmp_path_factory):
 @pytest.fixture
 def gpu_operators():
     """The operators, with their CUDA form."""
-    from clipfast.ops.extension import has_cuda_operators
-
-    if not has_cuda_operators():
-        if os.environ.get("CLIPFAST_BUILD_CUDA") == "1":
-            pytest.fail("CLIPFAST_BUILD_CUDA=1, but clipfast._C has no CUDA operators")
-        pytest.skip("clipfast._C has no CUDA operators")
+    need("cuda-operators")
     return torch.ops.clipfast
 
 
@@ -39,8 +31,5 @@ def adamw_target(request):
         return request.getfixturevalue("emulated_operators")
     if request.param == "gpu":
         return request.getfixturevalue("gpu_operators"), "cuda"
-    from clipfast.ops.extension import load_extension
-
-    if load_extension() is None:
-        pytest.skip("clipfast._C is not built")
+    need("extension")
     return torch.ops.clipfast, "cpu"

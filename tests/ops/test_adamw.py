@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from clipfast.ops.adamw import BLOCK, decode, plain
-from clipfast.ops.extension import load_extension
 from tests.ops.adamw_cases import (
     HALVES,
     OPTIONS,
@@ -28,7 +27,7 @@ from tests.ops.adamw_cases import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+needs_extension = pytest.mark.needs("extension")
 
 
 def run(call: Call, **changes) -> Call:

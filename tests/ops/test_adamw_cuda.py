@@ -6,7 +6,6 @@ test_adamw_forms.py has its results, emulated on the CPU by tests/cuda_emulator 
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 import torch
@@ -98,7 +97,7 @@ def test_roots_and_quotients_of_all_mantissas(gpu_operators):
 ENTRIES = {"adamw_kernel": 3, "adamw_norm_kernel": 2}
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.needs("nvcc")
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_adamw_compiles_without_spills(source, tmp_path):
     words, archs = nvcc.assemble(source, tmp_path)
@@ -106,7 +105,7 @@ def test_cuda_adamw_compiles_without_spills(source, tmp_path):
     assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}
 
 
-@pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)
+@pytest.mark.needs("cuda-12-compiler")
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_adamw_compiles_for_v100_without_spills(source, tmp_path):
     words = volta.assemble(volta.compile_to_ptx(source, tmp_path), tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.needs import need
 from tests.ops import attention_pool_triton_cases as cases
 from tests.ops.test_contrastive_triton import SHARED_KIB, compile_for
 from tests.ops.triton_tools import interpret
@@ -97,7 +98,7 @@ def compiled_kernels(arch, element, name, batch, positions):
 def test_triton_attention_pool_compiles_within_registers_and_shared_memory(
     arch, element, name, batch, positions
 ):
-    pytest.importorskip("triton")
+    need("triton")
     for kernel, shape, made in compiled_kernels(arch, element, name, batch, positions):
         made, registers, spilled = made
         print(
@@ -114,7 +115,9 @@ def test_triton_attention_pool_compiles_within_registers_and_shared_memory(
 
 
 def test_triton_attention_pool_tiles_that_were_timed():
-    configs = pytest.importorskip("clipfast.kernels.attention_pool.configs")
+    need("triton")
+    from clipfast.kernels.attention_pool import configs
+
     sizes = (196, 64, 256, torch.bfloat16, 132)
     wide, narrow = SHARED_KIB[90] * 1024, SHARED_KIB[86] * 1024
     assert configs.attend_tile(*sizes, wide, False) == configs.Tile(256, 64, 64, 4, 2)

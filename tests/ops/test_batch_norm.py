@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from clipfast.ops.batch_norm import Tail, batch_norm, fused_here, plain, plain_tail, reference
 from clipfast.ops.dtypes import accumulate_dtype
-from clipfast.ops.extension import load_extension
 
 EPS = 1e-5
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -31,7 +30,7 @@ TAILS = [
     *((False, POOL), (False, Tail(pool=True)), (False, TWICE), (True, TWICE)),
     *((True, POOLED_TOO), (False, POOLED_TOO), (True, Tail(False, False, 2))),
 ]
-needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+needs_extension = pytest.mark.needs("extension")
 
 
 class Case(NamedTuple):

@@ -16,6 +16,7 @@ from clipfast.ops.adamw import formats, random_bits
 from clipfast.ops.attention_pool import MAX_TRITON_SAMPLES, MAX_TRITON_TOKENS
 from clipfast.ops.products import library
 from clipfast.ops.quick_gelu import plain as quick_gelu
+from tests.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
@@ -113,7 +114,7 @@ def contrastive_in_triton() -> dict[str, float]:
 )
 def test_constants_are_the_same_in_every_language(room: str, others: Callable) -> None:
     if others.__name__.endswith("triton"):
-        pytest.importorskip("triton")
+        need("triton")
     in_cpp = read_header(room)
     assert {name: in_cpp[name] for name in in_cpp if name not in CPP_ALONE} == others()
 
@@ -124,6 +125,6 @@ def test_constants_headers_are_all_compared() -> None:
 
 
 def test_constants_of_attention_pool_are_the_launchers() -> None:
-    pytest.importorskip("triton")
+    need("triton")
     assert in_triton("attention_pool", "MAX_TOKENS") == MAX_TRITON_TOKENS == 256
     assert MAX_TRITON_SAMPLES == 2**16 - 1  # CUDA's bound of a grid's second dimension

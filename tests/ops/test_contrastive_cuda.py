@@ -6,7 +6,6 @@ What the contrastive operators compute is in test_contrastive_forms.py.
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 import torch
@@ -43,7 +42,7 @@ def test_emulated_l2_normalize_agrees_with_fp64(emulated_operators):
 KERNEL_COUNTS = {"normalize_kernel": 60, "softmax_kernel": 23, "rows_kernel": 54}
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.needs("nvcc")
 @pytest.mark.parametrize("source", KERNELS[1:], ids=lambda path: path.stem)
 def test_cuda_contrastive_compiles_without_spills(source, tmp_path):
     words, archs = nvcc.assemble(source, tmp_path)
@@ -51,7 +50,7 @@ def test_cuda_contrastive_compiles_without_spills(source, tmp_path):
     assert set(re.findall(r"(\d+) bytes spill", words)) == {"0"}
 
 
-@pytest.mark.skipif(volta.parts() is None, reason=volta.REMEDY)
+@pytest.mark.needs("cuda-12-compiler")
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_cuda_kernels_compile_for_v100_without_spills(source, tmp_path):
     words = volta.assemble(volta.compile_to_ptx(source, tmp_path), tmp_path)

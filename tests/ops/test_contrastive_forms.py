@@ -13,7 +13,8 @@ import sys
 import pytest
 import torch
 
-from clipfast.ops.contrastive import Operators, available_impls, operators
+from clipfast.ops.contrastive import Operators, operators
+from tests.needs import need
 from tests.ops.contrastive_cases import (
     BF16,
     CASES,
@@ -36,7 +37,7 @@ from tests.ops.contrastive_triton_cases import make_target as make_triton_target
 
 SHAPES = [*SMALL, *MEDIUM, *LARGE]
 on_gpu = pytest.mark.gpu
-needs_cpu = pytest.mark.skipif("cpu" not in available_impls("cpu"), reason="no clipfast._C")
+needs_cpu = pytest.mark.needs("extension")
 
 
 def overloads(ops) -> Operators:
@@ -63,8 +64,7 @@ def target(request) -> Target:
         dtypes = (F16, BF16, F32, F64)
         return Target("plain", "cpu", operators("plain"), dtypes, SHAPES, has_shift=False)
     if request.param == "cpu":
-        if "cpu" not in available_impls("cpu"):
-            pytest.skip("clipfast._C is not built")
+        need("extension")
         return Target("cpu", "cpu", operators("cpu"), (F32, BF16), SHAPES)
     if request.param == "emulated":
         ops, device = request.getfixturevalue("emulated_operators")
@@ -79,9 +79,9 @@ def test_contrastive_agrees_with_fp64(target, case):
     CASES[case](target)
 
 
+# The words are those of the CUDA form.
+@pytest.mark.parametrize("target", ["emulated", pytest.param("cuda", marks=on_gpu)], indirect=True)
 def test_contrastive_wrong_arguments_are_explained(target):
-    if target.name not in ("emulated", "cuda"):
-        pytest.skip("the words are those of the CUDA form")
     strip = make_strip(5, 12, 8, F32).to(target.device)
     statistics = target.ops.statistics
     with pytest.raises(RuntimeError, match="first_column 8"):

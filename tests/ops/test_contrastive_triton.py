@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clipfast.kernels.common.device import FUSED
+from tests.needs import need
 from tests.ops import contrastive_triton_cases as cases
 from tests.ops.triton_tools import assemble, interpret
 
@@ -67,7 +68,9 @@ SHARED_KIB = {80: 163, 86: 99, 90: 227}  # a program's limit; sm_86 stands for t
     ("arch", "width"), [(80, "half"), (80, "fp32"), (86, "half"), (90, "half"), (90, "fp32")]
 )
 def test_triton_contrastive_products_compile_without_spills(arch, width, kernel):
-    triton = pytest.importorskip("triton")
+    need("triton")
+    import triton
+
     from clipfast.kernels.contrastive import configs, maxima, strip
     from clipfast.kernels.contrastive.softmax_rule import SOFTMAX
 
@@ -105,7 +108,7 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_triton_contrastive_walk_compiles_with_a_second_rule(arch):
-    pytest.importorskip("triton")
+    need("triton")
     from clipfast.kernels.contrastive import configs, strip
     from tests.ops.sigmoid_rule_triton import SIGMOID
 
@@ -123,7 +126,7 @@ def test_triton_contrastive_walk_compiles_with_a_second_rule(arch):
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_triton_contrastive_row_and_sum_kernels_compile_without_spills(arch):
-    pytest.importorskip("triton")
+    need("triton")
     from clipfast.kernels.common.rows import tile_shape
     from clipfast.kernels.contrastive import maxima, rows, strip, walk
     from clipfast.kernels.contrastive.configs import finish_tile

@@ -13,6 +13,7 @@ import torch
 
 from clipfast.kernels.common.device import FUSED, dot_precision
 from clipfast.ops.contrastive import impls
+from tests.needs import need
 
 MATMUL = torch.backends.cuda.matmul
 has_newer = pytest.mark.skipif(
@@ -141,7 +142,7 @@ def pool_kernels():
     ("kernels", "arch"), [(loss_kernels, 80), (loss_kernels, 90), (pool_kernels, 90)]
 )
 def test_fp32_kernels_take_tf32_only_where_told(kernels, switch, arch):
-    pytest.importorskip("triton")
+    need("triton")
     torch.set_float32_matmul_precision(switch)
     precision = {"PRECISION": dot_precision(torch.float32)}
     for kernel, constants in kernels().items():
@@ -153,7 +154,7 @@ def test_fp32_kernels_take_tf32_only_where_told(kernels, switch, arch):
 
 
 def test_loss_hands_the_switch_to_its_kernels():
-    pytest.importorskip("triton")
+    need("triton")
     from clipfast.kernels.contrastive.walk import Strip
 
     strip = Strip(*(torch.zeros(4, 8) for _ in range(2)), *(torch.zeros(4) for _ in range(4)), 0)

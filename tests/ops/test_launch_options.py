@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-triton = pytest.importorskip("triton")
+import triton
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
+
+from tests.needs import need
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 SOURCE = Path(__file__).with_name("sigmoid_rule_cpu.cpp")
@@ -54,8 +55,7 @@ def check(got, exact, tolerance: float) -> None:
 @pytest.fixture(scope="module")
 def cpu_walks(tmp_path_factory):
     """The walks compiled with sigmoid's rule, for any machine."""
-    if shutil.which("g++") is None:
-        pytest.skip("g++ is not on PATH")
+    need("g++")
     library = tmp_path_factory.mktemp("sigmoid_rule") / "sigmoid_rule.so"
     command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-fopenmp", f"-I{CSRC}"]
     command += ["-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]

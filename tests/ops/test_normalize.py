@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from clipfast.ops import l2_normalize
 from clipfast.ops import normalize as ops
-from clipfast.ops.extension import load_extension
 from clipfast.ops.normalize import plain
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -262,7 +261,7 @@ def test_l2_normalize_says_what_was_expected(call, error, words):
         call()
 
 
-@pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+@pytest.mark.needs("extension")
 def test_l2_normalize_backward_operator_checks_shapes():
     op = torch.ops.clipfast.l2_normalize_backward
     with pytest.raises(RuntimeError, match=r"one shape.*\[2, 3\] and \[2, 4\]"):
@@ -303,7 +302,7 @@ def run_script(script, **environment):
     )
 
 
-@pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+@pytest.mark.needs("extension")
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 def test_l2_normalize_each_cpu_capability(capability):
     order = ["default", "avx2", "avx512"]
@@ -316,7 +315,7 @@ def test_l2_normalize_each_cpu_capability(capability):
         assert "asks for more than this machine has" in done.stderr
 
 
-@pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+@pytest.mark.needs("extension")
 def test_l2_normalize_unknown_cpu_capability_is_refused_at_import():
     done = run_script("import clipfast.ops", CLIPFAST_CPU_CAPABILITY="avx1024")
     assert done.returncode != 0

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cuda_emulator import nvcc
+from tests.needs import need
 from tests.ops.triton_tools import assemble
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +83,7 @@ def compile_for(kernel, target, signature, constants, num_warps):
     [("bf16", "fp16", "fp32", 512), ("fp32", "fp32", "fp32", 1000), ("fp64", "fp64", "fp64", 640)],
 )
 def test_triton_l2_normalize_compiles_without_spills(arch, x_type, y_type, acc, dim):
-    pytest.importorskip("triton")
+    need("triton")
     from triton.backends.compiler import GPUTarget
 
     from clipfast.kernels.common.rows import tile_shape
@@ -109,7 +110,7 @@ def test_triton_l2_normalize_compiles_without_spills(arch, x_type, y_type, acc, 
         assert assemble(made, arch).spilled_bytes == 0
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.needs("nvcc")
 def test_cuda_l2_normalize_compiles_without_spills(tmp_path):
     words, archs = nvcc.assemble(ROOT / "csrc" / "normalize" / "normalize_kernel.cu", tmp_path)
     # 10 type pairs x (16-byte, 16-byte with a block a row, unaligned) x (forward, backward).

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from clipfast.models.layers import QuickGELU
-from clipfast.ops.extension import load_extension
 from clipfast.ops.quick_gelu import plain, quick_gelu, reference
+from tests.needs import need
 from tests.ops.triton_tools import assemble
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(1,), (7,), (3, 5, 11), (123, 252), (507,), (64, 512), (2, 8193), (5, 0)]
-needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+needs_extension = pytest.mark.needs("extension")
 
 
 def run(function, x: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ print("agreed")
 
 
 def test_triton_quick_gelu_interpreted_agrees_with_fp64():
-    pytest.importorskip("triton")
+    need("triton")
     script = AGREES.replace("SOURCE", "clipfast.kernels.quick_gelu.launch")
     script = script.replace("FORWARD", "launch_quick_gelu")
     script = script.replace("BACKWARD", "launch_quick_gelu_backward")
@@ -217,7 +217,8 @@ def test_quick_gelu_each_cpu_capability(capability):
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize(("dtype", "acc"), [("bf16", "fp32"), ("fp32", "fp32"), ("fp64", "fp64")])
 def test_triton_quick_gelu_compiles_without_spills(arch, dtype, acc):
-    triton = pytest.importorskip("triton")
+    need("triton")
+    import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

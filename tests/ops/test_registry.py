@@ -22,8 +22,8 @@ from clipfast.ops import (  # noqa: F401  (declare theirs)
     registry,
     resize,
 )
-from clipfast.ops.extension import load_extension
 from clipfast.ops.registry import OPERATORS, PLAIN, TRITON, Compiled, Operator, Triton
+from tests.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {
@@ -31,7 +31,7 @@ OURS = {
     for operator in OPERATORS.values()
     for impl in ("cpu", *((PLAIN, TRITON) if operator.chosen_by == "caller" else ()))
 }
-needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+needs_extension = pytest.mark.needs("extension")
 
 
 def triton_forms() -> list[tuple[str, Triton]]:
@@ -97,7 +97,7 @@ def test_registry_plain_forms_serve_any_device_but_under_a_compiled_name():
 
 @pytest.mark.parametrize(("name", "form"), triton_forms(), ids=lambda value: str(value)[:40])
 def test_registry_triton_launchers_are_there(name, form):
-    pytest.importorskip("triton")
+    need("triton")
     room, _, function = form.launcher.partition(":")
     found = importlib.import_module(f"clipfast.kernels.{room}.launch")
     assert (not function) == (OPERATORS[name].chosen_by == "argument")
@@ -174,7 +174,7 @@ def test_registry_old_gpus_take_the_plain_form(monkeypatch):
 
 
 def test_registry_gpu_without_compiled_operators_gets_triton():
-    pytest.importorskip("triton")
+    need("triton")
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has("clipfast::quick_gelu", "CUDA")
     assert has("clipfast::quick_gelu_backward", "CUDA")

@@ -18,7 +18,7 @@ from clipfast.ops.resize import is_compiled, plain, reference, resize_crops
 
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
-needs_extension = pytest.mark.skipif(load_extension() is None, reason="clipfast._C is not built")
+needs_extension = pytest.mark.needs("extension")
 # Height, width, S: shrunk and enlarged, no multiples of a vector, hardly any pixels, strips.
 SIZES = [(123, 252, 17), (64, 64, 64), (507, 123, 32), (7, 5, 31), (3, 2, 8), (1, 1, 3), (2, 99, 1)]
 SQUARES = [(1.0, 0.5, 0.5), (0.93, 0.31, 0.77), (0.5, 0.0, 1.0), (1.0, 0.0, 0.0), (0.07, 0.4, 0.6)]

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
+
+from tests.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +28,7 @@ def interpret(module: str) -> tuple[dict[str, str], str]:
     Returns:
         Each case's traceback, empty where it passed, and what the process wrote to stderr.
     """
-    pytest.importorskip("triton")
+    need("triton")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", module],
         capture_output=True,

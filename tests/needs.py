@@ -1,0 +1,216 @@
+"""What a test needs beside torch and pytest: it is skipped by name where that is absent.
+
+    @pytest.mark.needs("triton")         on a test; or in a test or a fixture:
+    need("nvcc")
+
+An import that fails for want of Triton or of one of ``PACKAGES``, in a test or in a module of tests, skips in
+the same way, so that nothing has to be said there.
+
+``CLIPFAST_REQUIRE`` names what must be here, separated by commas: its absence is a failure then, of
+each test that needs it and of the run. Names are those of ``THINGS`` and ``PACKAGES``, "cuda" for a
+GPU and its operators, and "packages" for all of them. ``CLIPFAST_BUILD_CUDA=1``, with which a build
+without CUDA fails, requires the CUDA operators.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REQUIRE = "CLIPFAST_REQUIRE"
+# How it is imported, and what to install. None of them is needed by the operators.
+PACKAGES = {
+    "PIL": "pillow",
+    "deepspeed": "deepspeed",
+    "ftfy": "ftfy",
+    "hypothesis": "hypothesis",
+    "matplotlib": "matplotlib",
+    "nvidia.dali": "nvidia-dali-cuda130",
+    "open_clip": "open_clip_torch",
+    "open_clip_train": "open_clip_torch",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "tensorboard": "tensorboard",
+    "timm": "timm",
+    "tokenizers": "tokenizers",
+    "torchvision": "torchvision",
+    "tqdm": "tqdm",
+    "tyro": "tyro",
+    "wds2idx": "webdataset",
+    "webdataset": "webdataset",
+}
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _cuda_device() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA device"
+
+
+def _extension() -> str | None:
+    from clipfast.ops.extension import load_extension
+
+    return "clipfast._C is not built" if load_extension() is None else None
+
+
+def _cuda_operators() -> str | None:
+    from clipfast.ops.extension import has_cuda_operators
+
+    return None if has_cuda_operators() else "clipfast._C has no CUDA operators"
+
+
+def _emulator() -> str | None:
+    from tests import cuda_emulator
+
+    return cuda_emulator.obstacle()
+
+
+def _mount() -> str | None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return "no file system may be mounted here"
+        subprocess.run(["umount", folder], check=True)
+    return None
+
+
+def _triton() -> str | None:
+    if not _is_importable("triton"):
+        return "triton is not installed"
+    return None if _is_importable("clipfast.kernels") else "clipfast.kernels cannot be imported"
+
+
+def _cuda_12_compiler() -> str | None:
+    from tests.cuda_emulator import volta
+
+    return None if volta.parts() is not None else volta.REMEDY
+
+
+def _program(name: str) -> str | None:
+    return None if shutil.which(name) else f"{name} is not on PATH"
+
+
+# Why it is absent, or None.
+THINGS: dict[str, Callable[[], str | None]] = {
+    "cuda-12-compiler": _cuda_12_compiler,
+    "cuda-device": _cuda_device,
+    "cuda-operators": _cuda_operators,
+    "emulator": _emulator,
+    "extension": _extension,
+    "g++": functools.partial(_program, "g++"),
+    "make": functools.partial(_program, "make"),
+    "mount": _mount,
+    "nvcc": functools.partial(_program, "nvcc"),
+    "triton": _triton,
+}
+GROUPS = {"cuda": ("cuda-device", "cuda-operators"), "packages": tuple(PACKAGES)}
+
+
+@functools.cache
+def obstacle(name: str) -> str | None:
+    """Why something is absent here, or None where it is present.
+
+    Args:
+        name: of ``THINGS`` or ``PACKAGES``.
+    """
+    if name in THINGS:
+        return THINGS[name]()
+    if _is_importable(name):
+        return None
+    return f"{name} is not installed (pip install {PACKAGES[name]})"
+
+
+def required() -> set[str]:
+    """What ``CLIPFAST_REQUIRE`` and ``CLIPFAST_BUILD_CUDA`` name, groups taken apart.
+
+    Raises:
+        UsageError: A name is unknown.
+    """
+    words = {word.strip() for word in os.environ.get(REQUIRE, "").split(",")} - {""}
+    if unknown := words - {*THINGS, *PACKAGES, *GROUPS}:
+        known = ", ".join([*GROUPS, *THINGS, *PACKAGES])
+        raise pytest.UsageError(f"{REQUIRE}: no {', '.join(sorted(unknown))}; there are {known}")
+    names = {name for word in words for name in GROUPS.get(word, (word,))}
+    if os.environ.get("CLIPFAST_BUILD_CUDA") == "1":
+        names.add("cuda-operators")
+    return names
+
+
+def unmet() -> list[str]:
+    """What is required and absent, with the reason."""
+    reasons = {name: obstacle(name) for name in sorted(required())}
+    return [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
+
+
+def need(*names: str) -> None:
+    """Skip the test where one of these is absent; fail it where that is required.
+
+    Args:
+        names: of ``THINGS`` or ``PACKAGES``.
+    """
+    for name in names:
+        if (reason := obstacle(name)) is not None:
+            if name in required():
+                pytest.fail(f"{reason}, and it is required", pytrace=False)
+            pytest.skip(reason)
+
+
+def absent_package(error: BaseException | None) -> str | None:
+    """The absent package, Triton or one of ``PACKAGES``, for want of which an import failed, or None.
+
+    Args:
+        error: of a test, or of pytest about a module that it could not import.
+    """
+    if not isinstance(error, (ImportError, pytest.Collector.CollectError)):
+        return None
+    for one in _chain(error):
+        if isinstance(one, ModuleNotFoundError) and one.name:
+            for name in (one.name, one.name.partition(".")[0]):
+                if name in {*PACKAGES, "triton"} and obstacle(name) is not None:
+                    return name
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def excuse(
+    report: pytest.TestReport | pytest.CollectReport, call: pytest.CallInfo[Any], path: Path
+) -> None:
+    """Make a report of an import that failed for want of a package one of a skip.
+
+    Args:
+        report: is changed. Where the package is required, only what it says is.
+        call: that it is about.
+        path: of the module of tests.
+    """
+    error = call.excinfo.value if call.excinfo and report.failed else None
+    name = absent_package(error)
+    if name is None:
+        return
+    if name in required():
+        report.longrepr = f"{obstacle(name)}, and it is required"
+    else:
+        report.outcome = "skipped"
+        report.longrepr = (str(path), 0, f"Skipped: {obstacle(name)}")
