@@ -54,9 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def group_of(item: pytest.Item) -> str | None:
     """Tests of one group run in one process, since they share what takes long to make."""
-    if hasattr(item, "callspec") and "emulated" in item.callspec.params.values():
-        return "emulated_operators"
-    for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+    fixtures = item._fixtureinfo.name2fixturedefs
+    is_emulated = hasattr(item, "callspec") and "emulated" in item.callspec.params.values()
+    if is_emulated or "emulated_library" in fixtures:
+        return "emulated_library"
+    for name, definitions in fixtures.items():
         if definitions[-1].scope in ("module", "session") and "tests" in definitions[-1].baseid:
             is_shared = definitions[-1].scope == "session"
             return name if is_shared else definitions[-1].baseid

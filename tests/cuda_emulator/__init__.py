@@ -85,10 +85,15 @@ def mirror(folder: Path, rewrite: Callable[[str], str]) -> Path:
     return folder
 
 
-def load(build: Path, extra: tuple[str, ...] = ()) -> None:
-    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once per process."""
+def load(build: Path, extra: tuple[str, ...] = ()) -> Path:
+    """Compiles into `build`, and registers torch.ops.clipfast_emulated.*; once per process.
+
+    Returns:
+        The library.
+    """
+    library = build / "clipfast_emulated.so"
     if "_definitions" in globals():
-        return
+        return library
     from torch.utils.cpp_extension import include_paths, library_paths
 
     # Importing an operator's room declares it.
@@ -117,11 +122,14 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, jobs))
-    library = build / "clipfast_emulated.so"
     search = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
-    # The emulated runtime calls itself, not the real one that a CUDA build of torch has loaded.
-    link = ["g++", "-shared", "-Wl,-Bsymbolic", *extra]
+    # Beside a CUDA build of torch and of clipfast._C there are real functions of the same names. The
+    # emulated ones call each other, since no name is open to be taken by another library, and none
+    # of them is looked for elsewhere, since the linker wants each name from torch or the system.
+    names = build / "names.map"
+    names.write_text("{ local: *; };\n")
+    link = ["g++", "-shared", f"-Wl,--version-script={names}", "-Wl,-z,defs", *extra]
     run([*link, *map(str, objects), *search, *libraries, "-o", str(library)])
     torch.ops.load_library(str(library))
     definitions = torch.library.Library("clipfast_emulated", "DEF")
@@ -132,6 +140,7 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> None:
         definitions.define(name + SIGMOID_SCHEMA)
     # The definitions last as long as the object.
     globals()["_definitions"] = definitions
+    return library
 
 
 def run(command: list[str]) -> None:

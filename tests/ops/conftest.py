@@ -10,10 +10,15 @@ from tests.needs import need
 
 
 @pytest.fixture(scope="session")
-def emulated_operators(tmp_path_factory):
-    """(operators, device)"""
+def emulated_library(tmp_path_factory):
+    """The emulated operators' file, loaded."""
     need("emulator")
-    cuda_emulator.load(tmp_path_factory.mktemp("cuda_emulator"))
+    return cuda_emulator.load(tmp_path_factory.mktemp("cuda_emulator"))
+
+
+@pytest.fixture(scope="session")
+def emulated_operators(emulated_library):
+    """(operators, device)"""
     return torch.ops.clipfast_emulated, "cpu"
 
 
