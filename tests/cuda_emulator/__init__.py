@@ -124,9 +124,9 @@ def load(build: Path, extra: tuple[str, ...] = ()) -> Path:
         objects = list(pool.map(compile_one, jobs))
     search = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
     libraries = ["-lc10", "-ltorch_cpu", "-ltorch"]
-    # Beside a CUDA build of torch and of clipfast._C there are real functions of the same names. The
-    # emulated ones call each other, since no name is open to be taken by another library, and none
-    # of them is looked for elsewhere, since the linker wants each name from torch or the system.
+    # Beside a CUDA build of torch and of clipfast._C there are real functions of the same names.
+    # The emulated ones call each other, since no name is open to be taken by another library, and
+    # none is looked for elsewhere, since the linker wants each other name from torch or the system.
     names = build / "names.map"
     names.write_text("{ local: *; };\n")
     link = ["g++", "-shared", f"-Wl,--version-script={names}", "-Wl,-z,defs", *extra]

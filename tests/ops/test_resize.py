@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clipfast.ops.extension import load_extension
@@ -55,6 +54,8 @@ def test_resize_rounds_what_float64_gives(function, height, width, size):
     ("height", "width", "size"), [(123, 252, 17), (507, 123, 32), (40, 60, 80)]
 )
 def test_resize_equals_pillow_where_that_does_not_clip_between_its_passes(height, width, size):
+    from PIL import Image
+
     image = picture(height, width) // 2 + 64
     for square in SQUARES[:4]:
         top, left, side = box_of(image, square)
