@@ -3,8 +3,8 @@
     @pytest.mark.needs("triton")         on a test; or in a test or a fixture:
     need("nvcc")
 
-An import that fails for want of Triton or of one of ``PACKAGES``, in a test or in a module of tests, skips in
-the same way, so that nothing has to be said there.
+An import that fails for want of Triton or of one of ``PACKAGES``, in a test or in a module of
+tests, skips in the same way, so that nothing has to be said there.
 
 ``CLIPFAST_REQUIRE`` names what must be here, separated by commas: its absence is a failure then, of
 each test that needs it and of the run. Names are those of ``THINGS`` and ``PACKAGES``, "cuda" for a
@@ -174,7 +174,7 @@ def need(*names: str) -> None:
 
 
 def absent_package(error: BaseException | None) -> str | None:
-    """The absent package, Triton or one of ``PACKAGES``, for want of which an import failed, or None.
+    """The absent package of ``PACKAGES``, or Triton, for want of which an import failed, or None.
 
     Args:
         error: of a test, or of pytest about a module that it could not import.
