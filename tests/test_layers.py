@@ -36,6 +36,8 @@ RANKS = {
     "clipfast.engine": 3,
     # Other people's models with our parts in them: beside the engine, which does not need it.
     "clipfast.integrations": 3,
+    # Looks at all of it; a recipe does not need it.
+    "clipfast.doctor": 4,
     "recipes": 4,
     "benchmarks": 5,  # some measure what a recipe trains
 }

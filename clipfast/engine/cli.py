@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _KEYBOARD = 130  # what a shell says of it: 128 + SIGINT
 
 _log = logging.getLogger(__name__)
+_Asked = TypeVar("_Asked", bound=Config)
 _RENAMED = {"--model.checkpoint": "--model.recompute"}
 _NO_DATA = """no training data: pass your shards,
     --data.train 'shards/{00000..41407}.tar'
@@ -46,7 +47,7 @@ or measure its step on random pairs, without data,
 To make shards from images and captions: python -m clipfast.data.pack --help"""
 
 
-def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
+def parse(default: _Asked, arguments: Sequence[str] | None = None) -> _Asked:
     """Override a recipe's configuration from the command line.
 
     Args:
@@ -77,7 +78,8 @@ def parse(default: Config, arguments: Sequence[str] | None = None) -> Config:
             kept.append(argument)
     if theirs := answer(kept, processes_claimed()):
         raise ConfigError(theirs)
-    return tyro.cli(Config, default=default, args=kept, description=Config.__doc__)
+    kind = type(default)
+    return tyro.cli(kind, default=default, args=kept, description=kind.__doc__)
 
 
 def main(

@@ -54,7 +54,7 @@ def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
         return
     deadline = time.monotonic() + patience
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts = rank == 0 and not _agent_holds_the_store()
+    hosts = rank == 0 and not agent_holds_the_store()
     base = _host(address, port) if hosts else _join(rank, address, port, deadline)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"clipfast/{attempt}", base)
@@ -74,7 +74,8 @@ def release() -> None:
     _store = None
 
 
-def _agent_holds_the_store() -> bool:
+def agent_holds_the_store() -> bool:
+    """Whether torchrun holds the store, and not rank 0."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -138,7 +139,7 @@ def _sign_in(rank: int, world_size: int, store: Any, where: str, deadline: float
     elif not _until(
         lambda: store.check(["greeting"]),
         # torchrun's store is there before rank 0 is.
-        deadline if _agent_holds_the_store() else time.monotonic() + ANSWER_SECONDS,
+        deadline if agent_holds_the_store() else time.monotonic() + ANSWER_SECONDS,
         lambda: f"rank {rank} waits for rank 0",
     ):
         raise _foreign(where)
