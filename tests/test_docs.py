@@ -76,6 +76,10 @@ def check_command(block: Block, words: list[str]) -> None:
         assert {word for word in rest if "=" not in word} <= set(targets[1].split()), block
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
+    elif "clipfast.doctor" in words:
+        module = words.index("clipfast.doctor")
+        launcher_parses(program, words[1 : module + 1])
+        assert options_in(words[module + 1 :]) <= options_of("clipfast.doctor"), block
     elif words[:2] == ["pip", "install"]:
         extras = re.findall(r"^\.\[(.+)\]$", "\n".join(rest), re.MULTILINE)
         assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), block

@@ -72,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
             examination.add("json", [failure(f"not written: {reason}", "Give another --json")])
             status = 1
     if any(finding.level == "failure" for finding in examination.findings):
-        print(f"logs of the ranks: {log.parent}/{_PREFIX}*", file=person)
+        print(f"logs of the ranks: {log.parent}/{_log_prefix()}*", file=person)
     else:
         log.unlink(missing_ok=True)
     lines = summary(examination.findings, time.monotonic() - began, status)
@@ -146,7 +146,8 @@ def _parts(message: str) -> tuple[str, str]:
     return words, remedy
 
 
-_PREFIX = f"clipfast-doctor-{os.environ.get('MASTER_PORT', 'alone')}-rank"
+def _log_prefix() -> str:
+    return f"clipfast-doctor-{os.environ.get('MASTER_PORT', 'alone')}-rank"
 
 
 def _log_to_file(rank: int) -> tuple[TextIO, Path]:
@@ -154,7 +155,7 @@ def _log_to_file(rank: int) -> tuple[TextIO, Path]:
     sys.stdout.flush()
     sys.stderr.flush()
     person = os.fdopen(os.dup(1), "w")
-    descriptor, name = tempfile.mkstemp(prefix=f"{_PREFIX}{rank}-", suffix=".txt")
+    descriptor, name = tempfile.mkstemp(prefix=f"{_log_prefix()}{rank}-", suffix=".txt")
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.close(descriptor)

@@ -57,8 +57,8 @@ def judge(situation: Situation, seen: Mapping[int, Seen]) -> list[Finding]:
         )
     for rank in with_gpu:
         each = seen[rank]
-        taken = each["total"] - each["free"]
-        if taken > _TAKEN_SHARE * each["total"]:
+        taken = each.get("total", 0) - each.get("free", 0)
+        if taken > _TAKEN_SHARE * each.get("total", 0):
             found.append(
                 warning(
                     f"{size(taken)} of {size(each['total'])} of {each['name']} {each['pci']} on "
