@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from clipfast.doctor.options import default_config
 from clipfast.engine import openclip
 from clipfast.engine.cli import parse
 from tests.docs_pages import PAGES, ROOT, Block, blocks_of, commands_of, name_of
@@ -74,12 +75,13 @@ def check_command(block: Block, words: list[str]) -> None:
     if program == "make":
         targets = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets[1].split()), block
-    elif words[:2] == ["python", "-m"]:
-        assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif "clipfast.doctor" in words:
         module = words.index("clipfast.doctor")
-        launcher_parses(program, words[1 : module + 1])
-        assert options_in(words[module + 1 :]) <= options_of("clipfast.doctor"), block
+        if program != "python":
+            launcher_parses(program, words[1 : module + 1])
+        parse(default_config(), words[module + 1 :])
+    elif words[:2] == ["python", "-m"]:
+        assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
         extras = re.findall(r"^\.\[(.+)\]$", "\n".join(rest), re.MULTILINE)
         assert all(f'"{extra}": [' in (ROOT / "setup.py").read_text() for extra in extras), block
@@ -234,7 +236,7 @@ def all_options() -> set[str]:
         [sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout))
-    for module in ("clipfast.data.pack", "clipfast.data.index"):
+    for module in ("clipfast.data.pack", "clipfast.data.index", "clipfast.doctor"):
         found |= options_of(module)
     for script in (ROOT / "benchmarks").rglob("*.py"):
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
