@@ -21,6 +21,7 @@ import os
 import torch
 
 from clipfast.devices import is_capturing
+from clipfast.ops.tracing import constant_in_graphs
 
 VARIABLE = "CLIPFAST_LOSS_WORKSPACE"
 HOST_BYTES = 256 * 2**20
@@ -32,7 +33,7 @@ _LEAST = 32 * 2**20
 _found: dict[torch.device, int] = {}
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def budget(device: torch.device) -> int:
     """Bytes for what is kept, and as many for what is worked on.
 

@@ -26,6 +26,7 @@ from clipfast.ops import registry
 from clipfast.ops.contrastive.declaration import OPERATORS, Operators
 from clipfast.ops.extension import load_extension
 from clipfast.ops.registry import PLAIN, TRITON
+from clipfast.ops.tracing import constant_in_graphs
 
 IMPLS = tuple(OPERATORS)
 
@@ -101,7 +102,7 @@ def _best(names: list[str], features: Tensor, autocast: bool) -> str:
     return best
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _multiplies_in_full() -> bool:
     # A compiled graph is made anew where the switch has moved.
     from clipfast.kernels.common.device import multiplies_in_full
