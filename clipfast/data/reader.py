@@ -1,7 +1,8 @@
 """The samples of shards, read in any order, by any thread."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -18,6 +19,7 @@ from clipfast.data.order import SampleRefs
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
 from clipfast.data.report import printable
+from clipfast.data.scaled import decode_scaled
 from clipfast.data.shardfiles import ShardFiles
 from clipfast.data.table import Table, read_table
 
@@ -52,6 +54,9 @@ class ShardReader:
         shards: paths of tars.
         context_length: tokens that a caption is cut to.
         fields: which members of a sample are image and caption.
+        least_side: pixels that the short side of an image must have at the least: large JPEGs are
+            then decoded in a smaller size (``clipfast.data.scaled``). None: all are left alone.
+        threads: that decode so, beside the one that reads.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -59,7 +64,13 @@ class ShardReader:
     """
 
     def __init__(
-        self, shards: Sequence[str], context_length: int = 77, fields: Fields = FIELDS
+        self,
+        shards: Sequence[str],
+        context_length: int = 77,
+        fields: Fields = FIELDS,
+        *,
+        least_side: float | None = None,
+        threads: int = 1,
     ) -> None:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
@@ -70,6 +81,9 @@ class ShardReader:
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._keys: tuple[int, list[str]] = (-1, [])
         self._lock = Lock()
+        self._least_side = least_side
+        self._threads = threads
+        self._pool: ThreadPoolExecutor | None = None
 
     def table(self, shard: int) -> Table:
         """The table of a shard, from memory or from its index."""
@@ -168,13 +182,14 @@ class ShardReader:
             OSError: a shard cannot be read.
         """
         files = Files([], [], {}, [])
-        for i, (shard, row) in enumerate(
-            zip(samples.shard.tolist(), samples.row.tolist(), strict=True)
+        places = list(zip(samples.shard.tolist(), samples.row.tolist(), strict=True))
+        tables = [self._table_with(*place) for place in places]
+        read = [self._image(table, *place) for table, place in zip(tables, places, strict=True)]
+        fits = self._fits(read, [table.checked for table in tables])
+        for i, (table, place, data, (image, why_image)) in enumerate(
+            zip(tables, places, read, fits, strict=True)
         ):
-            table = self._table_with(shard, row)
-            data = self._image(table, shard, row)
-            image, why_image = _fit(data, table.checked)
-            caption, why_caption = self._text(self._caption(table, shard, row), table.checked)
+            caption, why_caption = self._text(self._caption(table, *place), table.checked)
             files.images.append(image)
             files.captions.append(caption)
             if why_image or why_caption:
@@ -184,8 +199,24 @@ class ShardReader:
         return files
 
     def close(self) -> None:
-        """Close the shards; the next read opens them again."""
+        """Close the shards and end threads; the next read opens them again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
         self._files.close()
+
+    def _fits(
+        self, images: Sequence[bytes], checked: Sequence[bool]
+    ) -> Iterable[tuple[np.ndarray, str]]:
+        least_sides = [self._least_side] * len(images)
+        if self._least_side is None:
+            return map(_fit, images, checked, least_sides)
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="clipfast-scale")
+            pool = self._pool
+        return pool.map(_fit, images, checked, least_sides)
 
     def _table_with(self, shard: int, row: int) -> Table:
         table = self.table(shard)
@@ -214,14 +245,19 @@ class ShardReader:
         return text, "" if checked else why_empty(text)
 
 
-def _fit(data: bytes, checked: bool) -> tuple[np.ndarray, str]:
-    """An image as the decoder takes it, or why it is unfit, found without decoding a plain one."""
-    size = None if checked else plain_size(data)
+def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, str]:
+    """An image as the decoder takes it, or why it is unfit, found without decoding a plain one that
+    keeps its size."""
+    size = plain_size(data) if least_side or not checked else None
     if not checked:
         reason = check_size(size, _LIMITS) if size else check_header(data, _LIMITS)
         if reason:
             return _NOTHING, reason
     try:
+        if least_side and size:
+            scaled = decode_scaled(data, size, least_side)
+            if scaled is not None:
+                return scaled, ""
         return np.frombuffer(data, np.uint8) if size else prepare(data), ""
     except ValueError as error:
         return _NOTHING, str(error)

@@ -46,6 +46,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
             world_size=process.world_size,
             seed=config.seed,
             scale=config.data.scale,
+            decode=config.data.decode,
             window=config.data.shuffle_window,
             device=process.device,
             dtype=plan.dtype,

@@ -104,6 +104,11 @@ class DataConfig:
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
 
+    decode: Literal["exact", "scaled"] = "exact"
+    """How training images are decoded. exact: whole. scaled: a JPEG whose smallest crop is 2, 4 or
+    8 times what the model reads is decoded at a half, a quarter or an eighth, on the CPU, which is
+    faster; pixels then differ by some levels (docs/data.md). Evaluations decode whole."""
+
     shuffle_window: int = 262_144
     """Samples shuffled together, over all ranks; shards are shuffled in any case."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from clipfast.engine.plan import RunPlan
 
 _OF_SHARDS = (
-    *("--data.scale", "--data.shuffle-window", "--data.threads"),
+    *("--data.scale", "--data.decode", "--data.shuffle-window", "--data.threads"),
     *("--data.on-error", "--data.max-errors"),
 )
 

@@ -1,0 +1,1 @@
+"""What ``data_throughput.py`` is made of."""
