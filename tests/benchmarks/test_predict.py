@@ -87,16 +87,20 @@ def test_a_note_of_a_newer_kernel_comes_before_an_older_row():
     found = table.efficiency(large, pools, records)
     assert found.ratio * large.floor_ms("H200") == pytest.approx(2.8)
     assert "NOTES" in found.source
+    newer = gpu_row(large, 3.5, "NVIDIA H200", environment={"date": "2026-12-01T00:00:00+00:00"})
+    found = table.efficiency(large, pools, [newer, *records])
+    assert found.ratio * large.floor_ms("H200") == pytest.approx(3.5)
 
 
 def test_measured_rows_stand_beside_their_predictions():
     one = some_loss()[0]
-    lines = table.lines([gpu_row(one, 12.5)])
+    replay = gpu_row(one, 11.0, launch="graph", implementation=f"{one.implementation}, graph")
+    lines = table.lines([gpu_row(one, 12.5), replay])
     mine = [line for line in lines if line["measured_ms"]["H100"] is not None]
     assert [(line["case"], line["implementation"]) for line in mine] == [
         (one.case, one.implementation)
     ]
-    assert table.cells(mine[0], "-")[-1] == "H100 12.5"
+    assert table.cells(mine[0], "-")[-1] == "H100 12.5 (graph 11.0)"
     assert {table.cells(line, "-")[-1] for line in lines if line not in mine} == {"-"}
     names = [
         (line["subject"], line["case"], line["implementation"], line["dtype"]) for line in lines

@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "patch_gain": ("open_clip_version", "model", "batch", "setting"),
     "tokenizer": ("case", "batch"),
     "ceilings": ("what",),
+    "data_throughput": ("case",),
 }
 OTHER = ("case", "setting", "model", "batch", "size", "ranks", "seed", "steps")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CARD = "H200"
+# When the notes were taken: rows that are newer are of the kernels that the notes are of, or newer.
+NOTED = "2026-11-27T12:00"
 
 
 @dataclass(frozen=True)

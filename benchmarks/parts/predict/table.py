@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.parts.common.rows import RESULTS
 from benchmarks.parts.common.text import align, digits
 from benchmarks.parts.predict.cases import Prediction, predict
 from benchmarks.parts.predict.counts import BYTES_PER_S
-from benchmarks.parts.predict.known import CARD, KNOWN
+from benchmarks.parts.predict.known import CARD, KNOWN, NOTED
 from benchmarks.parts.report.merge import read_records
 from benchmarks.parts.suite import catalogue
 
@@ -42,13 +42,17 @@ def gpu_records(directory: Path | None = None) -> list[Record]:
         for record in read_records(path)
         if record["device"].startswith("cuda")
     ]
-    return sorted(found, key=lambda record: str(record["environment"].get("date")), reverse=True)
+    return sorted(found, key=_date, reverse=True)
 
 
-def measured(one: Prediction, records: Sequence[Record], card: str) -> Record | None:
-    """The newest row of this prediction on a card; eager launches, which users have."""
+def measured(
+    one: Prediction, records: Sequence[Record], card: str, launch: str = "eager"
+) -> Record | None:
+    """The newest row of this prediction on a card; eager launches are what users have."""
+    wanted = replace(one, implementation=one.implementation + ", graph" * (launch == "graph"))
     for record in records:
-        if card in record["device_name"] and _is_of(record, one) and record["launch"] == "eager":
+        is_here = card in record["device_name"] and record["launch"] == launch
+        if is_here and _is_of(record, wanted):
             return record
     return None
 
@@ -58,7 +62,7 @@ def efficiency(
 ) -> Efficiency | None:
     """The same row's on the H200; else that of the same kernel and type at the nearest work.
 
-    A note is taken before a row: it is of a newer kernel.
+    A note is taken before an older row: it is of a newer kernel.
     """
     found: list[tuple[float, Efficiency]] = []
     for other in predictions:
@@ -68,7 +72,7 @@ def efficiency(
         away = abs(math.log(_size(other) / _size(one))) + (not is_same) + (other.dtype != one.dtype)
         noted = next((known for known in KNOWN if _is_known(known, other)), None)
         row = measured(other, records, CARD)
-        if noted is not None:
+        if noted is not None and (row is None or _date(row) < NOTED):
             ms, source = noted.ms, noted.source
         elif row is not None:
             ms, source = row["median"], f"row of the {CARD}"
@@ -78,6 +82,10 @@ def efficiency(
             source += f", {other.case}, {other.dtype}"
         found.append((away, Efficiency(ms / other.floor_ms(CARD), source)))
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _date(record: Record) -> str:
+    return str(record["environment"].get("date") or "")
 
 
 def _kernel(one: Prediction) -> tuple[str, ...]:
@@ -129,6 +137,7 @@ def lines(records: Sequence[Record] | None = None) -> list[Record]:
         known = efficiency(one, predictions, records)
         floors = {card: one.floor_ms(card) for card in CARDS}
         rows = {card: measured(one, records, card) for card in CARDS}
+        replays = {card: measured(one, records, card, "graph") for card in CARDS}
         found.append(
             {
                 **{key: value for key, value in asdict(one).items() if key != "work"},
@@ -141,6 +150,7 @@ def lines(records: Sequence[Record] | None = None) -> list[Record]:
                 },
                 "expected_by": known.source if known else None,
                 "measured_ms": {card: row["median"] if row else None for card, row in rows.items()},
+                "graph_ms": {card: row["median"] if row else None for card, row in replays.items()},
             }
         )
     return found
@@ -152,7 +162,11 @@ HEAD = ("what", "type", "form", "TFLOP", "GB", "floor ms H100, H200", "expected"
 def cells(line: Record, not_measured: str) -> list[str]:
     """One line as text."""
     floors, expected = line["floor_ms"], line["expected_ms"]
-    came = [f"{card} {digits(ms)}" for card, ms in line["measured_ms"].items() if ms is not None]
+    came = []
+    for card, ms in line["measured_ms"].items():
+        if ms is not None:
+            graph = line["graph_ms"][card]
+            came.append(f"{card} {digits(ms)}" + (f" (graph {digits(graph)})" if graph else ""))
     subject = line["subject"].removesuffix("_throughput").replace("_", " ")
     return [
         f"{subject}: {line['case']}",

@@ -55,6 +55,7 @@ def _rows(
     seconds: float,
     needs: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
+    any_of: tuple[str, ...] = (),
     evidence: tuple[str, ...] = (),
 ) -> Part:
     script, *options = command.split()
@@ -65,6 +66,7 @@ def _rows(
         seconds,
         needs=needs,
         environment={**_INSTALLED, **(environment or {})},
+        any_of=any_of,
         evidence=evidence,
     )
 
@@ -126,7 +128,14 @@ _CPU = (
         25,
     ),
     _rows("tokenizer", "the tokenizer", "tokenizer --runs 10", 25, OPEN_CLIP),
-    _rows("data", "decoding and loading", "data_throughput --quick", 60),
+    _rows(
+        "data",
+        "decoding and loading, pictures of 64 and 640 px",
+        "data_throughput --device cpu --pictures sample --sizes 640 --runs 3 --seconds 1 "
+        "--contenders clipfast dataloader webdataset",
+        60,
+        OPEN_CLIP,
+    ),
     _rows(
         "step-rn50",
         "a step of RN50, fp32",
@@ -216,6 +225,7 @@ _CUDA = (
         "loss_throughput --device cuda --batch-sizes 32768 --dims 1024 --dtypes bfloat16 "
         "--impl triton --peers inf-cl memeff siglip-kernel --runs 3",
         45,
+        any_of=("inf_cl", "memeff", "siglip_kernel"),
         evidence=("Inf-CL", "memeff", "siglip-kernel"),
     ),
     _rows(
@@ -232,7 +242,14 @@ _CUDA = (
         "--impl triton cuda --peers openclip openclip-compile",
         60,
     ),
-    _rows("data", "decoding and loading", "data_throughput --quick", 60),
+    _rows(
+        "data",
+        "decoding and loading, pictures of 64 and 640 px",
+        "data_throughput --device cuda --pictures sample --sizes 640 --runs 3 --seconds 1 "
+        "--contenders clipfast dataloader webdataset",
+        60,
+        OPEN_CLIP,
+    ),
     _rows("tokenizer", "the tokenizer", "tokenizer --runs 10", 25, OPEN_CLIP),
     _rows(
         "loss-fp16",

@@ -20,6 +20,7 @@ class Part:
         seconds: What it takes on the machine that the costs were taken on; see ``costs.py``.
         kind: ``rows`` or ``tests``.
         needs: Modules without which nothing of it can run.
+        any_of: Modules of which one is enough.
         environment: Variables that it is started with; an empty one is removed.
         evidence: Beginnings or ends of names of rows that this part alone writes; the report's
             tables know by them whether it was measured. Empty where its counted rows tell.
@@ -32,13 +33,17 @@ class Part:
     seconds: float
     kind: str = ROWS
     needs: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     evidence: tuple[str, ...] = ()
     is_scaled: bool = True
 
     def missing(self) -> list[str]:
         """What it needs and this Python has not."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+        absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if self.any_of and not any(importlib.util.find_spec(name) for name in self.any_of):
+            absent.append(" or ".join(self.any_of))
+        return absent
 
 
 # What may become of a part. Of these, FAILURES make the suite's exit code 1.

@@ -87,6 +87,13 @@ def peer_name(runs: Sequence[Run], peer: str = "OpenCLIP") -> str:
     return names.pop() if len(names) == 1 else peer
 
 
+def beside(runs: Sequence[Run], theirs: Row | None) -> str:
+    """Which version stands beside a line, where a table's runs had several."""
+    if theirs is None or peer_name(runs) == theirs["name"]:
+        return ""
+    return f", beside {theirs['name'].removeprefix('OpenCLIP ')}"
+
+
 def ratio(value: float | None) -> str:
     """A ratio's cell."""
     if value is None:

@@ -10,6 +10,7 @@ from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
     TYPES,
     Run,
+    beside,
     by_machine,
     error,
     markdown,
@@ -69,7 +70,7 @@ def _text_tower(runs: Sequence[Run]) -> str:
         first = case.rows[0]
         lines.append(
             [
-                f"{first['captions']} {TYPES[first['precision']]}",
+                f"{first['captions']} {TYPES[first['precision']]}{beside(runs, theirs)}",
                 number(ours, "median_ms"),
                 ratio(faster(ours, theirs)),
                 ratio(faster(ours, by_key.get("openclip-compile"))),
@@ -120,6 +121,7 @@ def _step(runs: Sequence[Run]) -> str:
         theirs, compiled = by_key.get("openclip"), by_key.get("openclip-compile")
         first = case.rows[0]
         title = f"{first['model']}, {first['batch']:,} pairs, {TYPES[first['precision']]}"
+        title += beside(runs, theirs)
         for key in FORMS:
             if ours := by_key.get(key):
                 lines.append(
