@@ -1,7 +1,10 @@
 """Refuses to read a tensor on the host: on a GPU each such read waits for all work before it.
 
-with no_host_reads():
-    optimizer.step()
+    with no_host_reads():
+        optimizer.step()
+
+And refuses to send one from there: a copy of pageable memory may wait, and in a CUDA graph holds
+the address of what is gone. Seen on tensors of another device, be it "meta".
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # What Python calls on a tensor, also inside of an operator that is written in Python.
 METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
@@ -49,4 +53,34 @@ def no_host_reads() -> Iterator[None]:
         for name in METHODS:
             stack.enter_context(mock.patch.object(torch.Tensor, name, refusing(name)))
         stack.enter_context(_Refuse())
+        yield
+
+
+class _RefuseCopies(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        results = function(*arguments, **(options or {}))
+        leaves = tree_leaves((arguments, options, results))
+        devices = {leaf.device.type for leaf in leaves if isinstance(leaf, torch.Tensor)}
+        name = function.overloadpacket.__name__
+        if name in ("_to_copy", "copy_") and devices > {"cpu"}:
+            raise HostRead(f"aten.{name} sends what lies on the host")
+        return results
+
+
+@contextlib.contextmanager
+def no_host_copies() -> Iterator[None]:
+    """Inside, what would send a tensor from the host to another device raises HostRead."""
+
+    def refusing(make):
+        def made(*arguments, device=None, **options):
+            if device is not None and torch.device(device).type != "cpu":
+                raise HostRead(f"torch.{make.__name__} sends what lies on the host")
+            return make(*arguments, **options)
+
+        return made
+
+    with contextlib.ExitStack() as stack:
+        for make in (torch.tensor, torch.as_tensor):
+            stack.enter_context(mock.patch.object(torch, make.__name__, refusing(make)))
+        stack.enter_context(_RefuseCopies())
         yield

@@ -20,7 +20,7 @@ from clipfast.models import clip as clip_module
 from clipfast.models import packing
 from clipfast.ops import attention_pool as pool_ops
 from clipfast.ops import normalize
-from tests.host_reads import HostRead, no_host_reads
+from tests.host_reads import HostRead, no_host_copies, no_host_reads
 from tests.models.helpers import random_images, small_model
 from tests.needs import need
 from tests.ops.attention_pool_cases import make_inputs
@@ -178,3 +178,43 @@ def test_copies_that_do_not_wait_are_of_pinned_memory():
         if isinstance(node, ast.keyword) and node.arg == "non_blocking"
     }
     assert found == ASYNC_COPIES
+
+
+def test_no_host_copies_refuses_what_is_sent():
+    for make in (
+        lambda: torch.tensor(1.0).to("meta"),
+        lambda: torch.zeros(2, device="meta").copy_(torch.ones(2)),
+        lambda: torch.tensor([1.0, 2.0], device="meta"),
+    ):
+        with pytest.raises(HostRead, match="lies on the host"), no_host_copies():
+            make()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_sends_nothing_from_the_host(dtype, normalize):
+    images, texts = torch.empty(2, 6, 16, device="meta", dtype=dtype).unbind(0)
+    images, texts = images.requires_grad_(), texts.requires_grad_()
+    scale = torch.empty((), device="meta", requires_grad=True)
+    with no_host_copies():
+        clipfast.clip_loss(images, texts, scale, normalize=normalize).backward()
+    assert images.grad.shape == texts.grad.shape == (6, 16)
+
+
+def test_pool_and_normalisation_send_nothing_from_the_host():
+    inputs = {name: t.to("meta") for name, t in make_inputs(3, 9, 32, torch.float32).items()}
+    x = torch.empty(3, 8, device="meta", requires_grad=True)
+    with no_host_copies():
+        pool_ops.attention_pool(*inputs.values(), 4).sum()
+        normalize.l2_normalize(x).sum().backward()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_adamw_step_sends_nothing_from_the_host(name):
+    params = [nn.Parameter(torch.empty(n, device="meta", dtype=torch.bfloat16)) for n in (1, 300)]
+    optimizer = FusedAdamW(params, lr=0.01, **OPTIONS[name])
+    for param in params:
+        param.grad = torch.empty_like(param)
+    optimizer.step()
+    with no_host_copies():
+        optimizer.step()
