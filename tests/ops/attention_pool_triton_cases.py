@@ -141,8 +141,9 @@ def case_operator_equals_fp64_in_fp32(device):
 
 def case_operator_in_half_precision_errs_no_more_than_usual_form(device):
     on_gpu = device == "cuda"
-    # The products with weights of a CPU round what a GPU's keep in fp32.
-    slack = 1.02 if on_gpu else 1.4
+    # The products with weights of a CPU round what a GPU's keep in fp32. Both forms round the
+    # attention's gradient on a GPU: of a bias's few hundred entries two such errors are 10% apart.
+    slack = 1.1 if on_gpu else 1.4
     for dtype in (torch.bfloat16, torch.float16) if on_gpu else (torch.float16,):
         for shape in LARGE if on_gpu else [(4, 49, 256, 4)]:
             *sizes, heads = shape

@@ -74,7 +74,11 @@ class Target(NamedTuple):
         """Largest error of a logarithm of sums, for logits within a bound."""
         if dtype == F64:
             return 1e-12
-        return 1e-6 + 1e-6 * bound if self.name == "triton" else 3e-6 + 4e-7 * bound
+        if self.name == "triton":
+            return 1e-6 + 1e-6 * bound
+        # Tensor cores cut sums off where others round them.
+        is_cut = self.device == "cuda" and dtype in HALVES
+        return 3e-6 + (1e-6 if is_cut else 4e-7) * bound
 
 
 class Strip(NamedTuple):
@@ -523,7 +527,9 @@ def case_rows(target):
 def case_rows_of_extreme_norms(target):
     x = torch.randn(7, 40)
     x[1], x[2], x[3] = 0, x[2] * 1e30, x[3] * 1e-30
-    x[4] *= 2.0**127 / x[4].norm()
+    # The largest binade of which inverses are not zero. Not at its edge, where rounding of the norm
+    # decides which power of two scales the row.
+    x[4] *= 1.5 * 2.0**126 / x[4].norm()
     other = torch.randn(7, 40)
     check_rows(target, x, other, True, F16)
     check_rows(target, x[:4], other[:4], True, F32)

@@ -6,6 +6,7 @@ test_adamw_forms.py has its results, emulated on the CPU by tests/cuda_emulator 
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 import torch
@@ -78,13 +79,16 @@ def test_a_captured_step_goes_on_without_the_host(gpu_operators):
 
 
 @pytest.mark.gpu
-def test_roots_and_quotients_of_all_mantissas(gpu_operators):
-    # The kernel's own steps from the hardware's approximations, over two binades of v; m is 1.
+@pytest.mark.parametrize("numerators", ["one", "random"])
+def test_roots_and_quotients_of_all_mantissas(gpu_operators, numerators):
+    # The kernel's own steps from the hardware's approximations, over two binades of v.
     count = 1 << 24
     call = make_mixed_call("bf16 grid", F32, (count,))
     call.params[0].zero_()
     call.grads[0].zero_()
     call.exp_avgs[0].fill_(2.0)
+    if numerators == "random":
+        call.exp_avgs[0].mul_(torch.rand(count) + 1)
     call.exp_avg_sqs[0].copy_(adamw.float_of(torch.arange(count) + (127 << 23)))
     call.steps[0].fill_(1.0)
     options = OPTIONS | {"beta1": 0.5, "beta2": 0.5, "eps": 0.0, "weight_decay": 0.0}
@@ -92,6 +96,51 @@ def test_roots_and_quotients_of_all_mantissas(gpu_operators):
     gpu_operators.adamw_(*got, **options)
     gpu_operators.adamw_(*call, **options)
     assert_same_bits(got, call)
+
+
+# All denominators of a binade, by reciprocals that are one unit off either way, and random
+# numerators: how many quotients are not the nearest. Those of float are, of double's quotient.
+QUOTIENTS = r"""
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#define __device__
+#define __forceinline__ inline
+
+float as_float(uint32_t bits) { float v; std::memcpy(&v, &bits, 4); return v; }
+uint32_t as_bits(float v) { uint32_t bits; std::memcpy(&bits, &v, 4); return bits; }
+int off = 0;
+float approximate_reciprocal(float x) { return as_float(as_bits(1.0 / double(x)) + off); }
+QUOTIENT
+int main() {
+  long wrong = 0;
+  uint64_t random = 88172645463325252;
+  for (off = -1; off <= 1; ++off)
+    for (uint32_t i = 0; i < 1u << 23; ++i) {
+      random = random * 6364136223846793005 + 1442695040888963407;
+      const float denominator = as_float(0x3f800000 | i);
+      const float numerator = as_float(0x3f800000 | random >> 41);
+      const float nearest = double(numerator) / double(denominator);
+      wrong += plain_quotient(numerator, denominator) != nearest;
+    }
+  std::printf("%ld\n", wrong);
+}
+"""
+
+
+@pytest.mark.needs("g++")
+def test_quotients_of_random_numerators_are_the_nearest(tmp_path):
+    kernel = KERNELS[0].read_text()
+    found = re.search(r"^__device__[^\n]* plain_quotient\(.*?^}\n", kernel, re.M | re.S)
+    assert found
+    (tmp_path / "quotients.cpp").write_text(QUOTIENTS.replace("QUOTIENT", found[0]))
+    source, program = str(tmp_path / "quotients.cpp"), str(tmp_path / "quotients")
+    # Products and sums fuse where the kernel says so alone.
+    command = ["g++", "-O2", "-ffp-contract=off", source, "-o", program]
+    subprocess.run(command, check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 ENTRIES = {"adamw_kernel": 3, "adamw_norm_kernel": 2}
