@@ -1,6 +1,7 @@
 """All checks in turn, on every rank; rank 0 judges and says what it finds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clipfast.doctor.check import Check, Seen
@@ -40,7 +41,7 @@ class Examination:
     def add(self, check: str, findings: Sequence[Finding]) -> None:
         """Take what was found, and say it."""
         for finding in findings:
-            named = Finding(finding.level, finding.seen, finding.remedy, finding.ranks, check)
+            named = replace(finding, check=check)
             self.findings.append(named)
             self._say(named)
 

@@ -1,9 +1,11 @@
 """What was found: a last line for a person, and a file for programs."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import clipfast
 from clipfast.doctor.examination import Examination
@@ -20,6 +22,15 @@ def summary(findings: Sequence[Finding], seconds: float, status: int) -> str:
         f"{seconds:.0f} s; exit status {status}"
         + (": warnings do not change it" if counts["warning"] and not status else "")
     )
+
+
+def _finite(value: Any) -> Any:
+    """A value with words for numbers that JSON has not: NaN and infinities."""
+    if isinstance(value, dict):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, situation: Situation, examination: Examination, seconds: float) -> None:
@@ -45,4 +56,4 @@ def write_json(path: Path, situation: Situation, examination: Examination, secon
         "seen": examination.seen,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record, indent=1).encode())
+    write_whole(path, json.dumps(_finite(record), indent=1).encode())

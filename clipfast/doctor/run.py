@@ -43,7 +43,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     names = [check.name for check in CHECKS]
     if unknown := [name for name in config.only if name not in names]:
         wrong = f"--only {' '.join(unknown)}: no such check; there are {', '.join(names)}"
-        config = replace(config, only=())
+        config = replace(config, only=("flags", *config.only))
     try:
         launched = read_environment()
     except ConfigError as error:

@@ -1,11 +1,12 @@
 """The doctor in processes of its own, started with the variables that a launcher would set."""
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import torch
 
 # Forked from a process that has imported all this: each rank is there in milliseconds.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -72,6 +73,8 @@ def _rank(
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
+    # What is looked at is the same on a machine with GPUs.
+    torch.cuda.is_available = lambda: False
     if plant is not None:
         plant(number)
     run(arguments)
@@ -88,21 +91,6 @@ def small_shared_memory(number: int) -> None:
     if mounted or system.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=1m"):
         raise PermissionError(os.strerror(ctypes.get_errno()))
     Path("/dev/shm/left_by_a_run").write_bytes(bytes(900_000))
-
-
-def may_mount() -> bool:
-    """Whether a process of this user can have a /dev/shm of its own."""
-    process = _CONTEXT.Process(target=_try_to_mount)
-    process.start()
-    process.join(30)
-    return process.exitcode == 0
-
-
-def _try_to_mount() -> None:
-    with contextlib.suppress(PermissionError):
-        small_shared_memory(0)
-        os._exit(0)
-    os._exit(1)
 
 
 def one_gpu_for_both(number: int) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from tests.doctor.ranks import (
     examine,
-    may_mount,
     one_gpu_for_both,
     rank_variables,
     small_shared_memory,
@@ -33,6 +32,7 @@ def two_ranks(tmp_path, only, second=(), plant=None, **variables):
     return (status0, status1), printed
 
 
+@pytest.mark.needs("extension")
 def test_ranks_without_a_fault_end_with_0_and_a_report(tmp_path):
     report = tmp_path / "report" / "doctor.json"
     statuses, printed = two_ranks(
@@ -75,14 +75,16 @@ def test_two_ranks_that_see_one_gpu_are_named_by_its_uuid(tmp_path):
     assert "have the same device: GPU GPU-7f (0000:1b:00)" in printed
 
 
+@pytest.mark.needs("mount")
 def test_a_full_dev_shm_is_named_with_what_fills_it(tmp_path):
-    if not may_mount():
-        pytest.skip("needs the right to mount a file system")
-    ((status, printed),) = examine(tmp_path, ({}, ["--only", "shm"]), plant=small_shared_memory)
+    ((status, printed),) = examine(
+        tmp_path, ({}, ["--only", "shm", "group"]), plant=small_shared_memory
+    )
     assert status == 1
     assert "FAILURE shm" in printed
     assert "ranks of this node need 66 MB; the largest files there: left_by_a_run" in printed
     assert "--shm-size" in printed
+    assert "warning group [rank 0] not looked at: see check shm" in printed
 
 
 def test_another_batch_on_one_rank_is_named_with_both_values(tmp_path):
@@ -175,3 +177,16 @@ def test_a_package_that_cannot_be_imported_is_a_failure(monkeypatch, capsys):
     assert "FAILURE installed the package clipfast.doctor.run is missing" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_variables_of_half_a_launcher_are_named(tmp_path):
+    ((status, printed),) = examine(tmp_path, ({"RANK": "1", "WORLD_SIZE": "2"}, []))
+    assert status == 1
+    assert "FAILURE launcher the environment has RANK=1, WORLD_SIZE=2 and lacks" in printed
+
+
+def test_a_check_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    variables = rank_variables(0, 1, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1)
+    ((status, printed),) = examine(tmp_path, (variables, ["--only", "dsk", "limits"]))
+    assert status == 1
+    assert "--only dsk: no such check; there are installed, operators, flags" in printed

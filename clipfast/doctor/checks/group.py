@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from clipfast.doctor.check import Check, Seen
+from clipfast.doctor.checks.shared_memory import SHORT
 from clipfast.doctor.finding import Finding, ok
 from clipfast.doctor.situation import Situation
 from clipfast.engine.launch import start
@@ -19,12 +20,15 @@ _LIMIT = 180.0
 
 
 def terms(situation: Situation) -> Seen:
-    """The kind of device; a rank without a plan or a device of its own keeps out."""
+    """The kind of device; a rank without a plan, a device of its own or room
+    keeps out."""
     for check in ("options", "devices"):
         if problem := situation.problems.get(check):
             return {
                 "refused": f"see check {'flags' if check == 'options' else check}: {problem[:60]}"
             }
+    if situation.notes.get(SHORT):
+        return {"refused": "see check shm"}
     return {"device type": situation.device.type}
 
 

@@ -17,6 +17,8 @@ _CPU_BYTES_PER_RANK = 66_000_000
 _GPU_BYTES_PER_RANK = 20_000_000
 _COMFORTABLE = 1_000_000_000
 _SHOWN = 3
+# Of the notes of a situation.
+SHORT = "shared memory is short"
 
 
 def needed_bytes(situation: Situation) -> int:
@@ -47,6 +49,8 @@ def look(situation: Situation) -> Seen:
                 os.posix_fallocate(file.fileno(), 0, seen["needed"])
         except OSError as error:
             seen["error"] = error.strerror or str(error)
+    # Who writes where there is no room is ended by a signal.
+    situation.notes[SHORT] = seen["free"] < seen["needed"] or bool(seen["error"])
     return seen
 
 

@@ -160,7 +160,7 @@ def _train(plan: RunPlan) -> Seen:
         seconds = time.perf_counter() - began
     digest = hashlib.blake2b(digest_size=8)
     for parameter in engine.module.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     engine.destroy()
     return {"losses": losses, "weights": digest.hexdigest(), "seconds": seconds}
 
