@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import triton
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -61,3 +66,22 @@ def test_every_launch_asks_for_fused_products_and_sums(launch, kernels, launches
     assert len(launches) == kernels, sorted(launches)
     plain = [name for name, options in launches.items() if not options.get("enable_fp_fusion")]
     assert not plain
+
+
+def launches_in(source):
+    """Calls of the form kernel[grid](...)."""
+    nodes = ast.walk(ast.parse(source))
+    return [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Subscript)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda p: p.name)
+def test_launches_take_their_options_from_where_all_have_them(path):
+    for launch in launches_in(path.read_text()):
+        unpacked = [ast.unparse(word.value) for word in launch.keywords if word.arg is None]
+        shared = [text for text in unpacked if text == "FUSED" or "options(" in text]
+        assert shared, f"line {launch.lineno}: pass **FUSED, or a tile's options()"
+
+
+def test_launches_are_found():
+    found = launches_in("a[(1,)](x)\nb(x)\nkernel[grid](x, **FUSED)\n")
+    assert [launch.lineno for launch in found] == [1, 3]
