@@ -8,6 +8,7 @@ more time, by the first part's own rows.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,12 +76,20 @@ def _tests(name: str, what: str, command: str, seconds: float, **environment: st
     return Part(
         name,
         what,
-        ("-m", "pytest", "-q", "-p", "no:cacheprovider", *command.split()),
+        ("-m", "pytest", "-q", "-p", "no:cacheprovider", *_workers(), *command.split()),
         seconds,
         kind=TESTS,
         needs=("pytest",),
         environment=environment,
     )
+
+
+def _workers() -> tuple[str, ...]:
+    """Processes of pytest, where its plugin is there and cores to run them."""
+    cores = os.cpu_count() or 1
+    if cores < 8 or importlib.util.find_spec("xdist") is None:
+        return ()
+    return ("-n", str(min(10, cores - 2)), "--dist", "worksteal")
 
 
 _CPU = (
@@ -90,13 +99,13 @@ _CPU = (
         "a short choice of the operators' tests",
         "tests/ops/test_contrastive.py tests/ops/test_normalize.py tests/ops/test_quick_gelu.py "
         "tests/ops/test_adamw_formats.py",
-        45,
+        35,
     ),
     _rows(
         "loss",
         "the loss against OpenCLIP's and chunked torch",
-        "loss_throughput --device cpu --batch-sizes 4096 --runs 5 --peers openclip chunked",
-        30,
+        "loss_throughput --device cpu --batch-sizes 2048 --runs 5 --peers openclip chunked",
+        35,
     ),
     _rows(
         "step-vit",
@@ -111,7 +120,7 @@ _CPU = (
         "the text tower, web captions, fp32",
         "text_tower --device cpu --captions web --precisions fp32 "
         "--contenders clipfast patched openclip --runs 3",
-        35,
+        45,
         OPEN_CLIP,
     ),
     _rows(
@@ -127,7 +136,7 @@ _CPU = (
         "--contenders fp16 bf16 fp32 remainder stochastic torch-fused",
         25,
     ),
-    _rows("tokenizer", "the tokenizer", "tokenizer --runs 10", 25, OPEN_CLIP),
+    _rows("tokenizer", "the tokenizer", "tokenizer --runs 10", 35, OPEN_CLIP),
     _rows(
         "data",
         "decoding and loading, pictures of 64 and 640 px",
@@ -154,7 +163,7 @@ _CPU = (
     _rows(
         "loss-ranks",
         "the loss over two ranks",
-        "loss_throughput --device cpu --batch-sizes 4096 --dtypes float32 --ranks 2 --runs 3 "
+        "loss_throughput --device cpu --batch-sizes 2048 --dtypes float32 --ranks 2 --runs 3 "
         "--peers openclip",
         40,
     ),
