@@ -200,7 +200,16 @@ def test_collectives_and_loss_over_two_ranks_are_right():
     assert "not measured, clipfast waits for collectives on a CPU" in found[-1].seen
 
 
-def test_loss_and_step_of_one_process_are_right(process_group, monkeypatch):
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other on a busy core take tenfold the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_loss_and_step_of_one_process_are_right(process_group, one_thread, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     here = situation(batch=4)
     (found,) = LOSS.judge(here, {0: LOSS.look(here)})
