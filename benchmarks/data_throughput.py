@@ -38,7 +38,7 @@ from benchmarks.parts.common.rows import RowFile
 from benchmarks.parts.data import report
 from benchmarks.parts.data.contenders import CONTENDERS, Setting
 from benchmarks.parts.data.measure import measure_case
-from benchmarks.parts.data.pictures import SOURCES, Pictures, make
+from benchmarks.parts.data.pictures import SOURCES, Pictures, is_here, make
 
 SUBJECT = "data_throughput"
 _CORES = len(os.sched_getaffinity(0))
@@ -54,7 +54,9 @@ _COUNTS = ((640, 512), (1280, 192), (1 << 30, 64))
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser(__doc__, DEFAULTS)
-    parser.add_argument("--pictures", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument(
+        "--pictures", nargs="+", choices=SOURCES, help="all that are on this machine, if left out"
+    )
     parser.add_argument(
         "--sizes", type=int, nargs="*", default=[640, 1280], help="widths of made pictures"
     )
@@ -67,16 +69,26 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root", type=Path, default=Path("/"), help="where Debian's packages are unpacked"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="one size, all cores, ours and OpenCLIP's, two runs"
+    )
     add_run_options(parser, DEFAULTS, save="write to results/, beside the rows of other cases")
     return parser
 
 
+def quick(options: argparse.Namespace) -> None:
+    """Less of everything, for the suite."""
+    options.sizes, options.cores, options.runs, options.seconds = [640], [_CORES], 2, 1.0
+    options.contenders = ["clipfast", "dataloader"]
+
+
 def sets_of(options: argparse.Namespace) -> Iterator[tuple[Pictures, int, int]]:
     """Sets of pictures, with the size of what is made of them and the batch."""
-    if "sample" in options.pictures:
+    named = options.pictures or [each for each in SOURCES if is_here(each, options.root)]
+    if "sample" in named:
         yield Pictures("sample", None, 0), SAMPLE_SIZE, SAMPLE_BATCH
-    # The sample enlarged stands in where nothing else is asked for.
-    sources = [source for source in options.pictures if source != "sample"] or ["sample"]
+    # Enlarged, it stands in where there is nothing else.
+    sources = [source for source in named if source != "sample"] or ["sample"]
     for source in sources:
         for width in options.sizes:
             count = next(count for most, count in _COUNTS if width <= most)
@@ -96,10 +108,12 @@ def run_cases(options: argparse.Namespace, rows: RowFile, folder: Path) -> list[
             except NotMeasured as error:
                 bar.write(f"\n{pictures.name}: not measured: {error}")
                 continue
+            # Nothing of the sample is larger than what is made of it.
+            idle = "clipfast-scaled" if pictures.size is None else ""
             for cores in options.cores:
                 setting = Setting(tuple(shards), size, batch, cores, options.device)
                 new, missing = measure_case(
-                    options.contenders,
+                    [key for key in options.contenders if key != idle],
                     setting,
                     options.runs,
                     options.seconds,
@@ -120,6 +134,8 @@ def run_cases(options: argparse.Namespace, rows: RowFile, folder: Path) -> list[
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases, print their tables, and save what was measured."""
     options = parse(build_parser(), argv, DEFAULTS)
+    if options.quick:
+        quick(options)
     peers.require_open_clip()
     rows = RowFile(SUBJECT, options, report.case_of)
     with tempfile.TemporaryDirectory() as temporary:

@@ -22,6 +22,7 @@ from benchmarks.parts.adamw import demo_report
 from benchmarks.parts.adamw import report as adamw_report
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.rows import RESULTS, read_rows
+from benchmarks.parts.data import report as data_report
 from benchmarks.parts.loss import report as loss_report
 from benchmarks.parts.report.merge import merge, read_folder
 from benchmarks.parts.report.summary import summary
@@ -31,6 +32,7 @@ from benchmarks.parts.tables.documents import documents, render
 from benchmarks.parts.text import report as text_report
 
 PLOTS: dict[str, Callable[[Sequence[Row], Path], Path]] = {
+    "data_throughput": data_report.plot,
     "adamw": adamw_report.plot,
     "adamw_demo": demo_report.plot,
     "attention_pool": attention_pool.plot,

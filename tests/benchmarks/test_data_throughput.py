@@ -41,6 +41,20 @@ def test_data_throughput_says_how_to_get_pictures(tmp_path):
         make(Pictures("openclipart", (64, 64), 1), tmp_path, tmp_path)
 
 
+def test_data_throughput_enlarges_the_sample_where_there_is_nothing_else(tmp_path):
+    def names(*options: str) -> list[str]:
+        parsed = data_throughput.build_parser().parse_args(["--root", str(tmp_path), *options])
+        return [pictures.name for pictures, _, _ in data_throughput.sets_of(parsed)]
+
+    made = [f"sample, enlarged, {size}" for size in ("640 x 512", "1280 x 1024")]
+    assert names() == ["sample, 64 x 64", *made]
+    drawings = tmp_path / "usr/share/openclipart/png/a"
+    drawings.mkdir(parents=True)
+    (drawings / "drawing.png").write_bytes(b"")
+    assert names("--sizes", "640") == ["sample, 64 x 64", "openclipart, 640 x 512"]
+    assert names("--pictures", "photographs", "--sizes", "640") == ["photographs, 640 x 512"]
+
+
 @pytest.mark.parametrize("key", ["clipfast", "clipfast-scaled"])
 def test_data_throughput_checks_pixels_and_tokens(tmp_path, monkeypatch, key):
     import_open_clip()

@@ -224,14 +224,32 @@ def _contrastive_finish(chance: random.Random) -> Call:
     )
 
 
+def _resize_crops(chance: random.Random) -> Call:
+    images, boxes = [], []
+    for _ in range(chance.choice((0, 1, 3))):
+        height, width = chance.choice(SIZES), chance.choice(SIZES)
+        images.append(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8))
+        side = min(height, width) * chance.choice((0.1, 0.9, 1.0))
+        place = [(length - side) * chance.random() for length in (height, width)]
+        boxes.append([*place, side])
+    size = chance.choice(SIZES)
+    table = torch.tensor(boxes, dtype=F64).reshape(-1, 3)
+    # One level, which forms may round apart, is less than what results may differ by.
+    std = [50.0] * 3
+    out = torch.zeros(len(images), size, size, 3)
+    return Call("resize_crops_", [images, table, [0.1, 0.2, 0.3], std, out], {})
+
+
+# Names of operators that write into their arguments.
+_IN_PLACE = {"adamw": "adamw_", "resize_crops": "resize_crops_"}
 MAKERS: dict[str, Callable[[random.Random], Call]] = {
-    maker.__name__.strip("_") if maker is not _adamw else "adamw_": maker
+    _IN_PLACE.get(maker.__name__.strip("_"), maker.__name__.strip("_")): maker
     for maker in (
         *(_l2_normalize, _l2_normalize_backward, _linear, _linear_backward, _bmm),
         *(_quick_gelu, _quick_gelu_backward, _batch_norm_statistics, _batch_norm_apply),
         *(_batch_norm_backward, _adamw, _adamw_grad_norm, _contrastive_prepare),
         *(_contrastive_diagonal, _contrastive_statistics, _contrastive_gradients),
-        _contrastive_finish,
+        *(_contrastive_finish, _resize_crops),
     )
 }
 

@@ -52,6 +52,7 @@ def _judge(seed: int, number: int) -> dict[str, Any]:
     # What declares the operators.
     import clipfast.loss
     import clipfast.models
+    import clipfast.ops.resize
     import clipfast.optim  # noqa: F401
     from tests.campaigns.calls_makers import CHANGES, MAKERS
 
@@ -100,7 +101,7 @@ def _run(function: Any, call: Any) -> tuple[Any, str]:
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
     if result is None:
-        result = [item for value in arguments[:6] for item in value]
+        result = [item for value in arguments[:6] for item in value if isinstance(item, Tensor)]
     return list(result) if isinstance(result, (tuple, list)) else [result], ""
 
 

@@ -13,6 +13,7 @@ import io
 import json
 import random
 import tarfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ SOURCES = ("sample", *FOLDERS)
 PACKAGES = {"openclipart": "openclipart-png", "photographs": "mate-backgrounds"}
 QUALITY = 90
 SHARDS = 8
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _MOST_PIXELS = 30_000_000
 _WORDS = "a photo of the old red house with trees near river and two people in snow at night"
 
@@ -63,6 +65,11 @@ class Pictures:
             return "sample, 64 x 64"
         made = ", enlarged" if self.source == "sample" else ""
         return f"{self.source}{made}, {self.size[0]} x {self.size[1]}"
+
+
+def is_here(source: str, root: Path) -> bool:
+    """Whether a source's pictures are on this machine."""
+    return source not in FOLDERS or bool(_files(source, root))
 
 
 def make(pictures: Pictures, folder: Path, root: Path) -> list[str]:
@@ -143,8 +150,7 @@ def _originals(source: str, root: Path, rng: random.Random) -> Iterator[Image.Im
     if source == "sample":
         files = _sample_files()
     else:
-        folder, endings = FOLDERS[source]
-        files = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in endings)
+        files = list(_files(source, root))
     if not files:
         raise NotMeasured(
             f"no pictures in {root / FOLDERS[source][0]}: apt-get install {PACKAGES[source]}, or "
@@ -156,15 +162,24 @@ def _originals(source: str, root: Path, rng: random.Random) -> Iterator[Image.Im
         for file in files:
             data = file if isinstance(file, bytes) else file.read_bytes()
             try:
-                with Image.open(io.BytesIO(data)) as image:
+                with warnings.catch_warnings():
+                    # Those of more pixels than Pillow likes; one is enough to be left out.
+                    warnings.simplefilter("error", Image.DecompressionBombWarning)
+                    image = Image.open(io.BytesIO(data))
+                with image:
                     fits = image.width * image.height <= _MOST_PIXELS and min(image.size) > 31
                 if fits:
                     found = True
                     yield open_rgb(data)
-            except (OSError, ValueError, Image.DecompressionBombError):
+            except (OSError, ValueError, *_BOMBS):
                 continue
         if not found:
             raise NotMeasured(f"none of {len(files)} pictures of {source} can be read")
+
+
+def _files(source: str, root: Path) -> list[Path]:
+    folder, endings = FOLDERS[source]
+    return sorted(path for path in (root / folder).rglob("*") if path.suffix.lower() in endings)
 
 
 def _sample_files() -> list[Path | bytes]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.parts.tables.data import data, data_cores
 from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step_parts
 from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
@@ -43,6 +44,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "adamw_error": adamw_error,
     "adamw_late": adamw_late,
     "adamw_demo": adamw_demo,
+    "data": data,
+    "data_cores": data_cores,
 }
 _MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 

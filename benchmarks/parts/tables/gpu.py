@@ -21,12 +21,13 @@ _ON_THE_HOST = ("benchmarks.tokenizer", "benchmarks.data_throughput")
 
 def predicted() -> str:
     """Every row of the suite on a GPU: counts, floors, what is expected, what was measured."""
-    lines = [table.cells(line, NOT_MEASURED) for line in _lines(RESULTS)]
+    lines = [table.cells(line, NOT_MEASURED) for line in prediction_lines(RESULTS)]
     return markdown(table.HEAD, lines)
 
 
 @functools.lru_cache
-def _lines(directory: Path) -> list[Record]:
+def prediction_lines(directory: Path) -> list[Record]:
+    """What is expected of each row of the suite, with what came of it so far."""
     return table.lines(table.gpu_records(directory))
 
 
@@ -72,7 +73,7 @@ def _is_beside(other: Record, ours: Record) -> bool:
 
 def gpu_missing() -> str:
     """The parts of the suite on a GPU, and how much of each was measured on which card."""
-    records, lines = table.gpu_records(RESULTS), _lines(RESULTS)
+    records, lines = table.gpu_records(RESULTS), prediction_lines(RESULTS)
     out = []
     for part in catalogue.parts("cuda"):
         if part.kind == ROWS and part.command[1] not in _ON_THE_HOST:
