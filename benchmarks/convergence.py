@@ -26,6 +26,7 @@ from pathlib import Path
 
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.convergence import experiment, report
+from benchmarks.parts.convergence.compare import groups_of
 from benchmarks.parts.convergence.settings import CONTENDERS, Settings
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except ImportError as error:
             raise SystemExit(str(error)) from None
     print(report.table(rows))
-    print(f"plot: {report.plot(rows, options.plot or options.json.with_suffix('.png'))}")
+    if groups_of(rows):
+        print(f"plot: {report.plot(rows, options.plot or options.json.with_suffix('.png'))}")
     if found := report.complaints(rows):
         raise SystemExit("\n".join(found))
 

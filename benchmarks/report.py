@@ -22,6 +22,7 @@ from benchmarks.parts.adamw import demo_report
 from benchmarks.parts.adamw import report as adamw_report
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.rows import RESULTS, read_rows
+from benchmarks.parts.convergence import report as convergence_report
 from benchmarks.parts.data import report as data_report
 from benchmarks.parts.loss import report as loss_report
 from benchmarks.parts.report.merge import merge, read_folder
@@ -36,6 +37,7 @@ PLOTS: dict[str, Callable[[Sequence[Row], Path], Path]] = {
     "adamw": adamw_report.plot,
     "adamw_demo": demo_report.plot,
     "attention_pool": attention_pool.plot,
+    "convergence": convergence_report.plot,
     "loss_throughput": loss_report.plot,
     "step_throughput": step_report.plot,
     "text_tower": text_report.plot,

@@ -38,6 +38,7 @@ PACKAGES = {
     "open_clip": "open_clip_torch",
     "open_clip_train": "open_clip_torch",
     "safetensors": "safetensors",
+    "scipy": "scipy",
     "sklearn": "scikit-learn",
     "tensorboard": "tensorboard",
     "timm": "timm",

@@ -19,8 +19,8 @@ from clipfast.env import stamp
 
 SUBJECT = "convergence"
 ROWS = files.RESULTS / f"{SUBJECT}.jsonl"
-# Two evaluations of one file differ by their resizing (DALI, Pillow), and by what they count: of
-# 1,911 pictures 14 are there twice in the one gallery and 33 in the other.
+# Two evaluations of one file differ by how they resize, and by what they count: clipfast takes
+# equal pictures for one, 14 of 1,911 in the one gallery and 33 in the other.
 MOST_APART = 0.02
 
 

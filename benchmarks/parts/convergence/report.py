@@ -18,10 +18,14 @@ _COLORS = ("#1f5fa8", "#d07a1f", "#3f8f4f", "#8f3f8f")
 
 def table(rows: Sequence[Row]) -> str:
     """One line per figure, then one per contender with what it took."""
+    return "\n\n".join(align(lines) for lines in (_figures(rows), _times(rows)))
+
+
+def _figures(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["", "clipfast", "deviation", "other", "deviation", "difference", "95%", ""]]
     groups = groups_of(rows)
     if not groups:
-        return "fewer than two seeds of two contenders: nothing to compare"
+        return [["fewer than two seeds of two contenders: nothing to compare"]]
     ours, *others = groups
     for name in others:
         lines.append([name] + [""] * 7)
@@ -32,12 +36,16 @@ def table(rows: Sequence[Row]) -> str:
             told = [f"{found[key]:.4f}" for key in keys]
             told += [f"{found['difference']:+.4f}", f"{found['low']:+.4f} to {found['high']:+.4f}"]
             lines.append([f"  {figure}", *told, verdict])
+    return lines
+
+
+def _times(rows: Sequence[Row]) -> list[list[str]]:
     times = [["median of its seeds", "seeds", "steps", "s", "training", "CPU s", "training"]]
     for named, chosen in by_case(rows, _length).items():
         keys = ("seconds", "train_seconds", "cpu_seconds", "train_cpu_seconds")
         told = [digits(statistics.median(row[key] for row in chosen)) for key in keys]
         times.append([named, str(len(chosen)), str(chosen[0]["steps"]), *told])
-    return f"{align(lines)}\n\n{align(times)}"
+    return times
 
 
 def complaints(rows: Sequence[Row]) -> list[str]:

@@ -5,7 +5,7 @@ What cannot be made equal:
     start       each draws its own weights from the seed; the distributions are the same
     order       both shuffle all pairs each epoch and leave out the last 119; the orders differ
     crop        both cut a square of 0.9 to 1 of the side, resized once, bicubic. Ours draws the
-                side evenly and cuts between pixels (DALI); OpenCLIP, through timm, draws the area
+                side evenly and cuts between pixels; OpenCLIP, through timm, draws the area
                 evenly and cuts at whole pixels (Pillow)
     rounding    the order of sums in kernels; AdamW here is clipfast's against torch's
     log-scale   both bound exp(logit_scale) by 100; OpenCLIP bounds it by 1 from below too

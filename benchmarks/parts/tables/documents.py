@@ -11,6 +11,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.parts.tables.convergence import (
+    convergence,
+    convergence_seeds,
+    convergence_time,
+)
 from benchmarks.parts.tables.data import data, data_cores
 from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step_parts
 from benchmarks.parts.tables.headline import headline, headline_gpu
@@ -44,6 +49,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "adamw_error": adamw_error,
     "adamw_late": adamw_late,
     "adamw_demo": adamw_demo,
+    "convergence": convergence,
+    "convergence_seeds": convergence_seeds,
+    "convergence_time": convergence_time,
     "data": data,
     "data_cores": data_cores,
 }
