@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "adamw/python_lists.h"
 #include "clipfast_build_info.h"  // written by setup.py
 #include "common/brgemm.h"
 #include "common/cpu_dispatch.h"
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_float_product") = clipfast::has_brgemm(at::kFloat);
   m.def("set_libraries", &clipfast::set_libraries,
         "Fills the table of who multiplies; see clipfast/ops/products/library.py.");
+  clipfast::bind_adamw_lists(m);
   m.def(
       "build_info",
       [] { return pybind11::module_::import("json").attr("loads")(CLIPFAST_BUILD_INFO); },

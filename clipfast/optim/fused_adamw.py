@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from clipfast.ops.adamw import BLOCK
+from clipfast.ops.adamw.lists import CAN_TELL
 from clipfast.optim import states
+from clipfast.optim.arrangement import Arrangement, Place
 from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
 from clipfast.optim.tensor_list import Options, TensorList, in_layout, moved, norm_of
 
@@ -85,6 +88,8 @@ class FusedAdamW(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True
+    # Not in a copy or a pickle, which hold other parameters.
+    _arrangement: Arrangement | None = None
 
     def __init__(
         self,
@@ -179,7 +184,7 @@ class FusedAdamW(torch.optim.Optimizer):
                 loss = closure()
         lists = self._collect()
         controls = self._controls(lists)
-        for tensors in lists.values():
+        for tensors in lists:
             control, taken = controls[tensors.device]
             if isinstance(taken, Tensor):
                 # torch._foreach_add_ would take a 0-d tensor for a number, and wait to read it.
@@ -189,13 +194,35 @@ class FusedAdamW(torch.optim.Optimizer):
             tensors.launch(control, self.seed, self.rounding == "stochastic")
         return loss
 
-    def _collect(self) -> dict[Key, TensorList]:
+    def _collect(self) -> list[TensorList]:
         """The tensors of one step, in lists that one call of the operator takes."""
-        lists: dict[Key, TensorList] = {}
-        for group in self.param_groups:
+        # A compiler would follow every comparison, to find what it knows without.
+        keeps = CAN_TELL and not torch.compiler.is_compiling()
+        if keeps and self._arrangement is not None:
+            lists = self._arrangement.fill(self.param_groups, self.state)
+            if lists is not None:
+                return lists
+        self._arrangement = None
+        sorted_anew, is_plain = self._sort()
+        if keeps and is_plain:
+            self._arrangement = Arrangement(self.param_groups, self.state, sorted_anew)
+        return [tensors for tensors, _ in sorted_anew]
+
+    def _sort(self) -> tuple[list[tuple[TensorList, list[Place]]], bool]:
+        """Every parameter with a gradient in its list, its state made or mended.
+
+        Returns:
+            The lists with their tensors' places; and whether all gradients lay as their parameters
+            do, so that the lists could be filled again without a look at each.
+        """
+        lists: dict[Key, tuple[TensorList, list[Place]]] = {}
+        is_plain = True
+        numbers = itertools.count()
+        for group_number, group in enumerate(self.param_groups):
             kinds: dict[torch.dtype, tuple[torch.dtype | None, str, Options]] = {}
             stats_dtype, weights = group["stats_dtype"], group["weights"]
             for param in group["params"]:
+                place = Place(group_number, next(numbers))
                 first_element = self._first_elements.get(param)
                 if first_element is None:
                     first_element = self._number(param)
@@ -213,13 +240,16 @@ class FusedAdamW(torch.optim.Optimizer):
                 if not states.fits(param, state, stats_dtype, kept):
                     states.fit(param, state, stats_dtype, kept)
                 if grad.layout is not torch.strided or grad.stride() != param.stride():
-                    grad = in_layout(param, grad)
+                    laid = in_layout(param, grad)
+                    is_plain = is_plain and laid.data_ptr() == grad.data_ptr()
+                    grad = laid
                 key = (param.device, dtype, stats_dtype, kept, grid, options)
-                tensors = lists.get(key)
-                if tensors is None:
-                    tensors = lists[key] = TensorList(*key)
-                tensors.add(param, grad, state, first_element)
-        return lists
+                found = lists.get(key)
+                if found is None:
+                    found = lists[key] = (TensorList(*key), [])
+                found[0].add(param, grad, state, first_element)
+                found[1].append(place)
+        return list(lists.values()), is_plain
 
     def _number(self, param: Tensor) -> int:
         """The number of a parameter's first element, given at first sight."""
@@ -228,11 +258,11 @@ class FusedAdamW(torch.optim.Optimizer):
         return first
 
     def _controls(
-        self, lists: dict[Key, TensorList]
+        self, lists: Iterable[TensorList]
     ) -> dict[torch.device, tuple[Tensor, Tensor | int]]:
         """For each device: [factor of the gradients, whether to skip], and what a step counts."""
         by_device: dict[torch.device, list[Tensor]] = {}
-        for tensors in lists.values():
+        for tensors in lists:
             by_device.setdefault(tensors.device, []).extend(tensors.grads)
         if not by_device:
             return {}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.ops.adamw.lists import lists_fit
 from clipfast.optim import states
 from clipfast.optim.options import bound_in
 
@@ -38,7 +39,8 @@ class TensorList:
         grid: str,
         options: Options,
     ) -> None:
-        self.device, self.grid, self.options = device, grid, options
+        self.device, self.dtype, self.stats_dtype, self.kept = device, dtype, stats_dtype, kept
+        self.grid, self.options = grid, options
         self.second = "exp_avg_sq" if stats_dtype is torch.float32 else "exp_avg_sqrt"
         self.has_exponents = stats_dtype is torch.float16
         self.master = None if kept is None else states.MASTER_KEYS.get(kept)
@@ -64,19 +66,21 @@ class TensorList:
         self.steps.append(state["step"])
         self.first_elements.append(first_element)
 
+    def fits(self) -> bool:
+        """Whether the operator can take all of it as it is; no value is looked at."""
+        return lists_fit(self._tensors(), self.dtype, self.stats_dtype, self.kept, self.device)
+
+    def _tensors(self) -> tuple[list[Tensor], ...]:
+        moments = (self.exp_avgs, self.exp_avg_sqs, self.exponents)
+        return (self.params, self.grads, *moments, self.masters, self.steps)
+
     def launch(self, control: Tensor, seed: int, stochastic: bool) -> None:
         """The update; the step counts are those after it."""
         lr, beta1, beta2, eps, weight_decay, maximum = self.options
         # A graph that saved these weights must not go backward over the new ones.
         torch.autograd.graph.increment_version(self.params)
         torch.ops.clipfast.adamw_(
-            self.params,
-            self.grads,
-            self.exp_avgs,
-            self.exp_avg_sqs,
-            self.exponents,
-            self.masters,
-            self.steps,
+            *self._tensors(),
             self.first_elements,
             control,
             lr=lr,

@@ -74,7 +74,7 @@ WeightForm form_of(const Tensor& param, const Tensor* master, c10::string_view g
   return grid == "fp16" ? WeightForm::kGridHalf : WeightForm::kGridBfloat16;
 }
 
-void check_lists(const StepTensors& t) {
+void check_lists(const StepLists& t) {
   const size_t n = t.params.size();
   const auto check = [n](const char* list, size_t size, bool optional) {
     TORCH_CHECK(size == n || (optional && size == 0), "adamw: expected ", list, " of length ", n,
@@ -86,7 +86,6 @@ void check_lists(const StepTensors& t) {
   check("exponents", t.exponents.size(), true);
   check("masters", t.masters.size(), true);
   check("steps", t.steps.size(), false);
-  check("first_elements", t.first_elements.size(), false);
 }
 
 void check_options(const Hyperparameters& h, c10::string_view grid) {
@@ -108,11 +107,16 @@ void check_exponents(const Tensor& t, int64_t numel, size_t index) {
               "], adjacent int8, got ", t.sizes(), " ", t.scalar_type());
 }
 
-TensorSlot collect_slot(const StepTensors& t, size_t i, at::ScalarType statistics,
-                        c10::string_view grid, c10::DeviceType device) {
+const Tensor* optional_at(at::TensorList list, size_t i) {
+  return list.empty() ? nullptr : &list[i];
+}
+
+// The tensors of one parameter against each other.
+void check_tensors(const StepLists& t, size_t i, at::ScalarType statistics,
+                   c10::DeviceType device) {
   const Tensor &param = t.params[i], &grad = t.grads[i], &m = t.exp_avgs[i], &v = t.exp_avg_sqs[i];
-  const Tensor* master = t.masters.empty() ? nullptr : &t.masters[i];
-  const Tensor* exponents = t.exponents.empty() ? nullptr : &t.exponents[i];
+  const Tensor* master = optional_at(t.masters, i);
+  const Tensor* exponents = optional_at(t.exponents, i);
   TORCH_CHECK(param.is_non_overlapping_and_dense(), "adamw: expected params[", i,
               "] whose elements fill its memory, got shape ", param.sizes(), " and strides ",
               param.strides());
@@ -130,15 +134,20 @@ TensorSlot collect_slot(const StepTensors& t, size_t i, at::ScalarType statistic
               " as exp_avgs[0] is, got ", m.scalar_type(), " and ", v.scalar_type(), " at ", i);
   check_floats(t.steps[i], 1, "steps", i);
   check_place(t.steps[i], device, t.params[0], "steps", i);
+  if (exponents != nullptr) {
+    check_exponents(*exponents, param.numel(), i);
+    check_place(*exponents, device, t.params[0], "exponents", i);
+  }
+}
+
+TensorSlot collect_slot(const StepTensors& t, size_t i, c10::string_view grid) {
+  const Tensor &param = t.params[i], &grad = t.grads[i], &m = t.exp_avgs[i], &v = t.exp_avg_sqs[i];
+  const Tensor* master = optional_at(t.masters, i);
+  const Tensor* exponents = optional_at(t.exponents, i);
   const int64_t numel = param.numel(), first_element = t.first_elements[i];
   TORCH_CHECK(first_element >= 0 && first_element % kBlock == 0, "adamw: expected first_elements[",
               i, "] to be a multiple of ", kBlock, ", got ", first_element);
-  int8_t* exponent = nullptr;
-  if (exponents != nullptr) {
-    check_exponents(*exponents, numel, i);
-    check_place(*exponents, device, t.params[0], "exponents", i);
-    exponent = exponents->mutable_data_ptr<int8_t>();
-  }
+  int8_t* exponent = exponents == nullptr ? nullptr : exponents->mutable_data_ptr<int8_t>();
   return {param.mutable_data_ptr(),
           grad.const_data_ptr(),
           m.mutable_data_ptr(),
@@ -159,6 +168,9 @@ TensorSlot collect_slot(const StepTensors& t, size_t i, at::ScalarType statistic
 CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper, int64_t seed,
                               bool stochastic, c10::string_view grid, c10::DeviceType device) {
   check_lists(t);
+  TORCH_CHECK(t.first_elements.size() == t.params.size(),
+              "adamw: expected first_elements of length ", t.params.size(), " like params, got ",
+              t.first_elements.size());
   check_options(hyper, grid);
   CheckedStep step{{}, {hyper, nullptr, static_cast<uint64_t>(seed), DType::kFloat32, stochastic}};
   if (t.params.empty()) return step;
@@ -175,10 +187,32 @@ CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper
               " statistics, got ", t.exponents.size(), " with ", statistics);
   step.slots.reserve(t.params.size());
   for (size_t i = 0; i < t.params.size(); ++i) {
-    const auto slot = collect_slot(t, i, statistics, grid, device);
+    check_tensors(t, i, statistics, device);
+    const auto slot = collect_slot(t, i, grid);
     if (slot.numel > 0) step.slots.push_back(slot);
   }
   return step;
+}
+
+bool lists_fit(const StepLists& t, at::ScalarType dtype, at::ScalarType statistics,
+               std::optional<at::ScalarType> master, c10::Device device) {
+  if (t.exponents.empty() == (statistics == at::kHalf) || t.masters.empty() == master.has_value()) {
+    return false;
+  }
+  // Elsewhere they are raised. Here what does not fit is mended, and seldom met.
+  try {
+    check_lists(t);
+    for (size_t i = 0; i < t.params.size(); ++i) {
+      const Tensor& param = t.params[i];
+      if (param.scalar_type() != dtype || param.device() != device) return false;
+      if (master.has_value() && t.masters[i].scalar_type() != *master) return false;
+      check_tensors(t, i, statistics, device.type());
+      checked_type(t.grads[i], "grads", i);
+    }
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return true;
 }
 
 std::vector<GradSlot> collect_gradients(at::TensorList grads, c10::DeviceType device) {

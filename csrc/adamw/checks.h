@@ -4,16 +4,21 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/string_view.h>
 
+#include <optional>
 #include <vector>
 
 #include "adamw.h"
 
 namespace clipfast::adamw {
 
-// The arguments of torch.ops.clipfast.adamw_ whose tensors it reads or writes; bindings.cpp has the
-// schema. Views: valid during the call.
-struct StepTensors {
+// The lists of torch.ops.clipfast.adamw_; declaration.py has the schema. Views: valid during the
+// call.
+struct StepLists {
   at::TensorList params, grads, exp_avgs, exp_avg_sqs, exponents, masters, steps;
+};
+
+// All of its arguments whose tensors it reads or writes.
+struct StepTensors : StepLists {
   at::IntArrayRef first_elements;
   const at::Tensor& control;
 };
@@ -30,7 +35,14 @@ CheckedStep check_and_collect(const StepTensors& tensors, const Hyperparameters&
                               int64_t seed, bool stochastic, c10::string_view grid,
                               c10::DeviceType device);
 
-// The same for torch.ops.clipfast.adamw_grad_norm. All on one device, which is that of the result.
+// Whether the lists are what one call takes, and all of these types and on this device: so far as
+// that needs no value.
+//   master: the masters' type; none where there are no masters
+bool lists_fit(const StepLists& lists, at::ScalarType dtype, at::ScalarType statistics,
+               std::optional<at::ScalarType> master, c10::Device device);
+
+// As check_and_collect, for torch.ops.clipfast.adamw_grad_norm. All on one device, which is
+// that of the result.
 std::vector<GradSlot> collect_gradients(at::TensorList grads, c10::DeviceType device);
 
 }  // namespace clipfast::adamw

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from clipfast.ops.adamw import BLOCK, decode, plain
+from clipfast.ops.adamw.lists import lists_fit
 from tests.ops.adamw_cases import (
     HALVES,
     OPTIONS,
@@ -253,6 +254,49 @@ def test_adamw_errors_show_expected_and_given(field, value, options, message):
         call = broken(field, value, **options)
     with pytest.raises(RuntimeError, match=message):
         run(call)
+
+
+def fits(call: Call, params: torch.dtype = torch.float32) -> bool:
+    return lists_fit(call[:7], params, torch.float16, None, torch.device("cpu"))
+
+
+# Not those whose values are wrong, or what is no tensor of a list.
+WRONG_LISTS = [
+    (field, value)
+    for field, value, _, message in WRONG_CALLS
+    if field not in ("first_elements", "control", "masters") and "steps" not in message[:5]
+]
+
+
+@needs_extension
+@pytest.mark.parametrize(("field", "value"), WRONG_LISTS)
+def test_adamw_lists_fit_refuses_what_the_operator_does(field, value):
+    assert not fits(broken(field, value))
+
+
+@needs_extension
+def test_adamw_lists_fit_looks_at_types_and_not_at_values():
+    call = make_call(SINGLE, stats=torch.float16, shapes=((8, 125),))
+    assert fits(call)
+    assert not fits(call, torch.bfloat16)
+    call.steps[0].fill_(math.inf)
+    assert fits(call)
+    call.steps[0] = call.steps[0].double()
+    assert not fits(call)
+    assert not fits(make_call(REMAINDER, stats=torch.float16, shapes=((8, 125),)), torch.bfloat16)
+
+
+class _Wrapped(torch.Tensor):
+    pass
+
+
+@needs_extension
+def test_adamw_lists_fit_plain_tensors_alone():
+    call = make_call(SINGLE, stats=torch.float16, shapes=((8, 125),))
+    call.exp_avgs[0] = call.exp_avgs[0].as_subclass(_Wrapped)
+    assert not fits(call)
+    call.exp_avgs[0] = 1.0
+    assert not fits(call)
 
 
 def test_adamw_sparse_gradients_are_refused():
