@@ -2,7 +2,8 @@
 
 Timed: one ``step()`` on all parameters, gradients present. The parameters are those of the paper's
 largest ResNet and largest vision transformer, in shape and number, and one flat slice, as ZeRO
-hands out. Gradients are normal, each tensor's scale log-normal.
+hands out. 400 small tensors show what one costs the host. Gradients are normal, each tensor's scale
+log-normal.
 
 An optimizer's step does little arithmetic: memory bounds it. Two large ``torch`` operations are
 timed in alternation with the contenders: a copy, and a product in place. "of copy" and "of in
@@ -11,9 +12,9 @@ faster of the two. A CPU's copy reads its target's lines before it overwrites th
 streams past the caches, and these reads are not counted. An optimizer's step overwrites only what
 it has read, so it can pass 100% of a copy.
 
-On the flat slice all contenders alternate. On models' lists each alternates with torch's fused step
-alone, since the states of all do not fit. foreach makes copies of everything and alternates with
-nobody: its "faster" goes by its copies.
+On the flat slice and on small tensors all contenders alternate. On models' lists each alternates
+with torch's fused step alone, since the states of all do not fit. foreach makes copies of
+everything and alternates with nobody: its "faster" goes by its copies.
 
 Each contender is checked first (``parts/adamw/check.py``): it is AdamW in float64, and ours has the
 reference's bits. What fails has no figures.

@@ -186,11 +186,8 @@ class FusedAdamW(torch.optim.Optimizer):
         controls = self._controls(lists)
         for tensors in lists:
             control, taken = controls[tensors.device]
-            if isinstance(taken, Tensor):
-                # torch._foreach_add_ would take a 0-d tensor for a number, and wait to read it.
-                torch.ops.aten._foreach_add_.Tensor(tensors.steps, taken)
-            else:
-                torch._foreach_add_(tensors.steps, taken)
+            # torch._foreach_add_ would take a 0-d tensor for a number, and wait to read it.
+            torch.ops.aten._foreach_add_.Tensor(tensors.steps, taken)
             tensors.launch(control, self.seed, self.rounding == "stochastic")
         return loss
 
@@ -257,9 +254,7 @@ class FusedAdamW(torch.optim.Optimizer):
         self._next_element += -(-param.numel() // BLOCK) * BLOCK
         return first
 
-    def _controls(
-        self, lists: Iterable[TensorList]
-    ) -> dict[torch.device, tuple[Tensor, Tensor | int]]:
+    def _controls(self, lists: Iterable[TensorList]) -> dict[torch.device, tuple[Tensor, Tensor]]:
         """For each device: [factor of the gradients, whether to skip], and what a step counts."""
         by_device: dict[torch.device, list[Tensor]] = {}
         for tensors in lists:
@@ -289,13 +284,7 @@ class FusedAdamW(torch.optim.Optimizer):
             self._count(skip)
         skip = skip.float()
         control, taken = torch.stack([factor, skip]), 1 - skip
-        return {
-            device: (
-                moved(control, device),
-                moved(taken, device) if may_skip else 1,
-            )
-            for device in by_device
-        }
+        return {device: (moved(control, device), moved(taken, device)) for device in by_device}
 
     def _count(self, skip: Tensor) -> None:
         if self._skipped is None or self._skipped.device != skip.device:

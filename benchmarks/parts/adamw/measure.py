@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from benchmarks.parts.adamw.check import check
 from benchmarks.parts.adamw.contenders import CONTENDERS, Contender, make, state_bytes, version
-from benchmarks.parts.adamw.problem import FLAT, Problem, shapes_of
+from benchmarks.parts.adamw.problem import MODELS, Problem, shapes_of
 from benchmarks.parts.common.contest import Absence, NotMeasured, reason_of
 from benchmarks.parts.common.graphs import recorder_of
 from benchmarks.parts.common.harness import Row, measure_together
@@ -45,8 +45,9 @@ def measure_list(
 ) -> tuple[list[Row], list[Absence]]:
     """All contenders that passed on one list of parameters.
 
-    On the flat slice all of them alternate. On models' lists, for their memory, each alternates
-    with torch's fused step alone, and foreach, which makes copies of everything, with none.
+    On the flat slice and on small tensors all of them alternate. On models' lists, for their
+    memory, each alternates with torch's fused step alone, and foreach, which makes copies of
+    everything, with none.
 
     Args:
         name: One of :data:`problem.LISTS`.
@@ -62,9 +63,9 @@ def measure_list(
     measurement = Measurement(name, problem, runs)
     chosen = [CONTENDERS[key] for key in checks]
     groups = (
-        [chosen]
-        if name == FLAT
-        else [[*beside(contender, checks), contender] for contender in chosen]
+        [[*beside(contender, checks), contender] for contender in chosen]
+        if name in MODELS
+        else [chosen]
     )
     rows, absent = [], []
     total = (sum(map(len, groups)) + 2 * len(groups)) * (runs + 1)
@@ -73,7 +74,7 @@ def measure_list(
             new, missing = measurement.measure(group, checks, bar.update)
             # A companion has its row from the group that is its own.
             own = (group[-1].key, group[-1].key + _GRAPH)
-            rows += [row for row in new if name == FLAT or row["contender"] in own]
+            rows += [row for row in new if name not in MODELS or row["contender"] in own]
             # Torch's step is met again in every group.
             absent += [one for one in missing if one not in absent]
             if device.type == "cuda":
@@ -159,6 +160,7 @@ class Measurement:
                 contender=contender.key + _GRAPH * is_graph,
                 version=version(contender),
                 bytes_moved=moved,
+                us_per_tensor=1e3 * row["median_ms"] / len(self.problem.shapes),
                 gb_per_s=moved / (row["median_ms"] * 1e6),
                 copy_gb_per_s=copy_rate,
                 in_place_gb_per_s=in_place_rate,

@@ -11,15 +11,20 @@ from torch import Tensor
 from clipfast.models import create_model
 
 FLAT = "flat"
-LISTS = (FLAT, "ViT-L/14", "RN50x64")
+# Gains and biases, and no product's weight: what a tensor costs the host.
+SMALL = "400 small"
+MODELS = ("ViT-L/14", "RN50x64")
+LISTS = (FLAT, *MODELS, SMALL)
 # Random numbers that tensors are filled with over and over.
 _NOISE = 1 << 22
 
 
 def shapes_of(name: str, elements: int) -> list[torch.Size]:
-    """The shapes of a model's parameters, or of one flat tensor of so many elements."""
+    """The shapes of a model's parameters, of small tensors, or of one flat one of `elements`."""
     if name == FLAT:
         return [torch.Size([elements])]
+    if name == SMALL:
+        return [torch.Size([64])] * 400
     with torch.device("meta"):
         return [parameter.shape for parameter in create_model(name).parameters()]
 

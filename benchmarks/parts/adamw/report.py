@@ -17,7 +17,7 @@ def table(rows: Sequence[Row]) -> str:
 
     ``B/param`` is what a step moves, counted from the types; ``of copy`` and ``in place`` its rate
     by those of large copies and of products in place in the same run; ``faster`` how many times as
-    fast as torch's fused AdamW in float32 it is.
+    fast as torch's fused AdamW in float32 it is; ``us/tensor`` the time by the number of tensors.
     """
     first = rows[0]
     head = (
@@ -27,7 +27,18 @@ def table(rows: Sequence[Row]) -> str:
     )
     lines = [
         [
-            *("", "ms", "p20", "p80", "B/param", "GB/s", "of copy", "in place", "faster"),
+            *(
+                "",
+                "ms",
+                "p20",
+                "p80",
+                "us/tensor",
+                "B/param",
+                "GB/s",
+                "of copy",
+                "in place",
+                "faster",
+            ),
             *("state B/param", "peak MiB", "error"),
         ]
     ]
@@ -36,7 +47,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 row["name"] + (f" {row['version']}" if row["version"] else ""),
-                *(f"{row[key]:.1f}" for key in ("median_ms", "p20_ms", "p80_ms")),
+                *(digits(row[key]) for key in ("median_ms", "p20_ms", "p80_ms")),
+                digits(row["us_per_tensor"]),
                 f"{row['bytes_moved'] / row['elements']:.2f}",
                 f"{row['gb_per_s']:.1f}",
                 f"{row['of_copy']:.0%}",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.parts.adamw.problem import MODELS
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import new_figure, save_figure
 from benchmarks.parts.common.rows import faster
@@ -127,8 +128,8 @@ def _adamw(run: Run) -> list[Headline]:
     lines = []
     for case in run.cases("list"):
         ours, theirs = case.find(contender="fp16"), case.find(contender="torch-fused")
-        # The flat slice is no model's: ten optimizers' states lie side by side there.
-        if ours is not None and ours["list"] != "flat":
+        # On no model's list the states of ten optimizers lie side by side.
+        if ours is not None and ours["list"] in MODELS:
             peer = f"{theirs['name']} {theirs['version']}" if theirs else NOT_MEASURED
             what = f"AdamW, fp16 statistics, {ours['list']}"
             lines.append(Headline(what, "fp32", peer, ours["times_torch_fused"], run.machine))

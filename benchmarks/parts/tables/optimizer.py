@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks.parts.adamw.demo import METRICS
 from benchmarks.parts.adamw.demo_report import compare
-from benchmarks.parts.adamw.problem import LISTS
+from benchmarks.parts.adamw.problem import FLAT, MODELS, SMALL
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.rows import by_case
 from benchmarks.parts.tables.runs import (
@@ -139,11 +139,12 @@ def adamw() -> str:
 
 
 def _adamw(runs: Sequence[Run]) -> str:
-    head = ["optimizer", "bytes per parameter moved", "state bytes", f"ms {', '.join(LISTS)}"]
-    head += ["of copy", "faster than torch fused"]
+    lists = (FLAT, *MODELS)
+    head = ["optimizer", "bytes per parameter moved", "state bytes", f"ms {', '.join(lists)}"]
+    head += ["of copy", "faster than torch fused", f"µs per tensor, {SMALL}"]
     lines = []
     for case in (case for run in runs for case in run.cases("contender")):
-        rows = [case.find(list=name) for name in LISTS]
+        rows = [case.find(list=name) for name in lists]
         first = case.rows[0]
         lines.append(
             [
@@ -153,6 +154,7 @@ def _adamw(runs: Sequence[Run]) -> str:
                 ", ".join(_cell(row, "median_ms", "{:,.0f}") for row in rows),
                 ", ".join(_cell(row, "of_copy", "{:.0%}") for row in rows),
                 ", ".join(ratio(None if r is None else r["times_torch_fused"]) for r in rows),
+                _cell(case.find(list=SMALL), "us_per_tensor", "{:.2f}"),
             ]
         )
     return markdown(head, lines)
