@@ -12,11 +12,10 @@ import torch
 from torch.nn import Parameter
 
 from clipfast import FusedAdamW
-from clipfast.ops.adamw.lists import CAN_TELL
 from clipfast.optim import fused_adamw
 from tests.optim.fused_adamw_cases import assert_same_bits, contents, parameters, set_gradients
 
-pytestmark = pytest.mark.skipif(not CAN_TELL, reason="clipfast._C is not built")
+pytestmark = pytest.mark.needs("extension")
 
 SHAPES = ((256,), (37, 23), (), (5,), (6, 5, 2, 2), (4, 3, 1, 1))
 
