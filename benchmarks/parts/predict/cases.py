@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.parts.adamw.contenders import CONTENDERS
-from benchmarks.parts.adamw.problem import FLAT
+from benchmarks.parts.adamw.problem import FLAT, SMALL
 from benchmarks.parts.common.options import parse
 from benchmarks.parts.common.schema import DTYPES, case_of
 from benchmarks.parts.predict import counts
@@ -98,7 +98,8 @@ def _pool(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _adamw(options: argparse.Namespace) -> Iterator[Row]:
-    for name in options.lists:
+    # Small tensors cost the host, and no bytes to speak of.
+    for name in (name for name in options.lists if name != SMALL):
         flat = options.elements
         elements = counts.elements_of(name, flat if name == FLAT else 0)
         for key in options.contenders:
