@@ -3,6 +3,7 @@
 import ctypes
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def _rank(
     file = os.open(path, os.O_WRONLY | os.O_CREAT)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
+    tempfile.tempdir = str(Path(path).parent)
     # What is looked at is the same on a machine with GPUs.
     torch.cuda.is_available = lambda: False
     if plant is not None:
