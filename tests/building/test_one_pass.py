@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from torch.utils import cpp_extension
 
 from csrc.building.one_pass import OnePass
 
+ROOT = Path(__file__).resolve().parents[2]
 RULE = "rule copy\n  command = cat $in > $out && echo {words} >> {log}\n"
 
 
@@ -30,6 +32,14 @@ def run_ninja(monkeypatch):
 
     module._run_ninja_build = run
     return module, calls
+
+
+def test_csrc_is_found_before_another_package_of_that_name(tmp_path):
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "__init__.py").touch()
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(tmp_path)!r}]; import csrc.building"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
 
 
 def write_part(folder: Path, source: Path, log: Path, words: str) -> None:
