@@ -1,6 +1,7 @@
 """Ranks that crash, hang, leave, or bring something else: each is a finding, and nobody waits."""
 
 import json
+import os
 import threading
 import time
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 import clipfast.doctor.examination as examination
 from clipfast.doctor.check import Check
-from clipfast.doctor.checks import CHECKS, devices, disk, operators
+from clipfast.doctor.checks import CHECKS, devices, disk, group, operators, shared_memory
 from clipfast.doctor.checks.ceilings import check_product
 from clipfast.doctor.checks.collectives import COLLECTIVES
 from clipfast.doctor.checks.devices import DEVICES
@@ -284,6 +285,32 @@ def test_shared_memory_counts_what_can_be_had_and_not_what_is_said(monkeypatch):
     (found,) = SHARED_MEMORY.judge(here, {0: SHARED_MEMORY.look(here)})
     assert found.level == "failure"
     assert "(No space left on device)" in found.seen
+
+
+def test_shared_memory_bears_files_that_others_delete_meanwhile(monkeypatch, tmp_path):
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    for name in ("gone", "stays"):
+        (tmp_path / name).write_bytes(b"1234")
+    entries = list(os.scandir(tmp_path))
+    monkeypatch.setattr("os.scandir", lambda folder: entries)
+    (tmp_path / "gone").unlink()
+    assert SHARED_MEMORY.look(situation())["files"] == ["stays (4 bytes)"]
+
+
+@pytest.mark.parametrize("has_deepspeed", [True, False])
+def test_a_group_multiplies_as_the_run_will(process_group, monkeypatch, has_deepspeed):
+    told = []
+    monkeypatch.setattr(group, "start", lambda process, uses_tf32: told.append(uses_tf32))
+    monkeypatch.setattr(group, "_start_plain", lambda here: None)
+    monkeypatch.setattr(group, "set_products", told.append)
+    monkeypatch.setattr(group, "version", lambda name: "0.19" if has_deepspeed else None)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr(Situation, "on_gpu", True)
+    here = situation()
+    for uses_tf32 in (True, False):
+        here.plan = replace(here.plan, uses_tf32=uses_tf32)
+        group.look(here)
+    assert told == [True, False]
 
 
 def test_disk_that_cannot_be_written_is_a_failure(monkeypatch):

@@ -12,7 +12,7 @@ from clipfast.doctor.check import Check, Seen
 from clipfast.doctor.checks.shared_memory import SHORT
 from clipfast.doctor.finding import Finding, ok
 from clipfast.doctor.situation import Situation
-from clipfast.engine.launch import start
+from clipfast.engine.launch import set_products, start
 from clipfast.env import version
 
 # DeepSpeed compiles a helper on its first start on a CPU.
@@ -35,12 +35,14 @@ def terms(situation: Situation) -> Seen:
 def look(situation: Situation) -> Seen:
     """Start as a run does; without DeepSpeed, torch's group alone."""
     began = time.perf_counter()
+    uses_tf32 = situation.plan is not None and situation.plan.uses_tf32
     if version("deepspeed") is None:
         if situation.on_gpu:
             torch.cuda.set_device(situation.device)
+            set_products(uses_tf32)
         _start_plain(situation)
     else:
-        start(situation.process)
+        start(situation.process, uses_tf32)
     situation.notes["group"] = True
     total = torch.ones((), device=situation.device)
     dist.all_reduce(total)

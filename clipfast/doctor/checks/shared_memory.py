@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from clipfast.doctor.check import Check, Seen
@@ -89,8 +90,10 @@ def judge(situation: Situation, seen: Mapping[int, Seen]) -> list[Finding]:
 def _largest() -> list[str]:
     files = []
     for entry in os.scandir(FOLDER):
-        if entry.is_file(follow_symlinks=False):
-            files.append((entry.stat(follow_symlinks=False).st_size, entry.name))
+        # Other programs' files come and go.
+        with suppress(FileNotFoundError):
+            if entry.is_file(follow_symlinks=False):
+                files.append((entry.stat(follow_symlinks=False).st_size, entry.name))
     return [f"{name} ({size(count)})" for count, name in sorted(files, reverse=True)[:_SHOWN]]
 
 
