@@ -57,7 +57,7 @@ def generator_of(device: torch.device, *place: int) -> torch.Generator:
 def random_images(count: int, size: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Images of independent random bytes, normalised as a loader's.
 
-    Eight pixels come of one draw, and the rest is two passes over them.
+    Eight bytes come of one draw, and the rest is two passes over them.
 
     Args:
         count: B.

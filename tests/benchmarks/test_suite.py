@@ -124,6 +124,15 @@ def test_resume_leaves_out_what_is_done_and_takes_what_failed_last(tmp_path):
     assert [line.split()[-1] for line in lines if "toy" in line] == ["third", "fails"]
 
 
+def test_a_part_that_failed_at_once_is_given_its_whole_time_again(tmp_path, monkeypatch):
+    limits = []
+    limit_of = run.limit_of
+    monkeypatch.setattr(run, "limit_of", lambda cost: limits.append(limit_of(cost)) or limits[-1])
+    for _ in range(2):
+        run_all([part("fails", "raise SystemExit(1)", seconds=100)], tmp_path, None)
+    assert limits == [limit_of(100)] * 2
+
+
 # Parts of a suite in a process of its own, which is then killed.
 KILLED = """
 import sys
@@ -194,6 +203,20 @@ def test_tests_of_a_part_are_counted(tmp_path):
     )
     one = part("tests", kind="tests")
     assert run.given(one, tmp_path / "none", junit) == "4 passed, 2 failed, 3 skipped"
+
+
+def test_tests_that_were_all_skipped_or_cut_off_as_they_were_counted_prove_nothing(tmp_path):
+    counts = '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="3"/></testsuites>'
+    write = "import sys; open(sys.argv[-1].partition('=')[2], 'w').write({!r})"
+    outcomes = run_all(
+        [
+            part("skipped", write.format(counts), kind="tests"),
+            part("torn", write.format(counts[:30]) + "; sys.exit(1)", kind="tests"),
+        ],
+        tmp_path,
+    )
+    assert statuses(outcomes) == {"skipped": "failed", "torn": "failed"}
+    assert "no test was run" in outcomes[0].reason
 
 
 def test_only_names_what_there_is():

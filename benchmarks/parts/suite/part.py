@@ -17,7 +17,7 @@ class Part:
         name: For ``--only``, files and the table; letters, digits and dashes.
         what: What it gives, in a few words.
         command: Arguments of Python. The suite appends where its rows go, or its JUnit file.
-        seconds: What it takes on the machine that the costs were taken on; see ``costs.py``.
+        seconds: What it takes on the machine that the costs were taken on; see ``catalogue.py``.
         kind: ``rows`` or ``tests``.
         needs: Modules without which nothing of it can run.
         any_of: Modules of which one is enough.

@@ -83,7 +83,9 @@ def run_parts(
             say(f"{head}: not run: no time: {reason}")
             continue
         say(f"{head}: about {cost:.0f} s: {one.what}")
-        outcome = run_part(one, journal, budget, limit_of(cost))
+        # A try that failed at once says nothing of how long the part may take.
+        limit = limit_of(max(cost, predicted(one, None, slowness())))
+        outcome = run_part(one, journal, budget, limit)
         journal.add(outcome)
         outcomes[one.name] = outcome
         told = f": {outcome.reason}" if outcome.reason else ""
@@ -140,6 +142,8 @@ def run_part(part: Part, journal: Journal, budget: Budget, limit: float) -> Outc
     status, reason = _status(ended, log, is_time_up=allowed < limit)
     if status == of.DONE and not gave:
         status, reason = of.FAILED, "it ended well and wrote nothing"
+    if status == of.DONE and gave.startswith("0 passed"):
+        status, reason = of.FAILED, f"no test was run; see {log}"
     return Outcome(part.name, status, round(ended.seconds, 1), gave, reason)
 
 
@@ -177,7 +181,10 @@ def given(part: Part, rows: Path, junit: Path) -> str:
         return f"{count} rows" if count else ""
     if not junit.exists():
         return ""
-    suite = ElementTree.parse(junit).getroot().find("testsuite")
+    try:
+        suite = ElementTree.parse(junit).getroot().find("testsuite")
+    except ElementTree.ParseError:
+        return ""  # it was ended as it wrote
     if suite is None:
         return ""
     count = {key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")}
