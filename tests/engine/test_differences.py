@@ -28,6 +28,8 @@ CHANGED = {
     "--seed was 0, is 1": {"seed": 1},
     # A ResNet's batch statistics are those of a micro-batch.
     "--micro-batch was not given, is 64": {"micro_batch": 64},
+    # The layout of their checkpoints is that of fp32.
+    "--precision was auto, is tf32": {"precision": "tf32"},
 }
 FREE_TO_CHANGE = {
     "logging": LoggingConfig(every_steps=1, dir="elsewhere"),
