@@ -19,6 +19,7 @@ from benchmarks.parts.tables.runs import (
     read_runs,
 )
 
+# In the order of the table's columns.
 COLORS = {"fp32": "#1f5fa8", "bf16": "#7fb0e0", "fp16": "#7fb0e0", "": "#3b8a3e"}
 
 
@@ -54,6 +55,7 @@ def headlines(kind: str = "cpu") -> list[Headline]:
         "attention_pool": _attention_pool,
         "adamw": _adamw,
         "tokenizer": _tokenizer,
+        "data_throughput": _data,
     }
     found = []
     for subject, make in makers.items():
@@ -150,6 +152,19 @@ def _tokenizer(run: Run) -> list[Headline]:
     ]
 
 
+def _data(run: Run) -> list[Headline]:
+    lines = {}
+    for case in run.cases("pictures", "image_size", "cores"):
+        ours, theirs = case.find(contender="clipfast"), case.find(contender="dataloader")
+        if ours is not None:
+            what = f"loader, {ours['pictures']} to {ours['image_size']}, a core"
+            peer = theirs["name"] if theirs else NOT_MEASURED
+            value = theirs and theirs[f"cpu_ratio_to_{ours['name']}"]
+            # Of several numbers of cores the last, which is the largest.
+            lines[what] = Headline(what, "", peer, value, run.machine)
+    return list(lines.values())
+
+
 def headline() -> str:
     """The table of README, of what was measured on a CPU."""
     return _table(headlines())
@@ -162,14 +177,14 @@ def headline_gpu() -> str:
 
 def _table(lines: Sequence[Headline]) -> str:
     is_mixed = len({line.machine for line in lines}) > 1
-    head = ["what", "type", "against", "faster", *(["machine"] if is_mixed else [])]
+    kinds = [kind for kind in COLORS if any(line.kind == kind for line in lines)]
+    values: dict[tuple[str, ...], dict[str, str]] = {}
+    for line in lines:
+        about = (line.what, line.peer, *([line.machine] if is_mixed else []))
+        values.setdefault(about, {})[line.kind] = ratio(line.value)
     return markdown(
-        head,
-        [
-            [line.what, line.kind, line.peer, ratio(line.value)]
-            + ([line.machine] if is_mixed else [])
-            for line in lines
-        ],
+        ["what", "against", *(["machine"] if is_mixed else []), *(k or "no type" for k in kinds)],
+        [[*about, *(found.get(kind, "") for kind in kinds)] for about, found in values.items()],
     )
 
 
