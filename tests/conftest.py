@@ -41,6 +41,7 @@ def compile_threads(cores: int, workers: int) -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    needs.required()  # a name that nobody knows ends the run here
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores()))))
     # Read by the processes that tests spawn: several ranks with a thread pool each would fight
     # over the cores, and so would torch.compile's worker pools, which outlive their tests.
