@@ -9,7 +9,8 @@ tests, skips in the same way, so that nothing has to be said there.
 ``CLIPFAST_REQUIRE`` names what must be here, separated by commas: its absence is a failure then, of
 each test that needs it and of the run. Names are those of ``THINGS`` and ``PACKAGES``, "cuda" for a
 GPU and its operators, and "packages" for all of them. ``CLIPFAST_BUILD_CUDA=1``, with which a build
-without CUDA fails, requires the CUDA operators.
+without CUDA fails, requires the CUDA operators. A GPU that ``CUDA_VISIBLE_DEVICES=`` hides is not
+required.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ def required() -> set[str]:
     names = {name for word in words for name in GROUPS.get(word, (word,))}
     if os.environ.get("CLIPFAST_BUILD_CUDA") == "1":
         names.add("cuda-operators")
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # hidden on purpose
+        names.discard("cuda-device")
     return names
 
 

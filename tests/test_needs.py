@@ -67,6 +67,7 @@ def test_of_nothing():
 def _nothing_required(monkeypatch):
     monkeypatch.delenv(needs.REQUIRE, raising=False)
     monkeypatch.delenv("CLIPFAST_BUILD_CUDA", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def on_a_bare_machine(
@@ -132,6 +133,13 @@ def test_need_skips_and_fails_where_it_is_required(monkeypatch):
 
 def test_a_build_with_cuda_requires_the_operators_and_no_device(monkeypatch):
     monkeypatch.setenv("CLIPFAST_BUILD_CUDA", "1")
+    assert needs.required() == {"cuda-operators"}
+
+
+def test_a_gpu_that_is_hidden_on_purpose_is_not_required(monkeypatch):
+    monkeypatch.setenv(needs.REQUIRE, "cuda")
+    assert needs.required() == {"cuda-device", "cuda-operators"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert needs.required() == {"cuda-operators"}
 
 
