@@ -67,10 +67,10 @@ class _Feed:
         """The next batch, where DALI only decodes."""
         return self._next().images
 
-    def images_and_crops(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def images_and_cuts(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The next batch, where DALI cuts and resizes too."""
         encoded = self._next()
-        return encoded.images, list(encoded.request.crops)
+        return encoded.images, list(encoded.cuts)
 
     def _next(self) -> EncodedBatch:
         try:
@@ -159,7 +159,7 @@ class Decoder:
             pass
         encoded = self._feed.in_flight.popleft()
         if self._resizer is not None:
-            pixels = self._resizer(outputs[0], encoded.request.crops)
+            pixels = self._resizer(outputs[0], encoded.cuts)
         else:
             pixels = self._to_torch(outputs[0], stream)
         images = pixels.to(self._dtype).permute(0, 3, 1, 2)
@@ -253,13 +253,13 @@ def decoded(encoded: Any, on_gpu: bool = False) -> Any:
 
 
 def normalised_crops(
-    encoded: Any, crop: Any, image_size: int, on_gpu: bool = False, half: bool = False
+    encoded: Any, cut: Any, image_size: int, on_gpu: bool = False, half: bool = False
 ) -> Any:
     """The operators of DALI's graph, from a file to what a tower reads.
 
     Args:
         encoded: DALI node, uint8 ``[N]``, as ``clipfast.data.prepare`` gives it.
-        crop: DALI node, float32 ``[3]``; see ``clipfast.data.encoded.Request``.
+        cut: DALI node, float32 ``[5]``; see ``clipfast.data.encoded.EncodedBatch.cuts``.
         image_size: S, pixels.
         on_gpu: decode on the GPU, where it can.
         half: float16 instead of float32.
@@ -270,9 +270,9 @@ def normalised_crops(
     from nvidia.dali import fn, types
 
     images = decoded(encoded, on_gpu)
-    size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2]
-    side = fn.reductions.min(size, axes=[0]) * crop[0]
-    start = (size - side) * crop[1:3]
+    size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2] * cut[3:5]
+    side = fn.reductions.min(size, axes=[0]) * cut[0]
+    start = (size - side) * cut[1:3]
     images = fn.resize(
         images,
         size=[image_size, image_size],
@@ -326,15 +326,15 @@ def _build_pipeline(
                     source=feed.images, batch=True, no_copy=True, dtype=types.UINT8, ndim=1
                 )
             )
-        encoded, crop = fn.external_source(
-            source=feed.images_and_crops,
+        encoded, cut = fn.external_source(
+            source=feed.images_and_cuts,
             num_outputs=2,
             batch=True,
             no_copy=True,
             dtype=[types.UINT8, types.FLOAT],
             ndim=[1, 1],
         )
-        return normalised_crops(encoded, crop, image_size, on_gpu, half)
+        return normalised_crops(encoded, cut, image_size, on_gpu, half)
 
     built = pipeline()
     built.build()

@@ -1,7 +1,8 @@
 """Batches on their way to the decoder: what is asked for, and what was read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from clipfast.data.order import SampleRefs
 from clipfast.data.report import printable
 from clipfast.tokenizer import tokenize_with_lengths
+
+Fill = tuple[float, float]
+WHOLE: Fill = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class EncodedBatch:
     Attributes:
         request: what was asked for.
         images: B arrays uint8, each a whole image file.
+        fills: ``[B, 2]`` float32: which part of a file's height and width the picture fills, from
+            the upper left corner. It is 1 but for ``clipfast.data.scaled``.
         captions: B texts.
         tokens: ``[B, L]`` int64 on the CPU, cut to the longest caption.
         lengths: ``[B]`` int64, tokens up to and including end-of-text.
@@ -71,6 +77,7 @@ class EncodedBatch:
 
     request: Request
     images: list[np.ndarray]
+    fills: np.ndarray
     captions: list[str]
     tokens: Tensor
     lengths: Tensor
@@ -78,18 +85,30 @@ class EncodedBatch:
     faults: Mapping[int, str] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
 
+    @cached_property  # DALI reads it where it lies, as long as the batch is in flight
+    def cuts(self) -> np.ndarray:
+        """``[B, 5]`` float32: the crops of the request, then the fills."""
+        return np.concatenate([self.request.crops, self.fills], axis=1)
+
 
 def encode(
-    request: Request, images: list[np.ndarray], captions: list[str], context_length: int
+    request: Request,
+    images: list[np.ndarray],
+    fills: Sequence[Fill],
+    captions: list[str],
+    context_length: int,
 ) -> EncodedBatch:
     """Tokenize the captions of a batch.
 
     Args:
         request: what was asked for.
         images: B image files, as ``clipfast.data.prepare`` gives them.
+        fills: B parts of their height and width; see ``EncodedBatch``.
         captions: B texts.
         context_length: tokens that a caption is cut to.
     """
     tokens, lengths = tokenize_with_lengths(captions, context_length)
     # Tokens after end-of-text change neither the loss nor a gradient: cut them off.
-    return EncodedBatch(request, images, captions, tokens[:, : int(lengths.max())], lengths)
+    parts = np.array(fills, np.float32).reshape(-1, 2)
+    tokens = tokens[:, : int(lengths.max())]
+    return EncodedBatch(request, images, parts, captions, tokens, lengths)

@@ -11,7 +11,7 @@ import numpy as np
 BATCH = 64
 # A small crop will do, and costs little: an image fails where it is decoded.
 _SIZE = 8
-_CROP = np.array([0.02, 0.5, 0.5], np.float32)
+_CUT = np.array([0.02, 0.5, 0.5, 1, 1], np.float32)
 
 
 # A picture that every decoder reads: one grey point, as a BMP.
@@ -43,8 +43,8 @@ def build_pipeline(device_id: int | None = None, threads: int = 1) -> Any:
     )
     def decode() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-        crop = fn.external_source(name="crop", dtype=types.FLOAT, ndim=1)
-        return normalised_crops(encoded, crop, _SIZE, on_gpu=device_id is not None)
+        cut = fn.external_source(name="cut", dtype=types.FLOAT, ndim=1)
+        return normalised_crops(encoded, cut, _SIZE, on_gpu=device_id is not None)
 
     pipeline = decode()
     pipeline.build()
@@ -66,7 +66,7 @@ class DaliDecoder:
         if self._pipeline is None:
             self._pipeline = self._build()
         self._pipeline.feed_input("encoded", list(images))
-        self._pipeline.feed_input("crop", [_CROP] * len(images))
+        self._pipeline.feed_input("cut", [_CUT] * len(images))
         try:
             self._pipeline.run()
         except RuntimeError as error:

@@ -12,7 +12,7 @@ import torch
 from clipfast.arguments import WrongKindError, shown, whole_number
 from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
-from clipfast.data.encoded import EncodedBatch, Request, encode
+from clipfast.data.encoded import WHOLE, EncodedBatch, Fill, Request, encode
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
@@ -36,12 +36,14 @@ class Files:
 
     Attributes:
         images: N arrays uint8, as ``clipfast.data.prepare`` gives them.
+        fills: N parts of their height and width, see ``clipfast.data.encoded.EncodedBatch``.
         captions: N texts.
         faults: why samples are broken, by their rows.
         content: ``[N, 2]``, ids of the picture's file and of the caption's words, where asked for.
     """
 
     images: list[np.ndarray]
+    fills: list[Fill]
     captions: list[str]
     faults: dict[int, str]
     content: list[tuple[int, int]]
@@ -165,7 +167,7 @@ class ShardReader:
         files = self.fetch(request.samples, with_content)
         for i, reason in files.faults.items() if strict else ():
             raise self.broken(int(request.samples.shard[i]), int(request.samples.row[i]), reason)
-        batch = encode(request, files.images, files.captions, self.context_length)
+        batch = encode(request, files.images, files.fills, files.captions, self.context_length)
         content = torch.tensor(files.content, dtype=torch.int64) if with_content else None
         return replace(batch, faults=files.faults, content=content)
 
@@ -181,16 +183,17 @@ class ShardReader:
             ValueError: a shard ends before, or its index does not fit it.
             OSError: a shard cannot be read.
         """
-        files = Files([], [], {}, [])
+        files = Files([], [], [], {}, [])
         places = list(zip(samples.shard.tolist(), samples.row.tolist(), strict=True))
         tables = [self._table_with(*place) for place in places]
         read = [self._image(table, *place) for table, place in zip(tables, places, strict=True)]
         fits = self._fits(read, [table.checked for table in tables])
-        for i, (table, place, data, (image, why_image)) in enumerate(
+        for i, (table, place, data, (image, fill, why_image)) in enumerate(
             zip(tables, places, read, fits, strict=True)
         ):
             caption, why_caption = self._text(self._caption(table, *place), table.checked)
             files.images.append(image)
+            files.fills.append(fill)
             files.captions.append(caption)
             if why_image or why_caption:
                 files.faults[i] = "; ".join(filter(None, (why_image, why_caption)))
@@ -208,7 +211,7 @@ class ShardReader:
 
     def _fits(
         self, images: Sequence[bytes], checked: Sequence[bool]
-    ) -> Iterable[tuple[np.ndarray, str]]:
+    ) -> Iterable[tuple[np.ndarray, Fill, str]]:
         least_sides = [self._least_side] * len(images)
         if self._least_side is None:
             return map(_fit, images, checked, least_sides)
@@ -245,19 +248,19 @@ class ShardReader:
         return text, "" if checked else why_empty(text)
 
 
-def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, str]:
+def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, Fill, str]:
     """An image as the decoder takes it, or why it is unfit, found without decoding a plain one that
     keeps its size."""
     size = plain_size(data) if least_side or not checked else None
     if not checked:
         reason = check_size(size, _LIMITS) if size else check_header(data, _LIMITS)
         if reason:
-            return _NOTHING, reason
+            return _NOTHING, WHOLE, reason
     try:
         if least_side and size:
             scaled = decode_scaled(data, size, least_side)
             if scaled is not None:
-                return scaled, ""
-        return np.frombuffer(data, np.uint8) if size else prepare(data), ""
+                return *scaled, ""
+        return np.frombuffer(data, np.uint8) if size else prepare(data), WHOLE, ""
     except ValueError as error:
-        return _NOTHING, str(error)
+        return _NOTHING, WHOLE, str(error)

@@ -28,19 +28,19 @@ class Resizer:
         self._parts = threads * _PARTS_PER_THREAD if threads > 1 else 1
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="clipfast-resize")
 
-    def __call__(self, pictures: Any, crops: np.ndarray) -> Tensor:
+    def __call__(self, pictures: Any, cuts: np.ndarray) -> Tensor:
         """Cut, resize and normalise a batch.
 
         Args:
             pictures: DALI's list of B pictures ``[H, W, 3]`` uint8 on the CPU.
-            crops: ``[B, 3]``; see ``clipfast.data.encoded.Request``.
+            cuts: ``[B, 5]``; see ``clipfast.data.encoded.EncodedBatch.cuts``.
 
         Returns:
             ``[B, S, S, 3]`` float32.
         """
         # The arrays do not own the pixels: DALI does, until its outputs are released.
         images = [torch.from_numpy(np.asarray(picture)) for picture in pictures]
-        boxes = torch.from_numpy(boxes_of(crops, [image.shape for image in images]))
+        boxes = torch.from_numpy(boxes_of(cuts, [image.shape for image in images]))
         # numpy asks for huge pages: in pages of 4 KB the first touch costs twice the resize.
         out = torch.from_numpy(
             np.empty((len(images), self._image_size, self._image_size, 3), np.float32)
@@ -61,17 +61,17 @@ class Resizer:
         self._pool.shutdown(wait=True)
 
 
-def boxes_of(crops: np.ndarray, shapes: Sequence[Sequence[int]]) -> np.ndarray:
+def boxes_of(cuts: np.ndarray, shapes: Sequence[Sequence[int]]) -> np.ndarray:
     """Squares in pixels.
 
     Args:
-        crops: ``[B, 3]``; see ``clipfast.data.encoded.Request``.
+        cuts: ``[B, 5]``; see ``clipfast.data.encoded.EncodedBatch.cuts``.
         shapes: height and width of each picture, and whatever follows.
 
     Returns:
         ``[B, 3]`` float64: top, left, side.
     """
-    size = np.array([shape[:2] for shape in shapes], np.float64)
-    crops = crops.astype(np.float64)
-    side = size.min(axis=1) * crops[:, 0]
-    return np.column_stack([(size - side[:, None]) * crops[:, 1:], side])
+    cuts = cuts.astype(np.float64)
+    size = np.array([shape[:2] for shape in shapes], np.float64) * cuts[:, 3:]
+    side = size.min(axis=1) * cuts[:, 0]
+    return np.column_stack([(size - side[:, None]) * cuts[:, 1:3], side])

@@ -5,6 +5,8 @@ Huffman decoding is saved, and most of the resize. Pixels differ from those of t
 """
 
 import io
+import sys
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,20 @@ from clipfast.data.unreadable import why_broken
 
 _JPEG = b"\xff\xd8\xff"
 _FACTORS = (8, 4, 2)
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+
+
+class Scaled(NamedTuple):
+    """A picture in a smaller size.
+
+    Attributes:
+        bitmap: uint8 ``[N]``, upright, as ``clipfast.data.prepare`` makes them.
+        fill: which part of the bitmap's height and width the picture fills. A side is rounded up to
+            whole pixels, of which the last then lies partly outside the picture.
+    """
+
+    bitmap: np.ndarray
+    fill: tuple[float, float]
 
 
 def factor_of(size: tuple[int, int], least_side: float) -> int:
@@ -33,7 +49,7 @@ def factor_of(size: tuple[int, int], least_side: float) -> int:
     return next((factor for factor in _FACTORS if short >= factor * least_side), 1)
 
 
-def decode_scaled(encoded: bytes, size: tuple[int, int], least_side: float) -> np.ndarray | None:
+def decode_scaled(encoded: bytes, size: tuple[int, int], least_side: float) -> Scaled | None:
     """A large JPEG in a smaller size.
 
     Args:
@@ -42,21 +58,33 @@ def decode_scaled(encoded: bytes, size: tuple[int, int], least_side: float) -> n
         least_side: that its short side must still have, pixels.
 
     Returns:
-        uint8 ``[N]``: an upright bitmap, as ``clipfast.data.prepare`` makes them; None where the
-        file is no JPEG or not large enough.
+        The picture; None where the file is no JPEG, not large enough or larger than Pillow takes,
+        and where its EXIF would turn sides that are no multiples of the factor.
 
     Raises:
         ValueError: it cannot be decoded; says why.
     """
     factor = factor_of(size, least_side)
-    if factor == 1 or not encoded.startswith(_JPEG):
+    # Pillow refuses larger ones, which other decoders take.
+    is_huge = size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or sys.maxsize)
+    if factor == 1 or is_huge or not encoded.startswith(_JPEG):
         return None
     buffer = io.BytesIO()
     try:
         with Image.open(io.BytesIO(encoded), formats=("JPEG",)) as image:
             # Pillow takes the largest divisor that leaves at least this.
             image.draft(None, (size[0] // factor, size[1] // factor))
+            fill = size[1] / factor / image.height, size[0] / factor / image.width
+            if fill != (1, 1) and _is_turned(image):
+                return None
             shown(image, encoded).save(buffer, "BMP")
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(why_broken(encoded, error)) from error
-    return np.frombuffer(buffer.getbuffer(), np.uint8)
+    return Scaled(np.frombuffer(buffer.getbuffer(), np.uint8), fill)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(_ORIENTATION, 1) != 1
+    except Exception:  # of many kinds; `shown` leaves such a picture as it is
+        return False

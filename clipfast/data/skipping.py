@@ -108,10 +108,12 @@ class Substitutes:
         samples = SampleRefs(asked.samples.shard[rows], asked.samples.row[rows])
         fresh = self._reader.fetch(samples)
         images, captions = list(batch.images), list(batch.captions)
+        fills = batch.fills.tolist()
         for i, row in enumerate(rows.tolist()):
             images[row], captions[row] = fresh.images[i], fresh.captions[i]
+            fills[row] = fresh.fills[i]
         faults = {int(rows[i]): reason for i, reason in fresh.faults.items()}
-        made = encode(asked, images, captions, self._reader.context_length)
+        made = encode(asked, images, fills, captions, self._reader.context_length)
         return replace(made, faults=faults, skipped=batch.skipped)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.harness import CheckFailed, Row
+from clipfast import env
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW: Row = {"name": "noop", "checked": True, "device": "cpu", "size": 1, "median_ms": 1.0}
@@ -88,6 +89,16 @@ def test_rows_take_the_place_of_the_same_case_as_they_come(tmp_path):
     one.add([{**ROW, "size": 2, "median_ms": 3.0}])
     one.finish()
     assert kept() == [("cuda:0", 1, 1.0), ("cpu", 1, 2.0), ("cpu", 2, 3.0)]
+
+
+def test_rows_of_one_card_do_not_take_the_place_of_anothers(monkeypatch):
+    for card in ("one card", "another"):
+        stamp = {"commit": "1", "device": {"gpus": [{"name": card}]}}
+        monkeypatch.setattr(env, "stamp", lambda stamp=stamp: stamp)
+        file = row_file(is_default=True)
+        file.add([{**ROW, "device": "cuda"}])
+        file.finish()
+    assert kept() == [("cuda", 1, 1.0)] * 2
 
 
 def test_rows_of_other_options_are_written_nowhere(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clipfast.data import EvalLoader, TrainLoader
+from clipfast.data import EvalLoader, TrainLoader, decode
 from clipfast.data.plain import plain_size
 from clipfast.data.scaled import decode_scaled, factor_of
 from clipfast.preprocessing import MEAN, STD
@@ -32,7 +32,7 @@ def test_scaled_size_is_that_of_the_factor_rounded_up(size):
     data = encoded(picture(size=size), "JPEG")
     for factor in (2, 4, 8):
         least_side = min(size) / factor
-        made = Image.open(io.BytesIO(decode_scaled(data, size, least_side).tobytes()))
+        made = Image.open(io.BytesIO(decode_scaled(data, size, least_side).bitmap.tobytes()))
         assert made.size == tuple(-(-side // factor) for side in size)
         assert min(made.size) >= least_side
 
@@ -42,11 +42,43 @@ def test_scaled_leaves_other_formats_and_small_pictures_alone():
     assert decode_scaled(encoded(picture(size=(99, 99)), "JPEG"), (99, 99), 50) is None
 
 
+def test_scaled_leaves_turned_pictures_alone_whose_last_pixels_would_come_first():
+    turned = encoded(picture(size=(321, 200)), "JPEG", exif=rotated_exif())
+    assert decode_scaled(turned, (321, 200), 50) is None
+    assert decode_scaled(encoded(picture(size=(321, 200)), "JPEG"), (321, 200), 50) is not None
+
+
+def test_scaled_leaves_pictures_alone_that_pillow_refuses(monkeypatch):
+    data = encoded(picture(size=(99, 99)), "JPEG")
+    assert decode_scaled(data, (99, 99), 9) is not None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert decode_scaled(data, (99, 99), 9) is None
+
+
+@pytest.mark.parametrize("size", [(1793, 1793), (1000, 505), (515, 1023)])
+@pytest.mark.parametrize("compiled", [True, False], ids=["ours", "DALI"])
+def test_train_loader_scaled_stretches_no_picture(tmp_path, monkeypatch, size, compiled):
+    # Sides that are no multiples of 8, and stripes that show a shift of a part of a pixel.
+    monkeypatch.setattr(decode, "is_compiled", lambda: compiled)
+    x, y = np.arange(size[0]), np.arange(size[1])[:, None]
+    stripes = 127 + 50 * np.sin(2 * np.pi * x / 97) + 50 * np.sin(2 * np.pi * y / 89)
+    image = Image.fromarray(stripes.astype(np.uint8)).convert("RGB")
+    least = min(size) // 8 - 1
+    shard = write_shard(tmp_path / "0.tar", [("jpg", encoded(image, "JPEG", quality=95), "a")])
+    exact, scaled = (
+        next(iter(TrainLoader(shard, least, 1, scale=(1.0, 1.0), decode=way))).images
+        for way in ("exact", "scaled")
+    )
+    levels = (exact - scaled).abs() * torch.tensor(STD)[:, None, None] * 255
+    assert 0 < levels.mean() < 1
+    assert levels.max() < 8
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_scaled_is_upright_and_near_the_whole(mode):
     data = encoded(picture(mode, (320, 200)), "JPEG", quality=95, exif=rotated_exif())
     assert plain_size(data) == (320, 200)
-    made = Image.open(io.BytesIO(decode_scaled(data, (320, 200), 50).tobytes()))
+    made = Image.open(io.BytesIO(decode_scaled(data, (320, 200), 50).bitmap.tobytes()))
     assert (made.mode, made.size) == ("RGB", (50, 80))
     whole = picture(mode, (320, 200)).convert("RGB").transpose(Image.Transpose.ROTATE_270)
     difference = np.abs(np.asarray(made, float) - np.asarray(whole.resize(made.size)))

@@ -61,7 +61,7 @@ class RowFile:
 
     ``--json PATH`` is emptied at the start, and rows are appended to it. Without it, under the
     default options and with ``--save``, rows go to ``benchmarks/results``. There a case takes the
-    place of the same case of the same kind of device, and other rows stay. A default run that came
+    place of the same case of a CPU or of the same card, and other rows stay. A default run that came
     to its end has measured all cases: rows of cases that are no more go then.
 
     Args:
@@ -144,7 +144,9 @@ class RowFile:
 
 
 def _kind(row: Row) -> str:
-    return str(row["device"]).split(":")[0]
+    """A CPU, or which card: rows of one do not take the place of another's."""
+    kind = str(row["device"]).split(":")[0]
+    return kind if kind == "cpu" else device_name(row)
 
 
 def _lines(rows: Sequence[Row]) -> bytes:

@@ -78,6 +78,7 @@ def _check_ours(setting: Setting, is_scaled: bool) -> dict[str, float]:
 
 def _by_pillow(data: bytes, crop: np.ndarray, size: int) -> np.ndarray:
     image = open_rgb(data)
-    ((top, left, side),) = boxes_of(crop, [(image.height, image.width)])
+    cut = np.append(crop, np.ones((1, 2), crop.dtype), axis=1)
+    ((top, left, side),) = boxes_of(cut, [(image.height, image.width)])
     box = (left, top, min(left + side, image.width), min(top + side, image.height))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
