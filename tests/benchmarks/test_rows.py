@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks.parts.common import rows as files
 from benchmarks.parts.common.harness import CheckFailed, Row
-from clipfast import env
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW: Row = {"name": "noop", "checked": True, "device": "cpu", "size": 1, "median_ms": 1.0}
@@ -94,7 +93,7 @@ def test_rows_take_the_place_of_the_same_case_as_they_come(tmp_path):
 def test_rows_of_one_card_do_not_take_the_place_of_anothers(monkeypatch):
     for card in ("one card", "another"):
         stamp = {"commit": "1", "device": {"gpus": [{"name": card}]}}
-        monkeypatch.setattr(env, "stamp", lambda stamp=stamp: stamp)
+        monkeypatch.setattr(sys.modules["clipfast.env"], "stamp", lambda stamp=stamp: stamp)
         file = row_file(is_default=True)
         file.add([{**ROW, "device": "cuda"}])
         file.finish()

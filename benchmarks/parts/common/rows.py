@@ -61,8 +61,8 @@ class RowFile:
 
     ``--json PATH`` is emptied at the start, and rows are appended to it. Without it, under the
     default options and with ``--save``, rows go to ``benchmarks/results``. There a case takes the
-    place of the same case of a CPU or of the same card, and other rows stay. A default run that came
-    to its end has measured all cases: rows of cases that are no more go then.
+    place of the same case of a CPU, or of the same card, and other rows stay. A default run that
+    came to its end has measured all cases: rows of cases that are no more go then.
 
     Args:
         subject: Name of the files in ``benchmarks/results``.
