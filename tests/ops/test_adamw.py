@@ -256,6 +256,16 @@ def test_adamw_errors_show_expected_and_given(field, value, options, message):
         run(call)
 
 
+@pytest.mark.parametrize("number", [-1.0, 0.0, 2.0**32, math.inf, math.nan])
+def test_adamw_plain_form_refuses_what_counts_no_step(number):
+    call = make_call(SINGLE, shapes=((8, 125), (3,)))
+    before = [tensor.clone() for tensor in call.params]
+    call.steps[1].fill_(number)
+    with pytest.raises(ValueError, match="expected steps from 1 on that 32 bits count"):
+        plain.step(*call, **OPTIONS)
+    assert all(map(torch.equal, call.params, before))
+
+
 def fits(call: Call, params: torch.dtype = torch.float32) -> bool:
     return lists_fit(call[:7], params, torch.float16, None, torch.device("cpu"))
 

@@ -69,6 +69,14 @@ class Coefficients(NamedTuple):
     maximum: float
 
 
+def _number_of(step: Tensor) -> int:
+    """The number of an update, from 1; one that is none would not come to an end in `power`."""
+    number = step.item()
+    if not 1 <= number < 2**32:
+        raise ValueError(f"AdamW: expected steps from 1 on that 32 bits count, got {number}")
+    return int(number)
+
+
 def power(base: float, exponent: int) -> float:
     """base^exponent by squaring, in products alone."""
     result = 1.0
@@ -200,6 +208,7 @@ def step(
 
     Raises:
         TypeError: a gradient is sparse.
+        ValueError: a number of `steps` is none that 32 bits count from 1; nothing has changed.
     """
     for grad in grads:
         if grad.layout != torch.strided:
@@ -210,10 +219,9 @@ def step(
         **{"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps},
         **{"weight_decay": weight_decay, "maximum": maximum},
     }
-    for i, tensor in enumerate(params):
-        if tensor.numel() == 0:
-            continue
-        t = int(steps[i].item())
+    numbers = {i: _number_of(steps[i]) for i, tensor in enumerate(params) if tensor.numel()}
+    for i, t in numbers.items():
+        tensor = params[i]
         param, grad, m, v = map(in_memory_order, (tensor, grads[i], exp_avgs[i], exp_avg_sqs[i]))
         master = in_memory_order(masters[i]) if masters else None
         m_exponents, v_exponents = exponents[i] if exponents else (None, None)
