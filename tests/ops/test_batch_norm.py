@@ -326,6 +326,7 @@ def test_batch_norm_operators_say_what_was_expected():
 
 CAPABILITY_SCRIPT = """
 import torch
+from clipfast.ops.extension import load_extension
 from tests.ops import test_batch_norm as t
 torch.manual_seed(0)
 for dtype in t.DTYPES:
@@ -335,7 +336,7 @@ for dtype in t.DTYPES:
             exact = t.run(t.truth, case.to(torch.float64))
             ours, theirs = t.run(t.fused, case), t.run(t.eager, case)
             t.assert_at_most(ours, theirs, exact, dtype)
-print(t.load_extension().cpu_capability)
+print(load_extension().cpu_capability)
 """
 
 

@@ -97,9 +97,10 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
         functions[name], arch, types, constants, config.num_warps, config.num_stages
     )
     print(f"sm_{arch} {width} {kernel}: {registers} registers, {made.metadata.shared} B shared")
-    # The tiles were chosen with Triton 3.9; 3.6 spills 28 and 32 bytes of statistics on sm_80.
+    # The tiles were chosen with Triton 3.9; of statistics 3.6 spills 28 and 32 bytes on sm_80, 3.8
+    # 40 on sm_90.
     triton_version = tuple(map(int, triton.__version__.split(".")[:2]))
-    assert spilled <= (0 if triton_version >= (3, 9) else 32)
+    assert spilled <= (0 if triton_version >= (3, 9) else 40)
     assert made.metadata.shared <= SHARED_KIB[arch] * 1024
     assert registers * 32 * config.num_warps <= 65536
     if is_half and name != "kept":
