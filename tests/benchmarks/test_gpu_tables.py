@@ -22,9 +22,9 @@ def row(name, median, *, card="NVIDIA H100", date="2026-12-01", **fields):
 def results(monkeypatch, tmp_path):
     for module in ("tables.gpu", "tables.runs", "common.rows"):
         monkeypatch.setattr(f"benchmarks.parts.{module}.RESULTS", tmp_path)
-    gpu._lines.cache_clear()
+    gpu.prediction_lines.cache_clear()
     yield tmp_path
-    gpu._lines.cache_clear()
+    gpu.prediction_lines.cache_clear()
 
 
 def write(folder, rows) -> None:
@@ -38,12 +38,12 @@ def test_gpu_tables_say_what_is_missing(results):
     ours = [row(f"clipfast {impl}, {form}", 9.0, ratio_to_floor=1.5)
             for impl in ("triton", "cuda") for form in ("keep", "recompute")]  # fmt: skip
     write(results, [*ours[:3], row("memeff 0.3.1", 30.0)])
-    gpu._lines.cache_clear()
+    gpu.prediction_lines.cache_clear()
     table = gpu.gpu_missing()
     assert "| `loss` | the loss at 32,768 pairs, bf16 | 3 of 4 rows | not measured |" in table
     assert "Inf-CL, memeff and siglip-kernel | 1 of 3 rows | not measured |" in table
     write(results, ours)
-    gpu._lines.cache_clear()
+    gpu.prediction_lines.cache_clear()
     assert "bf16 | measured | not measured |" in gpu.gpu_missing()
     assert "H100 9.00 |" in gpu.predicted()
 
