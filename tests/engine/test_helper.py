@@ -8,9 +8,11 @@ import threading
 import time
 
 import pytest
+from torch.utils import cpp_extension
 
 from clipfast.engine.deepspeed import helper
 
+MARKS_SAY_WHO_BUILDS = helper._marks_say_who_builds
 # As torch.utils.file_baton does, which the helper's mark comes from.
 HOLD = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); time.sleep(60)"
 
@@ -19,6 +21,7 @@ HOLD = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); time
 def hurry(monkeypatch):
     monkeypatch.setattr(helper, "_STALE_SECONDS", 0.0)
     monkeypatch.setattr(helper, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(helper, "_marks_say_who_builds", lambda: True)
 
 
 def load_in_thread(folder) -> tuple[threading.Thread, list[bool]]:
@@ -58,6 +61,21 @@ def test_helper_leaves_a_young_mark_to_machines_that_it_cannot_see(tmp_path, mon
     os.utime(mark, (0, 0))
     thread.join(30)
     assert found == [False]
+
+
+def test_helper_waits_for_no_file_that_torch_leaves_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(helper, "_STALE_SECONDS", 3600.0)
+    monkeypatch.setattr(helper, "_marks_say_who_builds", lambda: False)
+    (tmp_path / "lock").touch()
+    thread, found = load_in_thread(tmp_path)
+    thread.join(30)
+    assert found == [True]
+
+
+def test_helper_knows_how_this_torch_says_that_it_builds():
+    known = {"FileBaton": True, "FileLock": False}
+    found = [answer for name, answer in known.items() if hasattr(cpp_extension, name)]
+    assert found == [MARKS_SAY_WHO_BUILDS()]
 
 
 def test_helper_is_loaded_by_one_at_a_time(tmp_path):

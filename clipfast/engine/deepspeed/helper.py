@@ -1,7 +1,8 @@
 """DeepSpeed's helper on the CPU: a start that was killed while it loaded it stops no later one.
 
-torch marks an extension that is being built with a file, and waits for as long as the file is
-there. Who is killed leaves it there, and every later start would wait for ever.
+torch before 2.14 marks an extension that is being built with a file, and waits for as long as the
+file is there. Who is killed leaves it there, and every later start would wait for ever. torch 2.14
+locks the file, which the system undoes, and leaves it there in any case.
 """
 
 import fcntl
@@ -42,12 +43,20 @@ def load_alone(folder: Path, load: Callable[[], object]) -> None:
     with suppress(OSError):
         descriptor = os.open(folder / _OURS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _remove_stale(folder / _MARK)
+        if _marks_say_who_builds():
+            _remove_stale(folder / _MARK)
     try:
         load()
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _marks_say_who_builds() -> bool:
+    """Whether this torch takes the file's existence, and not a lock on it, for a build."""
+    from torch.utils import cpp_extension
+
+    return hasattr(cpp_extension, "FileBaton")
 
 
 def _remove_stale(mark: Path) -> None:
