@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.common.schema import DTYPES
 from benchmarks.parts.common.text import digits
 from benchmarks.parts.predict import table
 from benchmarks.parts.step.measure import PARTS
 from benchmarks.parts.suite import catalogue
 from benchmarks.parts.suite.part import ROWS, Part
-from benchmarks.parts.tables.runs import NOT_MEASURED, RESULTS, TYPES, markdown, read_runs
+from benchmarks.parts.tables.runs import NOT_MEASURED, RESULTS, markdown, read_runs
 
 Record = dict[str, Any]
 # Run beside a GPU, not on it.
@@ -107,7 +108,7 @@ def step_parts() -> str:
     for run in read_runs("step_throughput"):
         for row in run.rows:
             if row["device"].startswith("cuda") and row.get("parts_ms"):
-                what = f"{row['model']}, {row['batch']:,} pairs, {TYPES[row['precision']]}"
+                what = f"{row['model']}, {row['batch']:,} pairs, {DTYPES[row['precision']]}"
                 cells = (digits(row["parts_ms"][part]) for part in PARTS)
                 lines.append([what, row["name"], *cells])
     return markdown(["step", "", *names], _told_once(lines))

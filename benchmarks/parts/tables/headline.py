@@ -10,9 +10,9 @@ from benchmarks.parts.adamw.problem import MODELS
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.plots import new_figure, save_figure
 from benchmarks.parts.common.rows import faster
+from benchmarks.parts.common.schema import DTYPES
 from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
-    TYPES,
     Run,
     markdown,
     ratio,
@@ -84,7 +84,7 @@ def _loss(run: Run) -> list[Headline]:
         ours = case.find(name="clipfast, keep") or case.find(name="clipfast triton, keep")
         if first["batch"] == batch:
             what = f"loss, {batch:,} pairs, logits kept"
-            kind = TYPES[first["dtype"]]
+            kind = DTYPES[first["dtype"]]
             lines.append(_line(run, what, kind, ours, case.starting("OpenCLIP")))
     return lines
 
@@ -98,7 +98,7 @@ def _step(run: Run) -> list[Headline]:
         _line(
             run,
             f"training step, {case.rows[0]['model']}",
-            TYPES[case.rows[0]["precision"]],
+            DTYPES[case.rows[0]["precision"]],
             *_by_key(case),
         )
         for case in run.cases("model", "batch", "precision")
@@ -107,7 +107,7 @@ def _step(run: Run) -> list[Headline]:
 
 def _text_tower(run: Run) -> list[Headline]:
     return [
-        _line(run, "text tower, web captions", TYPES[case.rows[0]["precision"]], *_by_key(case))
+        _line(run, "text tower, web captions", DTYPES[case.rows[0]["precision"]], *_by_key(case))
         for case in run.cases("width", "batch", "precision", "captions")
         if case.rows[0]["captions"] == "web"
     ]
@@ -118,7 +118,7 @@ def _attention_pool(run: Run) -> list[Headline]:
         _line(
             run,
             f"attention pooling, {case.rows[0]['pool']}",
-            TYPES[case.rows[0]["dtype"]],
+            DTYPES[case.rows[0]["dtype"]],
             case.find(name="clipfast"),
             case.starting("OpenCLIP"),
         )

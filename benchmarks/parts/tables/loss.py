@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.parts.common.rows import faster
+from benchmarks.parts.common.schema import DTYPES
 from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
-    TYPES,
     Run,
     by_machine,
     error,
@@ -47,7 +47,7 @@ def _loss(runs: Sequence[Run]) -> str:
             ranks = f", {ours['ranks']} ranks" if ours["ranks"] > 1 else ""
             lines.append(
                 [
-                    f"{ours['batch']:,} {TYPES[ours['dtype']]}{dim}{ranks}",
+                    f"{ours['batch']:,} {DTYPES[ours['dtype']]}{dim}{ranks}",
                     f"{impl}, {form}".removeprefix(", ").strip(),
                     number(ours, "median_ms"),
                     f"{ours['ratio_to_floor']:.2f}",
@@ -82,7 +82,7 @@ def _errors(runs: Sequence[Run]) -> str:
                 row["name"].startswith(("clipfast", "OpenCLIP")) and "compile" not in row["name"]
             )
             if row["batch"] == largest and is_plain:
-                told = f"{row['batch']:,} {TYPES[row['dtype']]}"
+                told = f"{row['batch']:,} {DTYPES[row['dtype']]}"
                 told += "" if row["dim"] == DIM else f", D {row['dim']:,}"
                 lines.append([told, row["name"], *(error(row, key) for key in ERRORS)])
     return markdown(["G, type", "", *ERRORS.values()], lines)
@@ -103,7 +103,7 @@ def loss_rivals() -> str:
             theirs = next((row for row in case.rows if row["name"].startswith(rival)), None)
             ours = case.find(name="clipfast triton, keep") or case.find(name="clipfast, keep")
             if theirs is not None:
-                told = f"{theirs['batch']:,} {TYPES[theirs['dtype']]}, D {theirs['dim']:,}"
+                told = f"{theirs['batch']:,} {DTYPES[theirs['dtype']]}, D {theirs['dim']:,}"
                 cells = [number(theirs, "median_ms"), memory(theirs), number(ours, "median_ms")]
                 name = case.machine.removeprefix("NVIDIA ")
                 found.append([theirs["name"], name, told, *cells, ratio(faster(ours, theirs))])

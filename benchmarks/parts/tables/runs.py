@@ -16,15 +16,6 @@ from benchmarks.parts.common.rows import RESULTS, by_case, device_name, read_row
 from benchmarks.parts.common.text import digits, mebibytes
 
 NOT_MEASURED = "not measured"
-TYPES = {
-    "float32": "fp32",
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "fp32": "fp32",
-    "tf32": "tf32",
-    "amp_bf16": "bf16",
-    "amp_fp16": "fp16",
-}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.common.rows import faster
+from benchmarks.parts.common.schema import DTYPES
 from benchmarks.parts.tables.runs import (
     NOT_MEASURED,
-    TYPES,
     Run,
     beside,
     by_machine,
@@ -70,7 +70,7 @@ def _text_tower(runs: Sequence[Run]) -> str:
         first = case.rows[0]
         lines.append(
             [
-                f"{first['captions']} {TYPES[first['precision']]}{beside(runs, theirs)}",
+                f"{first['captions']} {DTYPES[first['precision']]}{beside(runs, theirs)}",
                 number(ours, "median_ms"),
                 ratio(faster(ours, theirs)),
                 ratio(faster(ours, by_key.get("openclip-compile"))),
@@ -95,7 +95,7 @@ def _attention_pool(runs: Sequence[Run]) -> str:
         first = case.rows[0]
         lines.append(
             [
-                f"{first['pool']} {TYPES[first['dtype']]}",
+                f"{first['pool']} {DTYPES[first['dtype']]}",
                 number(ours, "median_ms"),
                 ratio(faster(ours, theirs)),
                 ratio(faster(ours, case.find(name="OpenAI's form"))),
@@ -120,7 +120,7 @@ def _step(runs: Sequence[Run]) -> str:
         by_key = {row["contender"]: row for row in case.rows}
         theirs, compiled = by_key.get("openclip"), by_key.get("openclip-compile")
         first = case.rows[0]
-        title = f"{first['model']}, {first['batch']:,} pairs, {TYPES[first['precision']]}"
+        title = f"{first['model']}, {first['batch']:,} pairs, {DTYPES[first['precision']]}"
         title += beside(runs, theirs)
         for key in FORMS:
             if ours := by_key.get(key):
@@ -157,7 +157,7 @@ def _patch_gain(runs: Sequence[Run]) -> str:
             lines.append(
                 [
                     plain["open_clip_version"],
-                    f"{plain['model']}, {plain['batch']:,} pairs, {TYPES[plain['precision']]}",
+                    f"{plain['model']}, {plain['batch']:,} pairs, {DTYPES[plain['precision']]}",
                     plain["setting"],
                     *(number(row, "median_ms") for row in (plain, patched)),
                     ratio(plain["ratio_to_patched"]),
