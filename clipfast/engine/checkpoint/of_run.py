@@ -1,0 +1,88 @@
+"""The checkpoints of one run, as the rest of the engine knows them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clipfast.engine.agreement import from_main
+from clipfast.engine.checkpoint.choosing import Choosing, Chosen
+from clipfast.engine.checkpoint.folder import CheckpointFolder
+from clipfast.engine.checkpoint.saving import Saving
+from clipfast.engine.launch import Process
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method but ``latest`` is a collective.
+
+    Args:
+        folder: holds them.
+        keep: how many stay.
+        process: this rank.
+        layout: what a checkpoint must share with the run that loads it, such as the ZeRO stage.
+        run: id of the run; empty takes the checkpoints of any.
+        sync: wait until what is saved is on the disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        process: Process,
+        layout: dict[str, int | str],
+        *,
+        run: str = "",
+        sync: bool = True,
+    ) -> None:
+        self.layout = layout
+        self._process = process
+        self._folder = CheckpointFolder(folder, run=run, keep=keep, sync=sync)
+        self._choosing = Choosing(self._folder, process, layout)
+        self._saving = Saving(self._folder, process, layout)
+
+    def latest(self) -> Path | None:
+        """The newest, as far as its manifest tells."""
+        return self._folder.latest()
+
+    def choose(self, which: str) -> Chosen | None:
+        """Find a checkpoint and verify it; see ``Choosing.choose``.
+
+        Args:
+            which: ``latest``, or the path of a checkpoint.
+        """
+        return self._choosing.choose(which)
+
+    def load(self, engine: Any, chosen: Chosen) -> None:
+        """Load a checkpoint into the engine; see ``Choosing.load``.
+
+        Args:
+            engine: the DeepSpeed engine.
+            chosen: of ``choose``.
+        """
+        self._saving.size = chosen.manifest.size
+        self._choosing.load(engine, chosen)
+
+    def save(self, engine: Any, step: int, state: Mapping[str, Any]) -> Path:
+        """Save the whole state of a run; see ``Saving.save``.
+
+        Args:
+            engine: the DeepSpeed engine.
+            step: optimizer steps taken.
+            state: what else a run needs to go on; as JSON takes it.
+        """
+        return self._saving.save(engine, step, state)
+
+    def tidy(self) -> None:
+        """Finish or remove what a killed run left half done."""
+        from_main(self._process, self._folder.tidy)
+
+    def rewind(self, chosen: Chosen) -> list[str]:
+        """Put aside what is newer than a checkpoint that the run goes back to.
+
+        Args:
+            chosen: of ``choose``.
+
+        Returns:
+            Lines for a person.
+        """
+        counter = chosen.manifest.counter
+        return from_main(self._process, lambda: self._folder.supersede(counter))
