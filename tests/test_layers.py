@@ -30,6 +30,8 @@ RANKS = {
     "clipfast.names": 1,
     # What is asked of a GPU, or given to it.
     "clipfast.devices": 1,
+    # What a GPU can do at most, by its name.
+    "clipfast.cards": 1,
     # How arguments are checked where they come in.
     "clipfast.arguments": 1,
     # Everything else in clipfast is a sibling in the middle: rank 2.

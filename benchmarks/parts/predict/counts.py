@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.attention_pool import POOLS
 from benchmarks.parts.adamw.contenders import CONTENDERS
 from benchmarks.parts.adamw.problem import shapes_of
 from benchmarks.parts.common.captions import make_captions
-from benchmarks.parts.step.flop import count_flop, pool_flop
 from clipfast.models import Architecture, create_model
+from clipfast.models.flop import pool_flop
+from clipfast.models.step_flop import image_flop, text_flop
 
 # A bf16 product of 8,192^3 on an H200 (benchmarks/NOTES.md), and what the H100's data sheet has the
 # other types do beside it: TF32 half of bf16's 989, fp32 66.9 TFLOP/s.
@@ -95,30 +95,6 @@ def adamw(contender: str, name: str, flat: int) -> Work:
     return Work(0.0, CONTENDERS[contender].bytes_per_element * elements_of(name, flat))
 
 
-@lru_cache
-def image_flop(model: str) -> float:
-    """FLOP of one image, forward and backward, counted on tensors without memory."""
-    with FakeTensorMode():
-        made = create_model(model)
-        size = made.config.vision.image_size
-        images = torch.empty(2, 3, size, size).contiguous(memory_format=torch.channels_last)
-        _, flop = count_flop(lambda: made.encode_image(images).sum().backward())
-    return flop / 2
-
-
-def text_flop(width: int, layers: int, embed: int, lengths: torch.Tensor) -> float:
-    """FLOP of packed captions, forward and backward, which is three times as much.
-
-    With T tokens of B captions and C channels: 24 C^2 T in a block and 2 C for each token that a
-    token sees, twice; in the last block keys and values of all tokens, 4 C^2 T, and all else of B.
-    """
-    tokens, batch = float(lengths.sum()), len(lengths)
-    pairs = float((lengths.double() * (lengths.double() + 1) / 2).sum())
-    whole = (layers - 1) * (24 * width**2 * tokens + 4 * width * pairs)
-    last = 4 * width**2 * tokens + 20 * width**2 * batch + 4 * width * tokens
-    return 3 * (whole + last + 2 * width * embed * batch)
-
-
 def text_tower(width: int, layers: int, embed: int, batch: int, source: str) -> Work:
     """The text tower alone: its products; fp32 weights read twice, their gradients written."""
     lengths = make_captions(source, batch).lengths
@@ -145,7 +121,7 @@ def step(model: str, batch: int, captions: str) -> tuple[Work, Work]:
     config = config_of(model)
     text = config.text
     lengths = make_captions(captions, batch).lengths
-    flop = batch * image_flop(model)
+    flop = batch * image_flop(config)
     flop += text_flop(text.width, text.layers, config.embed_dim, lengths)
     flop += 8 * batch**2 * config.embed_dim
     parameters = parameters_of(model)

@@ -16,7 +16,8 @@ from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.common.products import Multiply, multipliers
 from benchmarks.parts.step.check import check, compute_truth
 from benchmarks.parts.step.contenders import Case, Contender, Field
-from benchmarks.parts.step.flop import count_flop, model_flop
+from benchmarks.parts.step.flop import model_flop
+from clipfast.models.flop import count_flop
 
 PARTS = (
     "image_forward",

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import varlen
 
-from benchmarks.parts.step.flop import count_flop
 from clipfast.loss import available_impls, clip_loss
+from clipfast.models.flop import count_flop
 from clipfast.ops.products import bmm
 
 HEADS, WIDTH = 2, 8
