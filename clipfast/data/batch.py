@@ -1,7 +1,7 @@
 """What a run trains on: a batch, and what the engine asks of whatever hands them out."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,37 @@ class ImageTextBatch:
     row: np.ndarray
     content: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
+
+    def parts(self, count: int) -> "Sequence[ImageTextBatch]":
+        """The micro-batches of this share, in order.
+
+        Args:
+            count: k, divides B.
+
+        Returns:
+            k batches. One that is asked for again has the same pixels.
+
+        Raises:
+            ValueError: `count` does not divide the share.
+        """
+        size, rest = divmod(len(self.lengths), count)
+        if rest:
+            raise ValueError(f"{len(self.lengths)} pairs do not divide into {count} micro-batches")
+        if count == 1:
+            return [self]
+        return [self._part(slice(m * size, (m + 1) * size)) for m in range(count)]
+
+    def _part(self, rows: slice) -> "ImageTextBatch":
+        return replace(
+            self,
+            images=self.images[rows],
+            tokens=self.tokens[rows],
+            lengths=self.lengths[rows],
+            shard=self.shard[rows],
+            row=self.row[rows],
+            content=None if self.content is None else self.content[rows],
+            skipped=(),
+        )
 
 
 class TrainingData(Protocol):

@@ -32,19 +32,21 @@ def train_step(
 
     Args:
         engine: a DeepSpeed engine around a CLIP model, its accumulation set to ``micro_batches``.
-        batch: this rank's share.
+        batch: this rank's share; its images are asked for by micro-batch alone, once per pass.
         micro_batches: k, divides B.
         objective: what is minimised; the model has its scalars.
 
     Returns:
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
+    parts = batch.parts(micro_batches)
     if micro_batches == 1:
+        (part,) = parts
         texts = []
         image_features, _, logit_scale, *scalars = engine(
-            batch.images,
-            batch.tokens,
-            lengths=batch.lengths,
+            part.images,
+            part.tokens,
+            lengths=part.lengths,
             # On a GPU a gather of the texts is on its way while the image tower runs.
             on_text_features=lambda features: texts.append(
                 objective.prepare(features, _batch_sizes(features))
@@ -61,21 +63,22 @@ def train_step(
         engine.step()
         return loss.detach(), logit_scale.detach()
 
-    images = batch.images.chunk(micro_batches)
-    tokens = batch.tokens.chunk(micro_batches)
-    lengths = batch.lengths.chunk(micro_batches)
-    generators = _RandomStates(batch.images.device, micro_batches)
+    generators = _RandomStates(micro_batches)
     features = []
     with torch.no_grad():
         for m in range(micro_batches):
-            generators.save(m)
-            features.append(engine(images[m], tokens[m], lengths=lengths[m]))
+            part = parts[m]
+            generators.save(m, part.images.device)
+            features.append(engine(part.images, part.tokens, lengths=part.lengths))
+            # The next one is decoded without this one in memory.
+            del part
     loss, grad_images, grad_texts, grad_scalars = _feature_gradients(features, objective)
     for m in range(micro_batches):
+        part = parts[m]
         generators.restore(m)
         with frozen_statistics():
             image_features, text_features, *scalars = engine(
-                images[m], tokens[m], lengths=lengths[m]
+                part.images, part.tokens, lengths=part.lengths
             )
             # Its gradient with respect to the features is the slice of dU and dV itself.
             carrier = (
@@ -86,6 +89,7 @@ def train_step(
                     for scalar, grad in zip(scalars, grad_scalars, strict=True)
                 )
             )
+            del part
             engine.backward(carrier * loss_factor(engine), scale_wrt_gas=False)
             engine.step()
     return loss, features[0][2].detach()
@@ -123,19 +127,19 @@ def _batch_sizes(features: Tensor) -> list[int]:
 class _RandomStates:
     """The generators' states before each micro-batch, so that its second pass repeats the first."""
 
-    def __init__(self, device: torch.device, count: int) -> None:
-        self._device = device
-        self._states: list[tuple[Tensor, Tensor | None] | None] = [None] * count
+    def __init__(self, count: int) -> None:
+        self._states: list[tuple[Tensor, torch.device, Tensor | None] | None] = [None] * count
 
-    def save(self, m: int) -> None:
-        on_gpu = self._device.type == "cuda"
+    def save(self, m: int, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
         self._states[m] = (
             torch.get_rng_state(),
-            torch.cuda.get_rng_state(self._device) if on_gpu else None,
+            device,
+            torch.cuda.get_rng_state(device) if on_gpu else None,
         )
 
     def restore(self, m: int) -> None:
-        host, device = cast(tuple[Tensor, Tensor | None], self._states[m])
+        host, device, ours = cast(tuple[Tensor, torch.device, Tensor | None], self._states[m])
         torch.set_rng_state(host)
-        if device is not None:
-            torch.cuda.set_rng_state(device, self._device)
+        if ours is not None:
+            torch.cuda.set_rng_state(ours, device)

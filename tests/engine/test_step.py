@@ -90,6 +90,18 @@ def test_train_step_has_the_gradients_of_the_whole_batch(batch, micro_batches):
         assert error < 2e-4, (name, error)
 
 
+def test_parts_of_a_batch_are_its_rows_and_refuse_a_rest(batch):
+    parts = batch.parts(4)
+    assert len(parts) == 4
+    for name in ("images", "tokens", "lengths"):
+        whole = torch.cat([getattr(part, name) for part in parts])
+        assert torch.equal(whole, getattr(batch, name)), name
+    assert [part.row.tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert batch.parts(1)[0] is batch
+    with pytest.raises(ValueError, match="8 pairs do not divide into 3 micro-batches"):
+        batch.parts(3)
+
+
 def test_train_step_is_not_the_mean_of_smaller_batches(batch):
     """The check above can fail: parts that meet only their own texts have another loss."""
     engine = Engine("ViT-tiny", 1, **VIT)
