@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from clipfast.loss.contrastive import clip_loss, gather_texts
+from clipfast.loss.traffic import Transfer, contrastive_transfers
 from clipfast.loss.workspace import needed_bytes
 from clipfast.names import did_you_mean
 
@@ -106,6 +107,28 @@ class Objective(ABC):
         """
         return self.held_bytes(local_batch, global_batch)
 
+    def transfers(
+        self,
+        global_batch: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        autocast: bool,
+        behind_towers: bool,
+    ) -> list[Transfer]:
+        """What its collectives move in a step over several ranks; by default nothing is known of.
+
+        Args:
+            global_batch: G.
+            width: D.
+            dtype: of the features.
+            device: where they are.
+            autocast: the loss runs under autocast to half precision.
+            behind_towers: the image tower runs between `prepare` and `loss`.
+        """
+        return []
+
 
 class Contrastive(Objective):
     """The symmetric softmax loss of the paper, see `clip_loss`."""
@@ -137,6 +160,21 @@ class Contrastive(Objective):
     ) -> int:
         """See `workspace.needed_bytes`."""
         return needed_bytes(local_batch, global_batch, width, dtype, device)
+
+    def transfers(
+        self,
+        global_batch: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        autocast: bool,
+        behind_towers: bool,
+    ) -> list[Transfer]:
+        """See `contrastive_transfers`."""
+        return contrastive_transfers(
+            global_batch, width, dtype, device, autocast=autocast, behind_towers=behind_towers
+        )
 
 
 CONTRASTIVE = Contrastive()
