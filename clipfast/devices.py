@@ -1,7 +1,24 @@
 """What the host asks of a GPU, or gives it, without waiting for it."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PlannedGpu:
+    """What decisions ask of a GPU, told of one that need not be here.
+
+    Attributes:
+        name: for a person.
+        capability: its compute capability.
+        memory: in bytes, as the driver reports it.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from clipfast.devices import PlannedGpu
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.helper import load_helper
 from clipfast.engine.environment import read_environment
@@ -24,6 +25,7 @@ class Process:
         world_size: number of processes.
         local_world_size: number of processes on this node.
         device: where it computes.
+        planned: the GPU that a run is only planned for; None asks the one that is here.
     """
 
     rank: int
@@ -31,11 +33,18 @@ class Process:
     world_size: int
     local_world_size: int
     device: torch.device
+    planned: PlannedGpu | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+    @property
+    def counted_on(self) -> torch.device:
+        """Where a pass is counted: operators of a GPU that is not here are not asked; those of the
+        CPU return the same shapes."""
+        return torch.device("cpu") if self.planned else self.device
 
 
 def current_process() -> Process:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from clipfast.devices import PlannedGpu
 from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precision
 from clipfast.engine.launch import Process, cpu_threads
 from clipfast.loss import Objective, get_objective
@@ -101,6 +102,19 @@ class RunPlan:
         compiled = _compiles_blocks(self.config.model.compile, self.process, self.stage, mode)
         return replace(self, recompute=mode, compile=compiled, recompute_note=note)
 
+    def with_micro_batch(self, micro_batch: int) -> "RunPlan":
+        """The plan of the same run in micro-batches of another size, with all that this decides;
+        its mode of recomputation is kept.
+
+        Args:
+            micro_batch: pairs that a rank encodes at a time; divides ``local_batch``.
+
+        Raises:
+            ConfigError: it does not divide.
+        """
+        made = decide(replace(self.config, micro_batch=micro_batch), self.process)
+        return made.with_recompute(self.recompute, self.recompute_note)
+
     def recompute_candidates(self) -> list["RunPlan"]:
         """The plans that ``auto`` chooses from, the fastest first; the plan alone without auto."""
         if self.recompute != "auto":
@@ -124,7 +138,7 @@ def decide(config: Config, process: Process) -> RunPlan:
         objective = get_objective(config.loss.name)
     except ValueError as error:
         raise ConfigError(f"--loss.name: {error}") from error
-    dtype = resolve_precision(config.precision, process.device)
+    dtype = resolve_precision(config.precision, process.device, process.planned)
     micro_batches = config.micro_batches(process.world_size)
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
     masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
@@ -152,34 +166,52 @@ def decide(config: Config, process: Process) -> RunPlan:
     )
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+def resolve_precision(
+    precision: Precision, device: torch.device, planned: PlannedGpu | None = None
+) -> torch.dtype:
     """The dtype of weights and activations.
+
+    Args:
+        precision: what was asked for.
+        device: where it computes.
+        planned: see `Process`.
 
     Raises:
         ConfigError: the device cannot train in it.
     """
+    if device.type == "cpu":
+        if precision == "fp16":
+            raise ConfigError(
+                "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
+                "Pass --precision fp32 or bf16"
+            )
+        if precision == "tf32":
+            raise ConfigError("--precision tf32 needs a GPU. Pass --precision fp32")
+        return torch.float32 if precision == "auto" else _DTYPES[precision]
     if precision == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if precision == "fp16" and device.type == "cpu":
+        return torch.bfloat16 if _has_bf16(planned) else torch.float16
+    if precision == "tf32" and _capability(device, planned) < (8, 0):
         raise ConfigError(
-            "--precision fp16 needs a GPU: DeepSpeed has no loss scaling on a CPU. "
-            "Pass --precision fp32 or bf16"
+            f"--precision tf32: {_name(device, planned)} has no TF32 units. Pass --precision fp32"
         )
-    if precision == "tf32" and device.type == "cpu":
-        raise ConfigError("--precision tf32 needs a GPU. Pass --precision fp32")
-    if precision == "tf32" and torch.cuda.get_device_capability(device) < (8, 0):
+    if precision == "bf16" and not _has_bf16(planned):
         raise ConfigError(
-            f"--precision tf32: {torch.cuda.get_device_name(device)} has no TF32 units. "
-            "Pass --precision fp32"
-        )
-    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ConfigError(
-            f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16 units. "
+            f"--precision bf16: {_name(device, planned)} has no bfloat16 units. "
             "Pass --precision fp16"
         )
     return _DTYPES[precision]
+
+
+def _has_bf16(planned: PlannedGpu | None) -> bool:
+    return planned.capability >= (8, 0) if planned else torch.cuda.is_bf16_supported(False)
+
+
+def _capability(device: torch.device, planned: PlannedGpu | None) -> tuple[int, int]:
+    return planned.capability if planned else torch.cuda.get_device_capability(device)
+
+
+def _name(device: torch.device, planned: PlannedGpu | None) -> str:
+    return planned.name if planned else torch.cuda.get_device_name(device)
 
 
 def _zero_stage(config: Config, dtype: torch.dtype, world_size: int, micro_batches: int) -> int:
@@ -210,6 +242,11 @@ def _decode_threads(asked: int, process: Process) -> int:
     return _THREADS_BESIDE_A_GPU if process.device.type == "cuda" else cpu_threads(process)
 
 
+def _runs_triton(process: Process) -> bool:
+    # A machine of planned GPUs has Triton, as torch for a GPU does.
+    return process.planned.capability >= (8, 0) if process.planned else runs_triton(process.device)
+
+
 def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -> bool:
     """Whether residual blocks are to be compiled.
 
@@ -219,7 +256,7 @@ def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -
     if asked == "auto":
         return (
             process.device.type == "cuda"
-            and runs_triton(process.device)
+            and _runs_triton(process)
             and stage < 3
             and recompute != "selective"
         )

@@ -19,7 +19,7 @@ from clipfast.models.activations import activation_bytes
 # was measured to hold 0.1 to 0.4 GB more than the allocator had given out.
 MARGIN, SLACK = 0.1, 500_000_000
 # What a compiled bottleneck keeps, by what it keeps uncompiled: counted by saved tensors.
-_COMPILED_GROWTH = 1.15
+COMPILED_GROWTH = 1.15
 
 
 def free_bytes(process: Process) -> int:
@@ -57,17 +57,32 @@ def resolve_recomputation(
     """
     if plan.recompute != "auto":
         return plan
-    available = _available(plan, free)
-    tokens = loader.caption_tokens()
+    return fastest_that_fits(plan, _available(plan, free), loader.caption_tokens())
+
+
+def fastest_that_fits(plan: RunPlan, available: int, caption_tokens: int) -> RunPlan:
+    """The plan in the fastest mode of recomputation whose activations fit.
+
+    Args:
+        plan: of the run; one with a mode already is taken as it is.
+        available: bytes for activations.
+        caption_tokens: of every caption, start and end included.
+
+    Returns:
+        A plan with a mode that is not ``auto``: the smallest one where nothing fits. Its note says
+        how it was found.
+    """
+    if plan.recompute != "auto":
+        return plan
     for found in plan.recompute_candidates():
-        room = int(available / _COMPILED_GROWTH) if found.compile else available
+        room = int(available / COMPILED_GROWTH) if found.compile else available
         needed = activation_bytes(
             plan.architecture,
             plan.micro_batch,
             plan.dtype,
             found.recompute,
-            caption_tokens=tokens,
-            device=plan.process.device,
+            caption_tokens=caption_tokens,
+            device=plan.process.counted_on,
         ).peak
         if needed <= room:
             break

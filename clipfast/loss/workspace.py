@@ -17,6 +17,9 @@ on one card all logits, 2 GiB in half precision, are kept: 6G^2 D FLOP instead o
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
@@ -31,6 +34,21 @@ _SHARE, _SHARE_OF_FREE = 16, 4
 _LEAST = 32 * 2**20
 
 _found: dict[torch.device, int] = {}
+_planned: ContextVar[int | None] = ContextVar("planned_memory", default=None)
+
+
+@contextmanager
+def planned_memory(total: int | None) -> Iterator[None]:
+    """Inside, `needed_bytes` takes GPUs to have this much memory, and asks none.
+
+    Args:
+        total: in bytes; None changes nothing.
+    """
+    token = _planned.set(total)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 @constant_in_graphs
@@ -97,9 +115,10 @@ def needed_bytes(
     """
     in_half = device.type == "cuda" and dtype.itemsize == 2
     logits = local_batch * global_batch * (2 if in_half else max(4, dtype.itemsize))
-    most = _fixed(device)
+    planned = _planned.get() if device.type == "cuda" else None
+    most = _fixed(device, is_here=planned is None)
     if most is None:
-        total = torch.cuda.get_device_properties(device).total_memory
+        total = planned or torch.cuda.get_device_properties(device).total_memory
         most = share_of(total, total)
     kept = logits if logits <= most else 0
     texts = global_batch * width * dtype.itemsize
@@ -107,11 +126,12 @@ def needed_bytes(
     return kept + min(logits, most) + texts + gradients
 
 
-def _fixed(device: torch.device) -> int | None:
+def _fixed(device: torch.device, is_here: bool = True) -> int | None:
     """The budget where memory has no say in it."""
     given = os.environ.get(VARIABLE)
     if not given:
-        return None if device.type == "cuda" and torch.cuda.is_available() else HOST_BYTES
+        is_gpu = device.type == "cuda" and (torch.cuda.is_available() or not is_here)
+        return None if is_gpu else HOST_BYTES
     if not (given.isascii() and given.isdigit() and int(given) > 0):
         raise ValueError(
             f"{VARIABLE}={given}: expected a positive number of bytes, such as {2**30}"

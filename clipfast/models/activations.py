@@ -15,18 +15,15 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from clipfast.models.architecture import Architecture
-from clipfast.models.clip import CLIP
-from clipfast.models.packing import PackedCaptions, pack_captions
+from clipfast.models.fake import fake_pass
 from clipfast.models.recompute import MODES, Recompute
 from clipfast.models.renamed import renamed_argument
-from clipfast.ops.products import linear
 
 
 class ActivationBytes(NamedTuple):
@@ -111,54 +108,13 @@ def fastest_recompute(
 def _count(
     config: Architecture, batch: int, dtype: torch.dtype, length: int, device: torch.device
 ) -> ActivationBytes:
-    text = config.text
-    # The plan for the captions needs their real lengths, so it is made outside.
-    packed = pack_captions(
-        torch.zeros(batch, length, dtype=torch.int64, device=device),
-        torch.full((batch,), length),
-        width=text.width,
-        heads=text.heads,
-        dtype=dtype,
-    )
-    with torch.device("meta"):
-        model = CLIP(config).to(dtype)
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        _make_fake(model)
-        size = config.vision.image_size
-        images = torch.empty(batch, 3, size, size, dtype=dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        with _LiveBytes() as live:
-            features = (_encode_packed(model, packed), model.encode_image(images))
-            kept = live.now
-            total: Any = sum(f.float().sum() for f in features)
-            del features
-            total.backward()
+    with fake_pass(config, batch, dtype, length, device) as towers, _LiveBytes() as live:
+        features = (towers.encode_text(), towers.encode_image())
+        kept = live.now
+        total: Any = sum(f.float().sum() for f in features)
+        del features
+        total.backward()
     return ActivationBytes(kept, live.peak)
-
-
-def _encode_packed(model: CLIP, packed: PackedCaptions) -> Tensor:
-    """What `CLIP.encode_text` does with captions that are packed already."""
-    x = model.token_embedding(packed.index * 0)
-    x = x + nn.functional.embedding(packed.positions, model.positional_embedding)
-    x = model.transformer(x, packed.layout)
-    return packed.layout.restore(linear(model.ln_final(x), model.text_projection.T))
-
-
-def _make_fake(model: nn.Module) -> None:
-    """Put fake tensors of the default device in the places of a model's own."""
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
-                fake.register_post_accumulate_grad_hook(_drop_gradient)
-                module._parameters[name] = fake
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-
-
-def _drop_gradient(parameter: Tensor) -> None:
-    parameter.grad = None
 
 
 class _LiveBytes(TorchDispatchMode):
