@@ -45,13 +45,33 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
+def check_micro_batch(micro_batch: Any, local_batch: int) -> int:
+    """Pairs that are decoded at a time.
+
+    Args:
+        micro_batch: M; None: all.
+        local_batch: a rank's share of the batch.
+
+    Raises:
+        ValueError: it does not divide the share.
+    """
+    if micro_batch is None:
+        return local_batch
+    micro_batch = whole_number("micro_batch", micro_batch, 1)
+    if local_batch % micro_batch:
+        raise ValueError(
+            f"micro_batch={micro_batch} does not divide a rank's share of the batch, {local_batch}"
+        )
+    return micro_batch
+
+
 def check_batch(images: int, image_size: int, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a batch that no memory holds, before anything is allocated for it.
 
     A batch that passes may still be too large: a decoder holds a few, and a model more.
 
     Args:
-        images: of the largest batch of this rank.
+        images: that this rank decodes at a time.
         image_size: S, pixels.
         dtype: of the images.
         device: where they are wanted.
@@ -69,7 +89,7 @@ def check_batch(images: int, image_size: int, dtype: torch.dtype, device: torch.
         raise ValueError(
             f"a batch of {images:,} images of {image_size} x {image_size} pixels on one rank has "
             f"{size / 1e9:,.1f} GB, more than the memory of {place}, {memory / 1e9:,.1f} GB: pass "
-            "a smaller batch_size"
+            "a smaller batch_size, or to a TrainLoader a smaller micro_batch"
         )
 
 

@@ -37,14 +37,17 @@ class ImageTextBatch:
     content: Tensor | None = None
     skipped: tuple[Skipped, ...] = ()
 
-    def parts(self, count: int) -> "Sequence[ImageTextBatch]":
+    def parts(self, count: int, passes: int | None = None) -> "Sequence[ImageTextBatch]":
         """The micro-batches of this share, in order.
 
         Args:
             count: k, divides B.
+            passes: how often each will be asked for, so that a loader that decodes by micro-batch
+                can give it up then and go on with the next batch. None: any number of times.
 
         Returns:
-            k batches. One that is asked for again has the same pixels.
+            k batches, each decoded when it is asked for where the loader knows its micro-batch
+            (``TrainLoader``). One that is asked for again has the same pixels.
 
         Raises:
             ValueError: `count` does not divide the share.

@@ -1,4 +1,4 @@
-"""Encoded images in, normalised square crops out.
+"""Encoded images in, square crops out.
 
 On a GPU DALI does all of it. On a CPU DALI decodes, and our own operator cuts and resizes: it takes
 a fourteenth of the time. Without the compiled extension DALI resizes there too.
@@ -21,7 +21,6 @@ from clipfast.data.reader import ShardReader
 from clipfast.data.resizing import Resizer
 from clipfast.data.skipping import Substitutes
 from clipfast.ops.resize import is_compiled
-from clipfast.preprocessing import MEAN, STD
 
 _QUEUE_DEPTH = 2
 # Looking for what cannot be decoded: a shape that the index would refuse is no reason.
@@ -33,11 +32,11 @@ class DecodedBatch:
     """A decoded batch and where it came from.
 
     Attributes:
-        images: ``[B, 3, S, S]`` in channels_last, normalised, on the loader's device.
+        crops: ``[B, S, S, 3]`` uint8 on the loader's device.
         encoded: its source: tokens, lengths, request.
     """
 
-    images: Tensor
+    crops: Tensor
     encoded: EncodedBatch
 
 
@@ -99,7 +98,7 @@ class _Feed:
 
 
 class Decoder:
-    """Decodes, crops, resizes and normalises a stream of encoded batches.
+    """Decodes, crops and resizes a stream of encoded batches.
 
     The crop is the paper's: a random square of the resized image, here cut from the full-size image
     and resized once with bicubic interpolation and antialiasing. Greyscale, CMYK, palette and
@@ -112,7 +111,6 @@ class Decoder:
         batch_size: the largest batch that comes.
         image_size: S, pixels.
         device: where images are wanted.
-        dtype: of the images: float32, float16 or bfloat16.
         threads: CPU threads that decode.
         substitutes: replace broken samples; without them one is an error.
 
@@ -127,13 +125,11 @@ class Decoder:
         batch_size: int,
         image_size: int,
         device: torch.device,
-        dtype: torch.dtype,
         threads: int,
         substitutes: Substitutes | None = None,
     ) -> None:
         self._reader = reader
         self._device = device
-        self._dtype = dtype
         self._threads = threads
         self._is_tolerant = substitutes is not None
         self._feed = _Feed(source, substitutes.settle if substitutes else None)
@@ -142,7 +138,7 @@ class Decoder:
         is_ours = device.type == "cpu" and is_compiled()
         self._resizer = Resizer(image_size, threads) if is_ours else None
         self._build = partial(
-            _build_pipeline, self._feed, batch_size, image_size, device, dtype, threads, is_ours
+            _build_pipeline, self._feed, batch_size, image_size, device, threads, is_ours
         )
         self._pipeline: Any = self._build()
 
@@ -159,13 +155,12 @@ class Decoder:
             pass
         encoded = self._feed.in_flight.popleft()
         if self._resizer is not None:
-            pixels = self._resizer(outputs[0], encoded.cuts)
+            crops = self._resizer(outputs[0], encoded.cuts)
         else:
-            pixels = self._to_torch(outputs[0], stream)
-        images = pixels.to(self._dtype).permute(0, 3, 1, 2)
+            crops = self._to_torch(outputs[0], stream)
         self._pipeline.release_outputs()
         self._finished.append(encoded)
-        return DecodedBatch(images, encoded)
+        return DecodedBatch(crops, encoded)
 
     def _run(self, stream: torch.cuda.Stream | None) -> Any:
         """DALI's outputs; None where a broken sample was met and all begins anew without it."""
@@ -252,20 +247,17 @@ def decoded(encoded: Any, on_gpu: bool = False) -> Any:
     return fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
 
 
-def normalised_crops(
-    encoded: Any, cut: Any, image_size: int, on_gpu: bool = False, half: bool = False
-) -> Any:
-    """The operators of DALI's graph, from a file to what a tower reads.
+def resized_crops(encoded: Any, cut: Any, image_size: int, on_gpu: bool = False) -> Any:
+    """The operators of DALI's graph, from a file to its crop.
 
     Args:
         encoded: DALI node, uint8 ``[N]``, as ``clipfast.data.prepare`` gives it.
         cut: DALI node, float32 ``[5]``; see ``clipfast.data.encoded.EncodedBatch.cuts``.
         image_size: S, pixels.
         on_gpu: decode on the GPU, where it can.
-        half: float16 instead of float32.
 
     Returns:
-        DALI node, ``[S, S, 3]``, normalised.
+        DALI node, ``[S, S, 3]`` uint8.
     """
     from nvidia.dali import fn, types
 
@@ -273,20 +265,13 @@ def normalised_crops(
     size = fn.cast(images.shape(), dtype=types.FLOAT)[0:2] * cut[3:5]
     side = fn.reductions.min(size, axes=[0]) * cut[0]
     start = (size - side) * cut[1:3]
-    images = fn.resize(
+    return fn.resize(
         images,
         size=[image_size, image_size],
         roi_start=start,
         roi_end=start + side,
         interp_type=types.INTERP_CUBIC,
         antialias=True,
-    )
-    return fn.crop_mirror_normalize(
-        images,
-        dtype=types.FLOAT16 if half else types.FLOAT,
-        output_layout="HWC",
-        mean=[255.0 * channel for channel in MEAN],
-        std=[255.0 * channel for channel in STD],
     )
 
 
@@ -295,7 +280,6 @@ def _build_pipeline(
     batch_size: int,
     image_size: int,
     device: torch.device,
-    dtype: torch.dtype,
     threads: int,
     only_decodes: bool,
 ) -> Any:
@@ -308,9 +292,6 @@ def _build_pipeline(
         ) from error
 
     on_gpu = device.type == "cuda"
-    # DALI writes float32 and float16; bfloat16 is rounded from float32 on a CPU, where it is cheap,
-    # and from float16 on a GPU: its ten bits of mantissa hold more than bfloat16's seven.
-    half = dtype == torch.float16 or (on_gpu and dtype == torch.bfloat16)
 
     @pipeline_def(
         batch_size=batch_size,
@@ -334,7 +315,7 @@ def _build_pipeline(
             dtype=[types.UINT8, types.FLOAT],
             ndim=[1, 1],
         )
-        return normalised_crops(encoded, cut, image_size, on_gpu, half)
+        return resized_crops(encoded, cut, image_size, on_gpu)
 
     built = pipeline()
     built.build()

@@ -48,6 +48,7 @@ class Request:
         epoch: the epoch the batch belongs to.
         index: the batch's number in its epoch.
         known: number of broken samples that were known when this was asked for.
+        part: number of the micro-batch in its rank's share.
     """
 
     samples: SampleRefs
@@ -55,6 +56,7 @@ class Request:
     epoch: int = 0
     index: int = 0
     known: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)

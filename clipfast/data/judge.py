@@ -32,7 +32,7 @@ def build_pipeline(device_id: int | None = None, threads: int = 1) -> Any:
     """
     from nvidia.dali import fn, pipeline_def, types
 
-    from clipfast.data.decode import normalised_crops
+    from clipfast.data.decode import resized_crops
 
     @pipeline_def(
         batch_size=BATCH,
@@ -44,7 +44,7 @@ def build_pipeline(device_id: int | None = None, threads: int = 1) -> Any:
     def decode() -> Any:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         cut = fn.external_source(name="cut", dtype=types.FLOAT, ndim=1)
-        return normalised_crops(encoded, cut, _SIZE, on_gpu=device_id is not None)
+        return resized_crops(encoded, cut, _SIZE, on_gpu=device_id is not None)
 
     pipeline = decode()
     pipeline.build()

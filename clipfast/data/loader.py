@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipfast.arguments import whole_number
 from clipfast.data.arguments import (
@@ -16,27 +17,33 @@ from clipfast.data.arguments import (
     check_batch,
     check_device,
     check_dtype,
+    check_micro_batch,
     check_place,
     check_scale,
 )
 from clipfast.data.batch import ImageTextBatch
 from clipfast.data.caption_lengths import mean_tokens
-from clipfast.data.decode import DecodedBatch, Decoder
-from clipfast.data.encoded import Request, Skipped
+from clipfast.data.decode import Decoder
+from clipfast.data.encoded import EncodedBatch, Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
 from clipfast.data.good_order import GoodOrder
 from clipfast.data.order import EpochOrder
 from clipfast.data.patterns import expand
+from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
 from clipfast.data.skipping import Substitutes, log_skipped
+from clipfast.data.stream import Jobs, Stream
 from clipfast.data.table import counts
 from clipfast.devices import to_device
 
 # Broken samples that a run bears with where nobody says how many.
 MAX_ERRORS = 1000
+# Crops of micro-batches that are kept for a second pass: 14,000 pairs at 224 pixels.
+KEEP_BYTES = 2 << 30
+# Batches that are read ahead of the decoder; of micro-batches, at most those of one share.
 _READ_AHEAD = 4
 
 
@@ -78,32 +85,34 @@ class _Loader:
         self, requests: Iterator[Request], batch_size: int
     ) -> Generator[ImageTextBatch, None, None]:
         """Batches in order; closing the generator ends threads and closes shards."""
-        with closing(self.reader), closing(self._prefetcher(requests)) as prefetcher:
-            decoder = Decoder(
-                prefetcher,
-                self.reader,
-                batch_size,
-                self.image_size,
-                self.device,
-                self.dtype,
-                self.threads,
-                self._substitutes,
-            )
-            with closing(decoder):
-                for decoded in decoder:
-                    yield self._to_device(decoded)
+        with (
+            closing(self.reader),
+            closing(self._prefetcher(requests)) as prefetcher,
+            closing(self._decoder(prefetcher, batch_size)) as decoder,
+        ):
+            for decoded in decoder:
+                yield self._finish(decoded.encoded, decoded.crops)
 
-    def _prefetcher(self, requests: Iterator[Request]) -> Prefetcher:
+    def _decoder(self, source: Iterator[EncodedBatch], batch_size: int) -> Decoder:
+        return Decoder(
+            source,
+            self.reader,
+            batch_size,
+            self.image_size,
+            self.device,
+            self.threads,
+            self._substitutes,
+        )
+
+    def _prefetcher(self, requests: Iterator[Request], depth: int = _READ_AHEAD) -> Prefetcher:
         read = partial(
             self.reader.read, with_content=self.with_content, strict=self._substitutes is None
         )
-        threads = min(self.threads, _READ_AHEAD)
-        return Prefetcher(read, requests, threads=threads, depth=_READ_AHEAD)
+        return Prefetcher(read, requests, threads=min(self.threads, depth), depth=depth)
 
-    def _to_device(self, decoded: DecodedBatch) -> ImageTextBatch:
-        encoded = decoded.encoded
+    def _finish(self, encoded: EncodedBatch, crops: Tensor) -> ImageTextBatch:
         return ImageTextBatch(
-            images=decoded.images,
+            images=normalised(to_device(crops, self.device), self.dtype),
             tokens=to_device(encoded.tokens, self.device),
             lengths=encoded.lengths,
             epoch=encoded.request.epoch,
@@ -132,8 +141,14 @@ class TrainLoader(_Loader):
     Args:
         patterns: shards; see ``clipfast.data.patterns.expand``.
         image_size: side of the square crop, pixels.
-        batch_size: the global batch, over all ranks; a rank's share of it fits into the device's
-            memory.
+        batch_size: the global batch, over all ranks.
+        micro_batch: M, pairs that are decoded at a time; divides a rank's share. Batches are then
+            asked for by ``parts(share // M)``, and their memory grows with the share by crops in
+            uint8 or by files alone. None: the whole share is decoded at once, and fits into the
+            device's memory.
+        keep_bytes: of crops that are kept for a second pass, with `micro_batch`. What is beyond is
+            decoded again on a CPU, where its files are smaller, and lies in the host's pinned
+            memory on a GPU.
         seed: of order and crops.
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
@@ -168,6 +183,8 @@ class TrainLoader(_Loader):
         image_size: int,
         batch_size: int,
         *,
+        micro_batch: int | None = None,
+        keep_bytes: int = KEEP_BYTES,
         seed: int = 0,
         scale: tuple[float, float] = (0.9, 1.0),
         window: int = 1 << 18,
@@ -199,7 +216,9 @@ class TrainLoader(_Loader):
                     f"global batch of {self.batch_size}: pass more data or a smaller --batch-size"
                 )
             )
-        check_batch(self._local_batch, self.image_size, self.dtype, self.device)
+        self.micro_batch = check_micro_batch(micro_batch, self._local_batch)
+        self.keep_bytes = whole_number("keep_bytes", keep_bytes, 0)
+        check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
         self._consumed = 0
         self._found: dict[tuple[int, int], Skipped] = {}
         self._on_skip = on_skip or log_skipped
@@ -207,7 +226,6 @@ class TrainLoader(_Loader):
             self.reader,
             GoodOrder(self.order, self.batch_size),
             self.rank * self._local_batch,
-            (self.rank + 1) * self._local_batch,
             max_errors,
         )
         self._substitutes = self._places if on_error == "skip" else None
@@ -253,14 +271,37 @@ class TrainLoader(_Loader):
     def __iter__(self) -> Generator[ImageTextBatch, None, None]:
         """Batches from where the loader stands, without end."""
         requests = self._requests(self._consumed)
-        with closing(self._batches(requests, self._local_batch)) as batches:
+        is_whole = self.micro_batch == self._local_batch
+        batches = (
+            self._batches(requests, self._local_batch) if is_whole else self._streamed(requests)
+        )
+        with closing(batches):
             for batch in batches:
                 self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
-                for each in batch.skipped:
-                    if (each.shard, each.row) not in self._found:
-                        self._found[each.shard, each.row] = each
-                        self._on_skip(each)
+                if is_whole:
+                    self._tell(batch.skipped)
                 yield batch
+
+    def _streamed(self, requests: Iterator[Request]) -> Generator[ImageTextBatch, None, None]:
+        """Batches that are decoded by micro-batch; else as ``_batches``."""
+        parts = self._local_batch // self.micro_batch
+        depth = min(parts, _READ_AHEAD)
+        with closing(self.reader), closing(self._prefetcher(requests, depth)) as prefetcher:
+            jobs = Jobs(prefetcher)
+            with (
+                closing(self._decoder(jobs, self.micro_batch)) as decoder,
+                closing(
+                    Stream(jobs, decoder, parts, self.keep_bytes, self._finish, self._tell)
+                ) as stream,
+            ):
+                while True:
+                    yield stream.next_batch()
+
+    def _tell(self, skipped: Iterable[Skipped]) -> None:
+        for each in skipped:
+            if (each.shard, each.row) not in self._found:
+                self._found[each.shard, each.row] = each
+                self._on_skip(each)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what that depends on."""
@@ -313,12 +354,13 @@ class TrainLoader(_Loader):
     def _requests(self, first: int) -> Iterator[Request]:
         for number in itertools.count(first):
             epoch, index = divmod(number, self.batches_per_epoch)
-            start = index * self.batch_size + self.rank * self._local_batch
-            stop = start + self._local_batch
-            crops = self.order.crops(epoch, start, stop)
-            low, high = self.scale
-            crops[:, 0] = low + (high - low) * crops[:, 0]
-            yield self._places.request(epoch, index, crops)
+            place = index * self.batch_size + self.rank * self._local_batch
+            for part in range(self._local_batch // self.micro_batch):
+                start = place + part * self.micro_batch
+                crops = self.order.crops(epoch, start, start + self.micro_batch)
+                low, high = self.scale
+                crops[:, 0] = low + (high - low) * crops[:, 0]
+                yield self._places.request(epoch, index, crops, part)
 
 
 class EvalLoader(_Loader):

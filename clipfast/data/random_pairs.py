@@ -3,7 +3,6 @@
 The law of the captions' lengths stands here once; benchmarks of text read it too.
 """
 
-import functools
 import hashlib
 import math
 import statistics
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clipfast.devices import to_device
-from clipfast.preprocessing import MEAN, STD
 from clipfast.tokenizer import CONTEXT_LENGTH, END_OF_TEXT, START_OF_TEXT
 
 # Tokens of a caption, start and end included: log-normal, with this mean and this deviation of the
@@ -54,38 +52,22 @@ def generator_of(device: torch.device, *place: int) -> torch.Generator:
     return generator
 
 
-def random_images(count: int, size: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Images of independent random bytes, normalised as a loader's.
-
-    Eight bytes come of one draw, and the rest is two passes over them.
+def random_crops(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Images of independent random bytes. Eight bytes come of one draw.
 
     Args:
         count: B.
         size: S, pixels.
-        dtype: of the result.
         generator: on the device where they are wanted.
 
     Returns:
-        ``[B, 3, S, S]`` in channels_last.
+        ``[B, S, S, 3]`` uint8.
     """
-    device = generator.device
     total = count * size * size * 3
-    draws = torch.empty(-(-total // _BYTES_OF_A_DRAW), dtype=torch.int64, device=device)
+    draws = torch.empty(-(-total // _BYTES_OF_A_DRAW), dtype=torch.int64, device=generator.device)
     # Without an end all 64 bits are random.
     draws.random_(-(2**63), None, generator=generator)
-    pixels = draws.view(torch.uint8)[:total].view(count, size, size, 3).permute(0, 3, 1, 2)
-    images = pixels.to(dtype)
-    shift, scale = _per_channel(dtype, device)
-    return torch.addcmul(shift, images, scale, out=images)
-
-
-@functools.cache
-def _per_channel(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What makes a byte x a normalised pixel, shift + x * scale: each ``[1, 3, 1, 1]``."""
-    shift = [-mean / deviation for mean, deviation in zip(MEAN, STD, strict=True)]
-    scale = [1 / (255 * deviation) for deviation in STD]
-    both = torch.tensor([shift, scale], dtype=dtype, device=device)
-    return both[0].view(1, 3, 1, 1), both[1].view(1, 3, 1, 1)
+    return draws.view(torch.uint8)[:total].view(count, size, size, 3)
 
 
 def random_captions(

@@ -31,29 +31,28 @@ class Substitutes:
         reader: of the shards.
         order: of the good samples; learns here which are not.
         first: the first place of the global batch that is this rank's.
-        stop: the end of its places.
         most: broken samples that are borne with.
     """
 
-    def __init__(
-        self, reader: ShardReader, order: GoodOrder, first: int, stop: int, most: int
-    ) -> None:
+    def __init__(self, reader: ShardReader, order: GoodOrder, first: int, most: int) -> None:
         self._reader = reader
         self._order = order
-        self._first, self._stop = first, stop
+        self._first = first
         self._most = most
         self._known: dict[tuple[int, int], Skipped] = {}
 
-    def request(self, epoch: int, index: int, crops: np.ndarray) -> Request:
-        """What this rank's share of a global batch is made of, by what is known.
+    def request(self, epoch: int, index: int, crops: np.ndarray, part: int = 0) -> Request:
+        """What a micro-batch of this rank's share of a global batch is made of, by what is known.
 
         Args:
             epoch: from 0.
             index: the batch's number in its epoch.
-            crops: see ``Request``.
+            crops: see ``Request``; all micro-batches have as many.
+            part: number of the micro-batch.
         """
-        samples = self._order.samples(epoch, index, self._first, self._stop)
-        return Request(samples, crops, epoch, index, known=self._order.known)
+        first = self._first + part * len(crops)
+        samples = self._order.samples(epoch, index, first, first + len(crops))
+        return Request(samples, crops, epoch, index, known=self._order.known, part=part)
 
     def learn(self, skipped: Iterable[Skipped]) -> None:
         """Take samples for broken that were found in another place or run.
@@ -80,7 +79,7 @@ class Substitutes:
         while batch.faults or batch.request.known != self._order.known:
             found = [s for s in map(partial(self._left_out, batch), batch.faults) if s]
             asked = batch.request
-            request = self.request(asked.epoch, asked.index, asked.crops)
+            request = self.request(asked.epoch, asked.index, asked.crops, asked.part)
             moved = (request.samples.shard != asked.samples.shard) | (
                 request.samples.row != asked.samples.row
             )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipfast.arguments import whole_number
 from clipfast.data.arguments import (
@@ -13,16 +14,21 @@ from clipfast.data.arguments import (
     check_batch,
     check_device,
     check_dtype,
+    check_micro_batch,
     check_place,
 )
 from clipfast.data.batch import ImageTextBatch
 from clipfast.data.encoded import Skipped
-from clipfast.data.random_pairs import WEB_MEAN, generator_of, random_captions, random_images
+from clipfast.data.parted import PartedBatch
+from clipfast.data.pixels import normalised
+from clipfast.data.random_pairs import WEB_MEAN, generator_of, random_captions, random_crops
 from clipfast.data.synthetic_name import MOST_SAMPLES, SYNTHETIC
 
 # A mean over many captions; a tenth more for the batches above it.
 _GENEROUS = 1.1
 _IMAGES, _TOKENS, _ORDER = range(3)  # keep the random streams of one batch apart
+# Images that are drawn together: any micro-batch is cut from whole draws.
+_DRAWN = 8
 
 
 class SyntheticLoader:
@@ -42,6 +48,8 @@ class SyntheticLoader:
         seed: of all that is made.
         device: where batches are made.
         dtype: of the images.
+        micro_batch: M, pairs whose images are made at a time, when ``batch.parts(share // M)`` is
+            asked for them; divides a rank's share. The batch is the same. None: the whole share.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -59,6 +67,7 @@ class SyntheticLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        micro_batch: int | None = None,
     ) -> None:
         self.samples = whole_number("samples", samples, 1, MOST_SAMPLES)
         self.image_size = whole_number("image_size", image_size, 1, MOST_PIXELS_PER_SIDE)
@@ -78,7 +87,8 @@ class SyntheticLoader:
                 f"{self.batch_size}: pass '{SYNTHETIC}:N' with more, or a smaller --batch-size"
             )
         self._local_batch = self.batch_size // self.world_size
-        check_batch(self._local_batch, self.image_size, self.dtype, self.device)
+        self.micro_batch = check_micro_batch(micro_batch, self._local_batch)
+        check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
         self._consumed = 0
 
     @property
@@ -146,17 +156,31 @@ class SyntheticLoader:
             generator_of(self.device, *place, _TOKENS),
             generator_of(torch.device("cpu"), *place, _ORDER),
         )
-        return ImageTextBatch(
-            images=random_images(
-                self._local_batch,
-                self.image_size,
-                self.dtype,
-                generator_of(self.device, *place, _IMAGES),
-            ),
-            tokens=tokens,
-            lengths=lengths,
-            epoch=epoch,
-            index=index,
-            shard=np.zeros(self._local_batch, np.int64),
-            row=np.arange(start, start + self._local_batch),
-        )
+
+        def make(m: int) -> ImageTextBatch:
+            rows = slice(m * self.micro_batch, (m + 1) * self.micro_batch)
+            own = lengths[rows]
+            return ImageTextBatch(
+                images=self._images(place, rows.start, rows.stop),
+                tokens=tokens[rows, : int(own.max())],
+                lengths=own,
+                epoch=epoch,
+                index=index,
+                shard=np.zeros(self.micro_batch, np.int64),
+                row=np.arange(start + rows.start, start + rows.stop),
+            )
+
+        if self.micro_batch == self._local_batch:
+            return make(0)
+        count = self._local_batch // self.micro_batch
+        return PartedBatch(count, make, lambda passes: None, epoch, index)
+
+    def _images(self, place: tuple[int, ...], start: int, stop: int) -> Tensor:
+        """Images [start, stop) of a share, cut from the draws that they lie in."""
+        first, last = start // _DRAWN, -(-stop // _DRAWN)
+        crops = [
+            random_crops(_DRAWN, self.image_size, generator_of(self.device, *place, _IMAGES, block))
+            for block in range(first, last)
+        ]
+        rows = torch.cat(crops)[start - first * _DRAWN : stop - first * _DRAWN]
+        return normalised(rows, self.dtype)

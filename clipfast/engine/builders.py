@@ -37,11 +37,13 @@ def build_loader(plan: RunPlan) -> TrainingData:
                 seed=config.seed,
                 device=process.device,
                 dtype=plan.dtype,
+                micro_batch=plan.micro_batch,
             )
         return TrainLoader(
             config.data.train,
             plan.architecture.vision.image_size,
             config.batch_size,
+            micro_batch=plan.micro_batch,
             rank=process.rank,
             world_size=process.world_size,
             seed=config.seed,

@@ -39,7 +39,7 @@ def train_step(
     Returns:
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
-    parts = batch.parts(micro_batches)
+    parts = batch.parts(micro_batches, passes=1 if micro_batches == 1 else 2)
     if micro_batches == 1:
         (part,) = parts
         texts = []

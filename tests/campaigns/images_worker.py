@@ -43,7 +43,7 @@ def _decode(
 ) -> None:
     """All at once; where that fails, halves."""
     from clipfast.data import EvalLoader
-    from clipfast.data.decode import MEAN, STD
+    from clipfast.preprocessing import MEAN, STD
 
     if not names:
         return
