@@ -40,6 +40,8 @@ RANKS = {
     "clipfast.integrations": 3,
     # Looks at all of it; a recipe does not need it.
     "clipfast.doctor": 4,
+    # Counts it without running it.
+    "clipfast.plan": 4,
     "recipes": 4,
     "benchmarks": 5,  # some measure what a recipe trains
 }

@@ -22,6 +22,7 @@ from clipfast.engine.failure import fail, leave_quietly, refuse, refuse_together
 from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
 from clipfast.engine.plan import decide
+from clipfast.engine.recipes import hand_over, plan_instead
 from clipfast.engine.renamed import renamed_options
 from clipfast.engine.rendezvous import meet
 from clipfast.engine.requests import INTERRUPTED, end_while_starting
@@ -106,6 +107,8 @@ def main(
             that can go on; 130 where Ctrl-C ended it without a checkpoint; 1 for a finished run
             that stayed below one of ``--eval.floors`` or could not write its weights.
     """
+    hand_over(default)
+    plan_instead(sys.argv[1:] if arguments is None else arguments)
     is_main = claims_to_be_main()
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from clipfast.engine.plan import RunPlan
-from clipfast.engine.recomputation import COMPILED_GROWTH
+from clipfast.engine.recomputation import Count, activation_peak
 from clipfast.engine.state_bytes import StateBytes, state_bytes
 from clipfast.models import CLIP
-from clipfast.models.activations import activation_bytes
+
+# Micro-batches that the decoder has ready before they are asked for.
+DECODED_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class RankBytes:
         activations: of one forward and backward pass, at its peak.
         loss: features of all ranks, logits and gradients of features.
         features: of the whole share and their gradients, where it is encoded in micro-batches.
-        images: decoded, of the share that is trained on.
+        images: of a micro-batch, in the type that the towers read.
+        decoder: crops in bytes, of a micro-batch and of those that are decoded ahead.
     """
 
     states: StateBytes
@@ -28,6 +31,7 @@ class RankBytes:
     loss: int
     features: int
     images: int
+    decoder: int
 
     @property
     def passing(self) -> int:
@@ -40,38 +44,35 @@ class RankBytes:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.states.total + self.passing + self.images
+        return self.states.total + self.passing + self.images + self.decoder
 
 
-def rank_bytes(plan: RunPlan, caption_tokens: int, states: StateBytes | None = None) -> RankBytes:
+def rank_bytes(
+    plan: RunPlan,
+    caption_tokens: int,
+    states: StateBytes | None = None,
+    count: Count = activation_peak,
+) -> RankBytes:
     """Count what a rank of a run needs, without making any of it.
 
     Args:
         plan: of the run, its mode of recomputation known.
         caption_tokens: of every caption, start and end included.
         states: as ``rank_states`` counts them, where the caller has.
+        count: of activations.
     """
-    activations = activation_bytes(
-        plan.architecture,
-        plan.micro_batch,
-        plan.dtype,
-        plan.recompute,
-        caption_tokens=caption_tokens,
-        device=plan.process.counted_on,
-    ).peak
-    if plan.compile:
-        activations = int(activations * COMPILED_GROWTH)
     width, is_cut = plan.architecture.embed_dim, plan.micro_batches > 1
-    size = plan.architecture.vision.image_size
+    pixels = plan.micro_batch * 3 * plan.architecture.vision.image_size**2
     return RankBytes(
         states=states or rank_states(plan),
-        activations=activations,
+        activations=count(plan, caption_tokens),
         loss=plan.objective.peak_bytes(
             plan.local_batch, plan.config.batch_size, width, plan.dtype, plan.process.device
         ),
         # Of both towers: as they came, widened, and their gradients.
         features=2 * plan.local_batch * width * (plan.dtype.itemsize + 8) * is_cut,
-        images=plan.local_batch * 3 * size**2 * plan.dtype.itemsize,
+        images=pixels * plan.dtype.itemsize,
+        decoder=pixels * (1 + DECODED_AHEAD),
     )
 
 
@@ -81,13 +82,16 @@ def rank_states(plan: RunPlan) -> StateBytes:
         return state_bytes(plan, CLIP(plan.architecture))
 
 
-def largest_micro_batch(plan: RunPlan, available: int, caption_tokens: int) -> int | None:
+def largest_micro_batch(
+    plan: RunPlan, available: int, caption_tokens: int, count: Count = activation_peak
+) -> int | None:
     """The largest micro-batch with which a rank stays within its memory.
 
     Args:
         plan: of the run, its mode of recomputation known.
         available: bytes that a rank may take in all.
         caption_tokens: of every caption, start and end included.
+        count: of activations.
 
     Returns:
         A divisor of the rank's share, up to the whole of it; None where not even one pair fits.
@@ -95,19 +99,18 @@ def largest_micro_batch(plan: RunPlan, available: int, caption_tokens: int) -> i
     local = plan.local_batch
     sizes = [m for m in range(local, 0, -1) if local % m == 0]
 
+    def needed(micro_batch: int, states: StateBytes | None = None) -> int:
+        return rank_bytes(plan.with_micro_batch(micro_batch), caption_tokens, states, count).total
+
     # The whole share needs no sums over micro-batches: it may fit where half of it does not.
-    if rank_bytes(plan.with_micro_batch(local), caption_tokens).total <= available:
+    if needed(local) <= available:
         return local
     states = rank_states(plan.with_micro_batch(1))
-
-    def needed(micro_batch: int) -> int:
-        return rank_bytes(plan.with_micro_batch(micro_batch), caption_tokens, states).total
-
     # Below it a larger micro-batch needs more: bisect the divisors.
     low, high = 1, len(sizes)
     while low < high:
         middle = (low + high) // 2
-        if needed(sizes[middle]) <= available:
+        if needed(sizes[middle], states) <= available:
             high = middle
         else:
             low = middle + 1

@@ -21,6 +21,9 @@ MARGIN, SLACK = 0.1, 500_000_000
 # What a compiled bottleneck keeps, by what it keeps uncompiled: counted by saved tensors.
 COMPILED_GROWTH = 1.15
 
+Count = Callable[[RunPlan, int], int]
+"""(plan, tokens of every caption) -> bytes of activations at their peak."""
+
 
 def free_bytes(process: Process) -> int:
     """Memory that this rank may still take: of its GPU, or its share of the node's."""
@@ -60,13 +63,34 @@ def resolve_recomputation(
     return fastest_that_fits(plan, _available(plan, free), loader.caption_tokens())
 
 
-def fastest_that_fits(plan: RunPlan, available: int, caption_tokens: int) -> RunPlan:
+def activation_peak(plan: RunPlan, caption_tokens: int) -> int:
+    """Bytes of activations of one micro-batch at their peak.
+
+    Args:
+        plan: of the run, its mode of recomputation known.
+        caption_tokens: of every caption, start and end included.
+    """
+    counted = activation_bytes(
+        plan.architecture,
+        plan.micro_batch,
+        plan.dtype,
+        plan.recompute,
+        caption_tokens=caption_tokens,
+        device=plan.process.counted_on,
+    ).peak
+    return int(counted * COMPILED_GROWTH) if plan.compile else counted
+
+
+def fastest_that_fits(
+    plan: RunPlan, available: int, caption_tokens: int, count: Count = activation_peak
+) -> RunPlan:
     """The plan in the fastest mode of recomputation whose activations fit.
 
     Args:
         plan: of the run; one with a mode already is taken as it is.
         available: bytes for activations.
         caption_tokens: of every caption, start and end included.
+        count: of activations.
 
     Returns:
         A plan with a mode that is not ``auto``: the smallest one where nothing fits. Its note says
@@ -75,23 +99,15 @@ def fastest_that_fits(plan: RunPlan, available: int, caption_tokens: int) -> Run
     if plan.recompute != "auto":
         return plan
     for found in plan.recompute_candidates():
-        room = int(available / COMPILED_GROWTH) if found.compile else available
-        needed = activation_bytes(
-            plan.architecture,
-            plan.micro_batch,
-            plan.dtype,
-            found.recompute,
-            caption_tokens=caption_tokens,
-            device=plan.process.counted_on,
-        ).peak
-        if needed <= room:
+        needed = count(found, caption_tokens)
+        if needed <= available:
             break
     note = (
         f"recompute: auto -> {found.recompute} (activations {needed / 1e9:.1f} GB of "
-        f"{max(room, 0) / 1e9:.1f} GB free)"
+        f"{max(available, 0) / 1e9:.1f} GB free)"
     )
-    if needed > room > 0:
-        fitting = max(1, int(plan.micro_batch * room / needed))
+    if needed > available > 0:
+        fitting = max(1, int(plan.micro_batch * available / needed))
         note += f"; --micro-batch {largest_divisor(plan.local_batch, fitting)} should fit"
     return plan.with_recompute(found.recompute, note)
 
