@@ -94,6 +94,12 @@ def _mount() -> str | None:
     return None
 
 
+def _hosts() -> str | None:
+    from tests.campaigns import namespaces
+
+    return namespaces.obstacle()
+
+
 def _triton() -> str | None:
     if not _is_importable("triton"):
         return "triton is not installed"
@@ -118,6 +124,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "emulator": _emulator,
     "extension": _extension,
     "g++": functools.partial(_program, "g++"),
+    "hosts": _hosts,
     "make": functools.partial(_program, "make"),
     "mount": _mount,
     "nvcc": functools.partial(_program, "nvcc"),

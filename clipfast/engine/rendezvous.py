@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from clipfast.engine import interface
 from clipfast.engine.config import ConfigError
 
 # Between ranks that are there: a store on this or another node answers in far less.
@@ -58,14 +59,18 @@ def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
     base = _host(address, port) if hosts else _join(rank, address, port, deadline)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"clipfast/{attempt}", base)
+    towards_first = interface.address_towards(address, port)
     try:
+        store.set(f"address{rank}", towards_first)
         _sign_in(rank, world_size, store, f"{address}:{port}", deadline)
+        of_last = store.get(f"address{world_size - 1}").decode()
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise ConfigError(
             f"rank {rank} lost rank 0, at {address}:{port}, while the ranks met: "
             f"{_first_line(error)}. Look at what rank 0 printed"
         ) from error
     _store = base
+    interface.choose(towards_first, of_last)
 
 
 def release() -> None:

@@ -10,6 +10,7 @@ from tests.campaigns import (
     disk,
     fuzz,
     hostile,
+    hosts,
     images,
     kill,
     soak,
@@ -31,18 +32,20 @@ SHORT = {
     "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
+    "hosts": (hosts.campaign, 1),
     "fuzz": (fuzz.campaign, 150),
     "disk": (disk.campaign, 1),
     "images": (images.campaign, 150),
     "weights": (weights.campaign, 25),
 }
 
+NEEDS = {"disk": ("mount",), "hosts": ("hosts",)}
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_short_campaign_loses_nothing(tmp_path, name):
-    if name == "disk":
-        need("mount")
+    need(*NEEDS.get(name, ()))
     campaign, count = SHORT[name]
     table = campaign(Setting(Subject(), tmp_path, count, random.Random(0)))
     assert [(row.attack, row.outcome) for row in table.lost] == []

@@ -29,7 +29,8 @@ _BITES = {
     ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"): "every allocation waits for the GPU",
     ("TRITON_INTERPRET", "1"): "Triton's kernels are interpreted, thousands of times slower",
 }
-_MAY_DIFFER = ("CUDA_VISIBLE_DEVICES",)
+# Interfaces are called otherwise on other nodes.
+_MAY_DIFFER = ("CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def look(situation: Situation) -> Seen:
