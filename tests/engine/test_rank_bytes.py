@@ -52,7 +52,7 @@ def test_rank_bytes_of_micro_batches_hold_features_instead_of_activations():
     assert cut.activations < whole.activations
     assert whole.passing == whole.activations + whole.loss
     assert cut.passing == cut.features + max(cut.activations, cut.loss)
-    assert whole.images == cut.images == 64 * 3 * 64**2 * 4
+    assert whole.images == 8 * cut.images == 64 * 3 * 64**2 * 4
 
 
 def test_largest_micro_batch_fits_and_the_next_one_does_not():
