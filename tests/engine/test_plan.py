@@ -196,7 +196,7 @@ def test_a_whole_config_travels_no_further_than_the_plan():
         "cli.py": ["main", "_agreed", "_check_names", "_check_files"],
         "plan.py": ["decide", "_zero_stage"],
         # A recipe that is only read gives it away.
-        "recipes.py": ["__init__", "hand_over"],
+        "recipes.py": ["hand_over", "__init__"],
         # It is written down, and compared with what was.
         "differences.py": ["plain", "differences"],
     }
