@@ -17,7 +17,7 @@ from clipfast.engine.builders import Builders
 from clipfast.engine.checkpoint import Chosen
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import ConfigError
-from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate, step_figures
+from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate
 from clipfast.engine.differences import (
     WITH_CHANGES,
     plain,
@@ -28,6 +28,7 @@ from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
+from clipfast.engine.observing.observer import Observer
 from clipfast.engine.opening import Opening, saves
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
@@ -35,7 +36,6 @@ from clipfast.engine.requests import Request, Requests
 from clipfast.engine.rows import read_rows
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
-from clipfast.engine.step import train_step
 from clipfast.eval import Measured, Retrieval
 from clipfast.eval.curves import curves_figure
 from clipfast.files import explain
@@ -214,6 +214,7 @@ class Trainer:
         """Steps until the end (True) or a signal (False)."""
         plan, options = self.plan, self.plan.config
         self.engine.train()
+        observer = Observer(plan, self.engine, metrics.say)
         batches = iter(self.loader)
         logged_step, logged_seconds = self.step, clock.seconds
         while self.step < self.length.steps:
@@ -221,16 +222,15 @@ class Trainer:
                 self.step, options.optimizer.lr, self.length.warmup, self.length.steps
             )
             set_learning_rate(self.engine, lr)
-            loss, logit_scale = train_step(
-                self.engine, next(batches), plan.micro_batches, plan.objective
-            )
+            last = self.step + 1 == self.length.steps
+            is_logged = last or (self.step + 1) % options.logging.every_steps == 0
+            loss, logit_scale = observer.step(batches, is_logged=is_logged)
             self.step += 1
             metrics.advance()
-            last = self.step == self.length.steps
-            if self._due(options.logging.every_steps) or last:
+            if is_logged:
                 values = self._values(loss, logit_scale, lr)
-                images = (self.step - logged_step) * options.batch_size
-                values["images_per_second"] = images / (clock.seconds - logged_seconds)
+                taken, seconds = self.step - logged_step, clock.seconds - logged_seconds
+                values |= observer.figures(self.step, taken, seconds)
                 logged_step, logged_seconds = self.step, clock.seconds
                 self._skips.share(metrics.say)
                 if self._skips.wanted:
@@ -262,7 +262,6 @@ class Trainer:
             "logit_scale": logit_scale.item(),
             "lr": lr,
             "epoch": self.step / self.loader.batches_per_epoch,
-            **step_figures(self.engine, self.plan.dtype),
         }
 
     def _require_finite(self, loss: float) -> None:

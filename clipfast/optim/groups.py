@@ -17,8 +17,19 @@ _TOWERS = {
     "ln_final": "text",
     "text_projection": "text",
 }
+# As metrics name them; the last is what belongs to neither tower.
+TOWERS = ("image", "text", "scalars")
 # The largest float32 whose exponential is not above 100; log(100) itself rounds up.
 LOGIT_SCALE_MAXIMUM = float(np.nextafter(np.float32(math.log(100.0)), np.float32(0)))
+
+
+def tower_of_parameter(name: str) -> str:
+    """Which of ``TOWERS`` a parameter of a CLIP model belongs to.
+
+    Args:
+        name: in the model.
+    """
+    return _TOWERS.get(name.partition(".")[0], "scalars")
 
 
 def parameter_groups(
@@ -58,7 +69,7 @@ def parameter_groups(
         if isinstance(module, _NORMALIZATION)
         for parameter in module.parameters(recurse=False)
     }
-    options = {"image": dict(image or {}), "text": dict(text or {}), "neither": {}}
+    options = {"image": dict(image or {}), "text": dict(text or {}), "scalars": {}}
     groups: dict[tuple[str, bool], dict[str, Any]] = {
         (tower, decays): {
             "params": [],
@@ -81,7 +92,7 @@ def parameter_groups(
         if name.rpartition(".")[2] == "logit_scale":
             scale["params"].append(parameter)
             continue
-        tower = _TOWERS.get(name.partition(".")[0], "neither")
+        tower = tower_of_parameter(name)
         # One element is no matrix: a bias or a margin that an objective brings.
         is_scalar = getattr(parameter, "ds_numel", parameter.numel()) == 1
         exempt = id(parameter) in gains or name.endswith("bias") or is_scalar

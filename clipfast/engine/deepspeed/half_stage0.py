@@ -2,8 +2,9 @@
 
 Its wrapper there, ``FP16_UnfusedOptimizer``, divides gradients by the loss scale, but
 ``engine.backward`` multiplies the loss for ZeRO's optimizers alone; it takes one optimizer step
-with zero gradients while it is built; and ``safe_get_full_fp32_param`` does not find its float32
-masters. At every other stage and precision these functions change nothing.
+with zero gradients while it is built; the norm that it tells is that of the scaled gradient; and
+``safe_get_full_fp32_param`` does not find its float32 masters. At every other stage and precision
+these functions change nothing.
 """
 
 from typing import Any
@@ -34,6 +35,11 @@ def masters(engine: Any) -> dict[int, Tensor]:
         for half_group, master_group in groups
         for half, master in zip(half_group, master_group, strict=True)
     }
+
+
+def keeps_scale_in_norm(engine: Any) -> bool:
+    """Whether the norm that DeepSpeed tells is that of the gradient times the loss scale."""
+    return _is_unfused(engine)
 
 
 def _is_unfused(engine: Any) -> bool:

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from clipfast.engine.config import OptimizerConfig
 from clipfast.engine.deepspeed.half_stage0 import forget_first_step
+from clipfast.engine.deepspeed.norms import GradientNorms, keep_clipped_norm, towers_of
 from clipfast.engine.deepspeed.settings import deepspeed_settings
 from clipfast.engine.plan import RunPlan
 from clipfast.models import CLIP
@@ -39,12 +40,15 @@ def initialise_engine(
         # Modules that read weights of their children without calling them: all are gathered at
         # their door.
         deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
+    towers = towers_of(model, optimizer)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,
         config=deepspeed_settings(plan) if settings is None else settings,
     )
     forget_first_step(engine)
+    keep_clipped_norm(engine)
+    engine.gradient_norms = GradientNorms(engine, towers, plan.stage)
     engine.checkpoint_engine = files = CheckpointFiles()
     engine._copy_recovery_script = copy_scripts(files, engine._copy_recovery_script)
     return engine
@@ -69,20 +73,17 @@ def reapply_options(options: OptimizerConfig, engine: Any) -> None:
 
 
 def step_figures(engine: Any, dtype: torch.dtype) -> dict[str, float]:
-    """What DeepSpeed and the optimizer know of the last step.
+    """What DeepSpeed and the optimizer know of the last step. A collective.
 
     Args:
-        engine: the DeepSpeed engine.
+        engine: the DeepSpeed engine; its ``gradient_norms`` observed the step.
         dtype: of weights and activations.
 
     Returns:
-        ``grad_norm`` where there is one (not at ZeRO 0 in float32); ``loss_scale`` and
-        ``skipped_steps`` in fp16; ``skipped_steps`` elsewhere once there are some.
+        ``grad_norm`` and ``grad_norm/TOWER``; ``loss_scale`` and ``skipped_steps`` in fp16;
+        ``skipped_steps`` elsewhere once there are some.
     """
-    figures = {}
-    norm = engine.get_global_grad_norm()
-    if norm is not None:
-        figures["grad_norm"] = float(norm)
+    figures = engine.gradient_norms.figures()
     if dtype == torch.float16:
         figures["loss_scale"] = float(engine.optimizer.loss_scale)
         figures["skipped_steps"] = engine.skipped_steps

@@ -1,0 +1,103 @@
+"""Takes the steps of a run and knows what a logging row says of them beside the loss."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clipfast.data import ImageTextBatch
+from clipfast.engine.deepspeed.wrap import step_figures
+from clipfast.engine.observing.parts import PartTimer
+from clipfast.engine.observing.phases import DATA, Steps
+from clipfast.engine.observing.rates import Utilisation
+from clipfast.engine.observing.usage import memory_figures
+from clipfast.engine.plan import RunPlan
+from clipfast.engine.step import train_step
+
+
+class Observer:
+    """A step that is not logged costs two looks at the clock; one that is waits for nothing either,
+    before ``figures``.
+
+    Args:
+        plan: of the run.
+        engine: the DeepSpeed engine.
+        say: shows a line.
+    """
+
+    def __init__(self, plan: RunPlan, engine: Any, say: Callable[[str], object]) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._steps = Steps()
+        self._utilisation = Utilisation(plan, say)
+        self._parts: PartTimer | None = None
+        self._lengths = torch.ones(1)
+
+    def step(self, batches: Iterator[ImageTextBatch], *, is_logged: bool) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            batches: of the loader.
+            is_logged: ``figures`` is called after it.
+
+        Returns:
+            See ``train_step``.
+        """
+        steps = self._steps
+        with ExitStack() as watched:
+            if is_logged:
+                self._parts = PartTimer(self._plan.process.device)
+                steps.listeners = [self._parts]
+                watched.callback(steps.listeners.clear)
+                watched.enter_context(self._engine.gradient_norms.observed())
+            batch = steps.next(batches)
+            self._lengths = batch.lengths
+            result = train_step(
+                steps.engine(self._engine),
+                batch,
+                self._plan.micro_batches,
+                steps.objective(self._plan.objective),
+            )
+            steps.enter("")
+        return result
+
+    def figures(self, step: int, taken: int, seconds: float) -> dict[str, float]:
+        """What is known of the steps since the last call, and of the last one. A collective that
+        waits for the device.
+
+        Args:
+            step: number of the last one.
+            taken: steps since the last call.
+            seconds: of training in them.
+        """
+        pairs = taken * self._plan.config.batch_size
+        assert self._parts is not None
+        parts = self._parts.seconds()
+        largest = self._largest(
+            {
+                "seconds/data": self._steps.take_waited() / taken,
+                **memory_figures(self._plan.process.device),
+            }
+        )
+        return {
+            **step_figures(self._engine, self._plan.dtype),
+            "images_per_second": pairs / seconds,
+            "samples": float(step * self._plan.config.batch_size),
+            **self._utilisation.figures(pairs / seconds, self._lengths),
+            "seconds/step": seconds / taken,
+            **{f"seconds/{name}": took for name, took in parts.items() if name != DATA},
+            **largest,
+        }
+
+    def _largest(self, figures: dict[str, float]) -> dict[str, float]:
+        """The largest value of any rank: the slowest one holds all of them up."""
+        if self._plan.process.world_size == 1:
+            return figures
+        values = torch.tensor(
+            list(figures.values()), dtype=torch.float64, device=self._plan.process.device
+        )
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return dict(zip(figures, values.tolist(), strict=True))
