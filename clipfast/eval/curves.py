@@ -31,7 +31,7 @@ def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         if points:
             axis.plot(*zip(*points, strict=True), linewidth=1.2)
         else:
-            axis.text(0.5, 0.5, "not recorded at ZeRO 0", transform=axis.transAxes, ha="center")
+            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
     _plot_retrieval(axes[5], rows)
     figure.savefig(path)
 

@@ -135,7 +135,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def norms(folder: Path) -> list[float]:
-    """Gradient norms, which DeepSpeed does not give at ZeRO 0 in float32."""
+    """Gradient norms of the whole model."""
     return [row["grad_norm"] for row in rows(folder)]
 
 
