@@ -116,6 +116,11 @@ def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not on PATH"
 
 
+def _service(name: str) -> str | None:
+    """A package that only shows runs: no test run has to have it."""
+    return None if _is_importable(name) else f"{name} is not installed (pip install {name})"
+
+
 # Why it is absent, or None.
 THINGS: dict[str, Callable[[], str | None]] = {
     "cuda-12-compiler": _cuda_12_compiler,
@@ -128,7 +133,9 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "make": functools.partial(_program, "make"),
     "mount": _mount,
     "nvcc": functools.partial(_program, "nvcc"),
+    "trackio": functools.partial(_service, "trackio"),
     "triton": _triton,
+    "wandb": functools.partial(_service, "wandb"),
 }
 GROUPS = {"cuda": ("cuda-device", "cuda-operators"), "packages": tuple(PACKAGES)}
 

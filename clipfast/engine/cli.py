@@ -26,6 +26,7 @@ from clipfast.engine.recipes import hand_over, plan_instead
 from clipfast.engine.renamed import renamed_options
 from clipfast.engine.rendezvous import meet
 from clipfast.engine.requests import INTERRUPTED, end_while_starting
+from clipfast.engine.sinks import require_packages
 from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
 from clipfast.engine.watch import end_with_launcher
@@ -192,6 +193,7 @@ def _agreed(default: Config, arguments: Sequence[str] | None, speaks: bool) -> C
 def _check_names(config: Config) -> None:
     from clipfast.models.catalogue import get_config
 
+    require_packages(config.logging)
     if not config.data.train:
         raise ConfigError(_NO_DATA)
     try:

@@ -309,6 +309,13 @@ class LoggingConfig:
     tensorboard: bool = True
     """Write TensorBoard scalars."""
 
+    wandb: str = ""
+    """Write to this project of Weights & Biases; empty: not. WANDB_MODE=offline writes to the run's
+    folder alone. A resumed run goes on in the same run there."""
+
+    trackio: str = ""
+    """Write to this project of Trackio; empty: not. A resumed run goes on in the same run there."""
+
     figures: str = ""
     """Folder for pictures drawn at the end: curves.png, and NAME.png of each evaluation that draws
     one. Empty: none."""

@@ -1,14 +1,16 @@
-"""What a run shows and writes: progress bar, metrics.jsonl, TensorBoard. Rank 0 alone acts."""
+"""What a run shows and writes: progress bar, metrics.jsonl, services. Rank 0 alone acts."""
 
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from clipfast.engine.config import LoggingConfig
 from clipfast.engine.rows import Rows
+from clipfast.engine.sinks import Sinks
 
 
 def rate(per_second: float) -> str:
@@ -45,15 +47,10 @@ class Metrics:
     ) -> None:
         self._active = active
         self._bar = None
-        self._board = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._rows = Rows(folder / "metrics.jsonl", run, first_step, sync=sync)
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
         if config.progress:
             from tqdm import tqdm
 
@@ -66,6 +63,7 @@ class Metrics:
                 mininterval=0.5 if sys.stderr.isatty() else 20,
             )
         self.say(*self._rows.notes)
+        self._sinks = Sinks(config, folder, run, first_step, self.say)
 
     def advance(self, steps: int = 1) -> None:
         """Move the bar."""
@@ -78,8 +76,7 @@ class Metrics:
         if not self._active:
             return
         self._write(json.dumps({"step": step, "time": round(time.time(), 3), **values}))
-        for name, value in values.items():
-            self._to_board("add_scalar", name if "/" in name else f"train/{name}", value, step)
+        self._sinks.log(step, values)
         if self._bar is not None and "loss" in values:
             self._bar.set_postfix_str(
                 f"loss {values['loss']:.3f}, {rate(values['images_per_second'])} images/s, "
@@ -87,11 +84,27 @@ class Metrics:
                 refresh=False,
             )
 
-    def describe(self, name: str, text: str) -> None:
-        """Show a text, such as the configuration, in TensorBoard."""
-        # Markdown: indented, it stays as it is.
-        lines = "\n".join("    " + line for line in text.splitlines())
-        self._to_board("add_text", name, lines, 0)
+    @contextmanager
+    def timed(self, step: int, name: str) -> Iterator[None]:
+        """Write the seconds that something takes.
+
+        Args:
+            step: that it belongs to.
+            name: of the scalar.
+        """
+        began = time.monotonic()
+        yield
+        self.log(step, {name: time.monotonic() - began})
+
+    def describe(self, config: Mapping[str, Any], command: str) -> None:
+        """Show what the run was asked for, in the services.
+
+        Args:
+            config: the whole configuration, nested.
+            command: as it was typed.
+        """
+        if self._active:
+            self._sinks.describe(config, command)
 
     def say(self, *lines: Any) -> None:
         """Print above the bar."""
@@ -114,20 +127,10 @@ class Metrics:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        self._to_board("close")
-        self._board = None
+        self._sinks.close()
         lost = self._rows.close()
         self.say(*lost)
         return lost
 
     def _write(self, row: str) -> None:
         self.say(*self._rows.write(row))
-
-    def _to_board(self, method: str, *arguments: Any) -> None:
-        if self._board is None:
-            return
-        try:
-            getattr(self._board, method)(*arguments)
-        except Exception as error:  # its writer thread hands on whatever the disk gave it
-            self._board = None
-            self.say(f"TensorBoard is no longer written: {error}. metrics.jsonl has everything")

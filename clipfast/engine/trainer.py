@@ -1,6 +1,5 @@
 """The training loop: data -> step -> metrics, evaluation, checkpoints."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -202,8 +201,7 @@ class Trainer:
         except OSError as error:
             raise ConfigError(f"cannot write metrics: {explain(error, plan.folder)}") from error
         metrics = made[0] if made else make()
-        metrics.describe("run/config", json.dumps(plain(options), indent=1))
-        metrics.describe("run/command", " ".join(sys.argv))
+        metrics.describe(plain(options), " ".join(sys.argv))
         return metrics
 
     def _tell(self, *lines: str) -> None:
@@ -244,7 +242,8 @@ class Trainer:
                     self._evaluate(metrics)
                 if request or self._checkpoint_due(last):
                     self._require_finite(loss.item())
-                    self._save(metrics, stops=stops, last=last)
+                    with metrics.timed(self.step, "seconds/checkpoint"):
+                        self._save(metrics, stops=stops, last=last)
             if stops:
                 return False
         return True
@@ -279,7 +278,9 @@ class Trainer:
             metrics.log(self.step, entry.scalars)
             metrics.say(*(f"step {self.step}: {line}" for line in entry.lines))
 
-        return self._evaluations.run(self.engine, note)
+        with metrics.timed(self.step, "seconds/evaluation"):
+            measured = self._evaluations.run(self.engine, note)
+        return measured
 
     def _draw(self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics) -> list[Path]:
         """Pictures of a finished run; one that cannot be written costs no more than itself."""
