@@ -92,10 +92,10 @@ FLAGS = {
     "--name": "`--logging.name`",
     "--log-every-n-steps": "`--logging.every-steps`",
     "--report-to": (
-        "`--logging.tensorboard`; `metrics.jsonl` is always written, Weights & Biases is not there"
+        "`--logging.tensorboard`, `--logging.wandb`; `metrics.jsonl` is always written"
     ),
     "--wandb-notes": "not there",
-    "--wandb-project-name": "not there",
+    "--wandb-project-name": "`--logging.wandb`",
     "--debug": "not there",
     "--copy-codebase": "not there; the commit stands in `python -m clipfast.env`",
     "--save-frequency": "`--checkpoint.every-steps` or `--checkpoint.every-minutes`, not by epochs",

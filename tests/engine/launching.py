@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -128,6 +129,17 @@ def rows(folder: Path) -> list[dict]:
     """Training rows of a run's metrics."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if "loss" in row]
+
+
+def documented(*when: str) -> set[str]:
+    """Names of figures in docs/watching.md.
+
+    Args:
+        when: they are written, as the table says; none: all of them.
+    """
+    text = (REPOSITORY / "docs" / "watching.md").read_text()
+    rows = re.findall(r"^\| `([a-z_/]+)` \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    return {name for name, then in rows if not when or then in when}
 
 
 def losses(folder: Path) -> list[float]:

@@ -13,6 +13,7 @@ from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import create_model, export, load_weights, read_metadata
 from tests.engine.launching import (
     QUICK,
+    documented,
     fail,
     losses,
     norms,
@@ -313,7 +314,9 @@ def test_a_run_leaves_metrics_events_evaluation_and_weights(tmp_path):
     assert set(Path("/dev/shm").glob("deepspeed*")) <= shared
     key = "eval/sample/twemoji/image_to_text/R@5"
     assert [row["step"] for row in table if key in row] == [2, 3]
-    assert {"loss", "lr", "logit_scale", "images_per_second", "epoch"} <= set(table[1])
+    names = {name for row in table for name in row if not name.startswith("eval/")}
+    when = ("every row", "after an evaluation", "after a checkpoint")
+    assert names - {"run", "step", "time"} == documented(*when)
     assert list(folder.glob("events.out.tfevents.*"))
     assert "chance" in output
     assert "images/s" in output
