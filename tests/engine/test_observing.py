@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from clipfast.data import ImageTextBatch
+from clipfast.data.parted import PartedBatch
 from clipfast.engine.deepspeed.norms import GradientNorms
 from clipfast.engine.deepspeed.wrap import step_figures
 from clipfast.engine.observing import observer as observer_module
@@ -90,6 +91,18 @@ def test_a_logged_step_has_every_part_and_one_that_is_not_has_none(micro_batches
 
 
 @pytest.mark.usefixtures("process_group")
+def test_an_observed_step_leaves_the_share_in_its_micro_batches():
+    """What would put it together would decode and hold all of it."""
+    made = plan(batch_size=8, micro_batch=4)
+    parts = next(batches()).parts(2)
+    batch = PartedBatch(2, parts.__getitem__, lambda passes: None, 0, 0)
+    observer = Observer(made, Engine(), pytest.fail)
+    observer.step(iter([batch]), is_logged=True)
+    assert observer.figures(1, 1, 0.5)["samples"] == 8
+    assert "_whole" not in vars(batch)
+
+
+@pytest.mark.usefixtures("process_group")
 def test_a_step_waits_for_no_device_whether_it_is_logged_or_not(monkeypatch):
     """The step itself is looked at elsewhere: here stands in for it what it calls."""
 
@@ -114,12 +127,12 @@ def test_phases_of_a_step_begin_where_the_step_calls():
     engine, objective = steps.engine(_Silent()), steps.objective(_Silent())
     batch = steps.next(iter([_Silent()]))
     for m in range(2):
-        batch.parts(2)[m]
+        batch.parts(2, passes=2)[m]
         engine()
     objective.prepare()
     objective.loss()
     for m in range(2):
-        batch.parts(2)[m]
+        batch.parts(2, passes=2)[m]
         engine()
         engine.backward()
         engine.step()
@@ -141,8 +154,8 @@ class _Silent:
 
     backward = step = prepare = loss = __call__
 
-    def parts(self, count):
-        return [None] * count
+    def parts(self, count, passes):
+        return [SimpleNamespace(lengths=torch.ones(2))] * count
 
 
 def test_what_micro_batches_are_waited_for_counts_as_data():
@@ -152,8 +165,10 @@ def test_what_micro_batches_are_waited_for_counts_as_data():
             return super().__getitem__(m)
 
     steps = Steps()
-    batch = steps.next(iter([SimpleNamespace(parts=lambda count: Slow(range(count)))]))
-    assert list(batch.parts(3)) == [0, 1, 2]
+    made = [SimpleNamespace(lengths=torch.tensor([m])) for m in range(3)]
+    batch = steps.next(iter([SimpleNamespace(parts=lambda count, passes: Slow(made[:count]))]))
+    assert list(batch.parts(3, passes=2)) == made
+    assert steps.lengths.tolist() == [2]
     assert 0.06 <= steps.take_waited() < 1
     assert steps.take_waited() == 0
 

@@ -34,7 +34,6 @@ class Observer:
         self._steps = Steps()
         self._utilisation = Utilisation(plan, say)
         self._parts: PartTimer | None = None
-        self._lengths = torch.ones(1)
 
     def step(self, batches: Iterator[ImageTextBatch], *, is_logged: bool) -> tuple[Tensor, Tensor]:
         """Take one step.
@@ -54,7 +53,6 @@ class Observer:
                 watched.callback(steps.listeners.clear)
                 watched.enter_context(self._engine.gradient_norms.observed())
             batch = steps.next(batches)
-            self._lengths = batch.lengths
             result = train_step(
                 steps.engine(self._engine),
                 batch,
@@ -86,7 +84,7 @@ class Observer:
             **step_figures(self._engine, self._plan.dtype),
             "images_per_second": pairs / seconds,
             "samples": float(step * self._plan.config.batch_size),
-            **self._utilisation.figures(pairs / seconds, self._lengths),
+            **self._utilisation.figures(pairs / seconds, self._steps.lengths),
             "seconds/step": seconds / taken,
             **{f"seconds/{name}": took for name, took in parts.items() if name != DATA},
             **largest,

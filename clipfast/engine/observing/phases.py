@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
+import torch
+
 from clipfast.data import ImageTextBatch
 from clipfast.loss import Objective
 
@@ -32,11 +34,13 @@ class Steps:
     Attributes:
         listeners: of the step under way; none by default, which costs nothing.
         waited: seconds that the host waited for batches since ``take_waited``.
+        lengths: ``[M]`` on the CPU, tokens of the captions of the last micro-batch.
     """
 
     def __init__(self) -> None:
         self.listeners: list[Listener] = []
         self.waited = 0.0
+        self.lengths = torch.ones(1)
         self._phase = ""
         self._has_loss = False
         self._in_towers = False
@@ -105,8 +109,8 @@ class _Batch:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
 
-    def parts(self, micro_batches: int) -> Sequence[Any]:
-        return _Parts(self._batch.parts(micro_batches), self._steps)
+    def parts(self, count: int, passes: int | None = None) -> Sequence[Any]:
+        return _Parts(self._batch.parts(count, passes), self._steps)
 
 
 class _Parts(Sequence[Any]):
@@ -124,6 +128,7 @@ class _Parts(Sequence[Any]):
         began = time.perf_counter()
         part = self._parts[m]
         steps.waited += time.perf_counter() - began
+        steps.lengths = part.lengths
         steps.enter(before)
         return part
 
