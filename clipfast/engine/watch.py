@@ -11,8 +11,8 @@ from clipfast.files import process_is_alive
 
 # Programs, modules and scripts; not folders that happen to be called so.
 _LAUNCHERS = re.compile(
-    r"(.*/)?(deepspeed|torchrun)|deepspeed\.launcher\.\w+|torch\.distributed\.(run|launch)"
-    r"|.*/(deepspeed/launcher|torch/distributed)/\w+\.py"
+    r"(.*/)?(deepspeed|torchrun)|clipfast\.torchrun|deepspeed\.launcher\.\w+"
+    r"|torch\.distributed\.(run|launch)|.*/(deepspeed/launcher|torch/distributed)/\w+\.py"
 )
 _EVERY_SECONDS = 1.0
 # A rank may wait in a collective for one that is gone already, where no signal reaches it.

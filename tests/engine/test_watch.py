@@ -16,6 +16,7 @@ PRINT = "import os, clipfast.engine.watch as w; print(w.launchers() == [os.getpp
         "deepspeed",
         "/opt/env/bin/torchrun",
         "torch.distributed.run",
+        "clipfast.torchrun",
         "deepspeed.launcher.launch",
         "/env/lib/python3.11/site-packages/deepspeed/launcher/launch.py",
     ],
