@@ -40,7 +40,7 @@ def meet_all(process: Process, patience: float) -> tuple[Exchange, list[Finding]
     if problem is not None:
         return alone, [problem]
     try:
-        meet(rank, world_size, patience)
+        meet(rank, world_size, patience).close()
         return StoreExchange(rank, world_size), [ok(f"{world_size} ranks met at {where}")]
     except (ConfigError, RuntimeError) as error:
         words, _, remedy = str(error).partition(". ")

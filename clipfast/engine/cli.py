@@ -18,6 +18,7 @@ from clipfast.engine.environment import (
     processes_claimed,
     read_environment,
 )
+from clipfast.engine.facts import facts
 from clipfast.engine.failure import fail, leave_quietly, refuse, refuse_together
 from clipfast.engine.launch import current_process, start
 from clipfast.engine.openclip import activation_note, answer
@@ -30,6 +31,7 @@ from clipfast.engine.sinks import require_packages
 from clipfast.engine.startlog import LOGS, StartLog
 from clipfast.engine.typed import idle_options
 from clipfast.engine.watch import end_with_launcher
+from clipfast.engine.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from clipfast.engine.builders import Builders
@@ -110,6 +112,7 @@ def main(
     """
     hand_over(default)
     plan_instead(sys.argv[1:] if arguments is None else arguments)
+    end_while_starting()
     is_main = claims_to_be_main()
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -135,15 +138,15 @@ def main(
         _log.warning(line)
 
     try:
-        meet(process.rank, process.world_size)
+        meeting = meet(process.rank, process.world_size, facts=facts(plan))
     except ConfigError as error:
         refuse(error, speaks=True)
+    watchdog = Watchdog(process, config.watchdog_seconds, meeting)
     # Only now: a mistyped option is answered before all of this is imported.
     from clipfast.engine.trainer import Trainer
 
     if is_main and process.device.type == "cpu":
         print("On the CPU; DeepSpeed's first start compiles a helper, about 40 s", flush=True)
-    end_while_starting()
     end_with_launcher()
     log, log_folder = StartLog(), None
     try:
@@ -153,19 +156,27 @@ def main(
         # Before that the folder may be another run's.
         log_folder = plan.folder / LOGS
         log.keep(log_folder, process.rank)
+        watchdog.keep_logs(log_folder)
         result = trainer.run()
     except KeyboardInterrupt:
         # While the run was built, or a second time: nothing was saved for it.
         if is_main:
             print("Interrupted by the keyboard, without a checkpoint", file=sys.stderr)
+        watchdog.leaves("interrupted", "was interrupted by the keyboard", _KEYBOARD)
         raise SystemExit(_KEYBOARD) from None
+    except SystemExit as stop:
+        # A signal, while the run was built or measured.
+        status = stop.code if isinstance(stop.code, int) else 1
+        watchdog.leaves("interrupted", f"was interrupted by a signal, status {status}", status)
+        raise
     except ConfigError as error:
-        refuse_together(process, error)
+        refuse_together(process, error, watchdog)
     except Exception as error:
-        fail(process, error, log_folder)
+        fail(process, error, log_folder, watchdog)
         raise
     # Not after a failure: tearing the group down would wait for ranks that wait for this one.
     dist.destroy_process_group()
+    watchdog.close()
     if not result.finished:
         raise SystemExit(INTERRUPTED)
     if result.below_floors or result.lost:

@@ -406,6 +406,12 @@ class Config:
     seed: int = 0
     """Of initialisation, order and crops."""
 
+    watchdog_seconds: float = 60.0
+    """Of several ranks: how long the others wait for one that does not go on. Then all write stack
+    traces, the run says who hangs, and ends. A rank that dies, or whose host falls silent, ends the
+    run within a minute in any case. Parts that took longer before may take longer again, and what a
+    run does for the first time, such as compiling, ten times as long. 0: nobody watches."""
+
     def __post_init__(self) -> None:
         check_fields(
             self,
@@ -413,6 +419,7 @@ class Config:
             batch_size=Range(2, _MOST, why="one pair alone has no contrast"),
             micro_batch=_COUNT,
             seed=Range(0, 2**63 - 1),
+            watchdog_seconds=Range(0, 86_400, why="0 turns the watch off"),
         )
 
     @property

@@ -17,7 +17,7 @@ FREE = (
     *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
-    *("model.recompute", "model.compile"),
+    *("model.recompute", "model.compile", "watchdog_seconds"),
 )
 # No flag makes these fit.
 _IMPOSSIBLE = ("model.name",)
@@ -67,7 +67,7 @@ def differences(saved: Mapping[str, Any], config: Config) -> list[Difference]:
     Returns:
         One entry per option that both know, in the order of the fields.
     """
-    then, now = _flat(saved), _flat(plain(config))
+    then, now = flat(saved), flat(plain(config))
     return [
         Difference(name, then[name], value)
         for name, value in now.items()
@@ -117,11 +117,16 @@ def option_of(name: str) -> str:
     return ALIASES.get(long, long)
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a configuration by their dotted names.
+
+    Args:
+        config: as ``plain`` gives it.
+    """
     fields: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and key != "floors":
-            fields.update({f"{key}.{name}": inner for name, inner in _flat(value).items()})
+            fields.update({f"{key}.{name}": inner for name, inner in flat(value).items()})
         else:
             fields[key] = value
     return fields

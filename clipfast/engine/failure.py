@@ -4,6 +4,7 @@ A rank that raises ends, its connections close, and the others raise in the coll
 wait in. Only the first has something to say.
 """
 
+import re
 import socket
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from clipfast.engine.environment import processes_claimed
 from clipfast.engine.launch import Process
+from clipfast.engine.watchdog import Watchdog
 from clipfast.files import write_whole
 
 _KEY = "clipfast/failures"
@@ -22,6 +24,10 @@ _KEY = "clipfast/failures"
 # waits for the one that has: as long as ranks may start apart, or as long as a traceback takes.
 _STARTED_APART = 30.0
 _PRINTED = 2.0
+# A rank that has lost another one hears in this time from those who watch what became of it.
+_TOLD = 5.0
+# What gloo, NCCL, DeepSpeed and torch's store say where another rank is gone.
+_LOST = re.compile(r"gloo|nccl|connection|socket|peer|recvBytes|sendBytes|store|timed? ?out", re.I)
 
 
 class Turn(Enum):
@@ -49,7 +55,12 @@ def take_turn() -> Turn:
     return Turn.FIRST if count == 1 else Turn.LATER
 
 
-def fail(process: Process, error: Exception, log_folder: Path | None = None) -> None:
+def fail(
+    process: Process,
+    error: Exception,
+    log_folder: Path | None = None,
+    watchdog: Watchdog | None = None,
+) -> None:
     """Account for an exception that ends a rank.
 
     The first rank of the run returns, so that its caller raises the exception. The others end
@@ -60,17 +71,23 @@ def fail(process: Process, error: Exception, log_folder: Path | None = None) -> 
         error: what it met.
         log_folder: where every rank leaves its own traceback, as rank00003.log, if the folder above
             is there; None: nowhere.
+        watchdog: of this rank; it knows of ranks that died without a word.
 
     Raises:
-        SystemExit: with status 1, on ranks other than the first.
+        SystemExit: on ranks other than the first, with status 1, or what the run ends with.
     """
     if log_folder is not None:
         _log(process, error, log_folder)
     if process.world_size == 1:
         return
+    if watchdog is not None and _has_lost_a_rank(error) and (told := watchdog.verdict(_TOLD)):
+        time.sleep(_PRINTED)
+        raise SystemExit(told.status)
     turn = take_turn()
     who = f"rank {process.rank} on {socket.gethostname()}"
     if turn is Turn.FIRST:
+        if watchdog is not None:
+            watchdog.leaves("failed", f"failed: {type(error).__name__}: {_line(error)}", 1)
         print(f"error: {who} failed first, and the run ends:", file=sys.stderr, flush=True)
         return
     # The place to count is gone with rank 0. Where something killed it nobody has spoken yet.
@@ -96,16 +113,21 @@ def refuse(error: Exception, speaks: bool) -> NoReturn:
     leave_quietly(2, speaks)
 
 
-def refuse_together(process: Process, error: Exception) -> NoReturn:
+def refuse_together(
+    process: Process, error: Exception, watchdog: Watchdog | None = None
+) -> NoReturn:
     """End a rank whose configuration cannot work, once the ranks have met: the first one prints.
 
     Args:
         process: this rank.
         error: the reason.
+        watchdog: of this rank.
 
     Raises:
         SystemExit: with status 2.
     """
+    if watchdog is not None:
+        watchdog.leaves("refused", _line(error), 2)
     turn = take_turn()
     if turn is Turn.FIRST or (turn is Turn.UNKNOWN and _speaks_without_rank_0(process)):
         print(f"error on rank {process.rank}: {error}", file=sys.stderr, flush=True)
@@ -123,6 +145,18 @@ def leave_quietly(status: int, speaks: bool) -> NoReturn:
     if not speaks and processes_claimed() > 1:
         time.sleep(_STARTED_APART)
     raise SystemExit(status)
+
+
+def _has_lost_a_rank(error: Exception) -> bool:
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
 
 
 def _speaks_without_rank_0(process: Process) -> bool:

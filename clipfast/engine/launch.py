@@ -3,6 +3,8 @@
 import ctypes
 import os
 import socket
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,10 @@ from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.helper import load_helper
 from clipfast.engine.environment import read_environment
 from clipfast.engine.rendezvous import meet, release
+
+_SHARED = Path("/dev/shm")
+_BUFFERS = "deepspeed_allreduce_buffer_"
+_STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def start(process: Process, uses_tf32: bool = False) -> None:
     Raises:
         ConfigError: the ranks cannot meet, see `rendezvous.meet`.
     """
-    meet(process.rank, process.world_size)
+    meet(process.rank, process.world_size).close()
     import deepspeed
 
     for name, value in {
@@ -126,13 +132,43 @@ def set_products(uses_tf32: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = uses_tf32
 
 
-def _release_shared_memory(process: Process) -> None:
-    """Unlink DeepSpeed's all-reduce buffer on the CPU, which 0.19 never does: 66 MB a rank and run
-    would stay in memory for good. Every local rank has mapped it by the barrier."""
-    torch.distributed.barrier()
+def shared_buffer(process: Process) -> Path:
+    """DeepSpeed's all-reduce buffer on the CPU: 66 MB a rank."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{process.rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
+    name = f"{_BUFFERS}{os.getuid()}_{address}_{port}_{process.rank}"
+    return _SHARED / name
+
+
+def _release_shared_memory(process: Process) -> None:
+    """Unlink DeepSpeed's buffer, which 0.19 never does: it would stay in memory for good. Every
+    local rank has mapped it by the barrier."""
+    torch.distributed.barrier()
+    shared_buffer(process).unlink(missing_ok=True)
+    if process.local_rank == 0:
+        remove_stale_buffers()
+
+
+def remove_stale_buffers(folder: Path = _SHARED) -> None:
+    """Unlink the buffers of runs that were killed before they could: those that no process has.
+
+    Args:
+        folder: where they are.
+    """
+    old = time.time() - _STALE_SECONDS
+    found = {}
+    for path in folder.glob(f"{_BUFFERS}{os.getuid()}_*"):
+        with suppress(OSError):
+            # A run that starts at this moment may have made it and not mapped it yet.
+            if path.stat().st_mtime < old:
+                found[str(path)] = path
+    if not found:
+        return
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            text = maps.read_text()
+            found = {name: path for name, path in found.items() if name not in text}
+    for path in found.values():
+        path.unlink(missing_ok=True)
 
 
 def _free_port() -> int:

@@ -7,12 +7,14 @@ finds something wrong says so to all. The store stays: torch shares it when the 
 
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from clipfast.engine import interface
 from clipfast.engine.config import ConfigError
+from clipfast.engine.facts import contradictions
 
 # Between ranks that are there: a store on this or another node answers in far less.
 ANSWER_SECONDS = 5.0
@@ -29,6 +32,8 @@ MEET_SECONDS = 1800.0
 _NEWS_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _LINGER_SECONDS = 1.0
+# Ranks that disagree, in a message.
+_NAMED = 4
 _PORT_REMEDY = (
     "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
     "--rdzv-endpoint HOST:PORT"
@@ -37,22 +42,52 @@ _PORT_REMEDY = (
 _store: Any = None
 
 
-def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
+@dataclass
+class Meeting:
+    """What the ranks share once they have met.
+
+    Attributes:
+        token: that nobody else knows; empty for one process.
+        addresses: where rank 0 listens for the guards of the other ranks, to be tried in turn.
+        listener: the socket there; None on the other ranks.
+    """
+
+    token: str = ""
+    addresses: list[tuple[str, int]] = field(default_factory=list)
+    listener: socket.socket | None = None
+
+    def close(self) -> None:
+        """Leave the socket to whoever was given it."""
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+
+
+def meet(
+    rank: int,
+    world_size: int,
+    patience: float = MEET_SECONDS,
+    facts: Mapping[str, str] | None = None,
+) -> Meeting:
     """Wait until every rank is here. A collective; nothing where there is one process.
 
     Args:
         rank: this process's.
         world_size: number of ranks.
         patience: seconds that ranks may start apart.
+        facts: what has to be the same on every rank, by its name.
+
+    Returns:
+        What they share.
 
     Raises:
         ConfigError: on every rank that is here: the port is taken, something else answers there,
-            two processes have one rank, ranks disagree about their number, or some never come. The
-            message says which and what to do.
+            two processes have one rank, ranks disagree about their number or about a fact, or some
+            never come. The message says which and what to do.
     """
     global _store
     if world_size == 1 or dist.is_initialized() or _store is not None:
-        return
+        return Meeting()
     deadline = time.monotonic() + patience
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and not agent_holds_the_store()
@@ -60,9 +95,17 @@ def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"clipfast/{attempt}", base)
     towards_first = interface.address_towards(address, port)
+    meeting = _invite(towards_first) if rank == 0 else Meeting()
+    greeting: dict[str, Any] = {
+        "world_size": world_size,
+        "host": socket.gethostname(),
+        "facts": dict(facts or {}),
+        "token": meeting.token,
+        "watch": meeting.addresses,
+    }
     try:
         store.set(f"address{rank}", towards_first)
-        _sign_in(rank, world_size, store, f"{address}:{port}", deadline)
+        _sign_in(rank, store, greeting, f"{address}:{port}", deadline)
         of_last = store.get(f"address{world_size - 1}").decode()
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise ConfigError(
@@ -71,6 +114,11 @@ def meet(rank: int, world_size: int, patience: float = MEET_SECONDS) -> None:
         ) from error
     _store = base
     interface.choose(towards_first, of_last)
+    meeting.token = greeting["token"]
+    # Under torchrun the address is that of its store, which rank 0 need not be beside.
+    first = [] if agent_holds_the_store() else [(address, greeting["watch"][0][1])]
+    meeting.addresses = [*first, *map(tuple, greeting["watch"])]
+    return meeting
 
 
 def release() -> None:
@@ -137,10 +185,35 @@ def _wait_for_port(rank: int, address: str, port: int, deadline: float) -> None:
         )
 
 
-def _sign_in(rank: int, world_size: int, store: Any, where: str, deadline: float) -> None:
+def _invite(towards_first: str) -> Meeting:
+    """Listen for the guards of the other ranks, under the addresses that they may reach.
+
+    Args:
+        towards_first: the address of this machine that leads to MASTER_ADDR; empty for none.
+    """
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    listener = socket.create_server(("", 0), family=family, backlog=1024, dualstack_ipv6=dual)
+    port = listener.getsockname()[1]
+    hosts = [*([towards_first] if towards_first else []), socket.gethostname()]
+    return Meeting(secrets.token_hex(16), [(host, port) for host in hosts], listener)
+
+
+def _sign_in(rank: int, store: Any, greeting: dict[str, Any], where: str, deadline: float) -> None:
+    """Tell rank 0 that this rank is here, and wait for the others.
+
+    Args:
+        rank: this one.
+        store: that all ranks see.
+        greeting: rank 0's is put into the store; the others' is compared with it, and holds
+            what rank 0's did afterwards.
+        where: the store is, for a person.
+        deadline: on the monotonic clock.
+    """
     store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
+    world_size = greeting["world_size"]
     if rank == 0:
-        store.set("greeting", json.dumps({"world_size": world_size}))
+        store.set("greeting", json.dumps(greeting))
     elif not _until(
         lambda: store.check(["greeting"]),
         # torchrun's store is there before rank 0 is.
@@ -148,7 +221,8 @@ def _sign_in(rank: int, world_size: int, store: Any, where: str, deadline: float
         lambda: f"rank {rank} waits for rank 0",
     ):
         raise _foreign(where)
-    greeting = json.loads(store.get("greeting"))
+    mine = dict(greeting)
+    greeting |= json.loads(store.get("greeting"))
     if greeting["world_size"] != world_size:
         _refuse_all(
             rank,
@@ -164,11 +238,26 @@ def _sign_in(rank: int, world_size: int, store: Any, where: str, deadline: float
             f"two processes are rank {rank}, the second on {socket.gethostname()}. Give "
             f"every node its own --node_rank. Where they are two runs: {_PORT_REMEDY}",
         )
-    # One key to look at, whatever the number of ranks that look ten times a second.
-    if store.add("signed in", 1) == world_size:
-        store.set("all", "")
+    if different := contradictions(mine["facts"], greeting["facts"]):
+        store.set(
+            f"differs{store.add('differing', 1)}",
+            f"rank {rank} on {socket.gethostname()} has {'; '.join(different)}",
+        )
+    store.add("signed in", 1)
 
     def are_all_here() -> bool:
+        if rank == 0 and store.add("signed in", 0) == world_size:
+            if count := store.add("differing", 0):
+                said = [store.get(f"differs{n + 1}").decode() for n in range(min(count, _NAMED))]
+                more = [f"and {count - _NAMED} more ranks"] if count > _NAMED else []
+                _refuse_all(
+                    0,
+                    store,
+                    f"ranks disagree; rank 0 is on {greeting['host']}: {'. '.join(said + more)}. "
+                    "Start all ranks with the same command, on the same installation",
+                )
+            # One key to look at, whatever the number of ranks that look ten times a second.
+            store.set("all", "")
         if store.check(["refused"]):
             _refuse_all(rank, store, store.get("refused").decode())
         return bool(store.check(["all"]))
