@@ -61,11 +61,15 @@ class RunEncoder(RunData):
     Args:
         engine: the DeepSpeed engine, in evaluation mode.
         plan: of the run.
+        between: called before each batch.
     """
 
-    def __init__(self, engine: Any, plan: RunPlan) -> None:
+    def __init__(
+        self, engine: Any, plan: RunPlan, between: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__(plan)
         self._engine = engine
+        self._between = between
 
     @property
     def device(self) -> torch.device:
@@ -110,6 +114,7 @@ class RunEncoder(RunData):
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """Image features ``[B, D]`` float32 of pixels ``[B, 3, S, S]``."""
+        self._between()
         pixels = images.to(self.device, self.plan.dtype)
         return self._engine(images=pixels)[0].float()
 
@@ -119,6 +124,7 @@ class RunEncoder(RunData):
         size = self.plan.config.data.eval_batch_size
         features = []
         for start in range(0, len(captions), size):
+            self._between()
             tokens, lengths = tokenize_with_lengths(
                 captions[start : start + size], self.plan.architecture.text.context_length
             )
@@ -157,6 +163,7 @@ class RunEncoder(RunData):
         batch: Any = None
         with closing(iter(loader)) as batches:
             for _ in range(forwards):
+                self._between()
                 fresh = next(batches, None)
                 batch = fresh or batch
                 image_features, text_features, *_ = self._engine(

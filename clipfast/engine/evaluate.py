@@ -39,13 +39,17 @@ class Evaluations:
             raise ConfigError(str(error)) from error
 
     def run(
-        self, engine: Any, on_measured: Callable[[Measured], None]
+        self,
+        engine: Any,
+        on_measured: Callable[[Measured], None],
+        between: Callable[[], None] = lambda: None,
     ) -> dict[str, Sequence[Measured]]:
         """Measure all, one after the other; a collective.
 
         Args:
             engine: the DeepSpeed engine; it comes back in the mode it was in.
             on_measured: called with each set's result.
+            between: called by every rank before each batch; what it raises ends the evaluation.
 
         Returns:
             The results of each evaluation, the same on every rank.
@@ -53,11 +57,13 @@ class Evaluations:
         was_training = engine.module.training
         engine.eval()
         measured = {}
-        for name, evaluation in self._by_name.items():
-            measured[name] = evaluation.run(RunEncoder(engine, self._plan))
-            for entry in measured[name]:
-                on_measured(entry)
-        engine.train(was_training)
+        try:
+            for name, evaluation in self._by_name.items():
+                measured[name] = evaluation.run(RunEncoder(engine, self._plan, between))
+                for entry in measured[name]:
+                    on_measured(entry)
+        finally:
+            engine.train(was_training)
         return measured
 
     def summary(self, measured: Mapping[str, Sequence[Measured]]) -> list[str]:

@@ -4,6 +4,7 @@ A rank that raises ends, its connections close, and the others raise in the coll
 wait in. Only the first has something to say.
 """
 
+import os
 import re
 import socket
 import sys
@@ -25,7 +26,7 @@ _KEY = "clipfast/failures"
 _STARTED_APART = 30.0
 _PRINTED = 2.0
 # A rank that has lost another one hears in this time from those who watch what became of it.
-_TOLD = 5.0
+_TOLD = 10.0
 # What gloo, NCCL, DeepSpeed and torch's store say where another rank is gone.
 _LOST = re.compile(r"gloo|nccl|connection|socket|peer|recvBytes|sendBytes|store|timed? ?out", re.I)
 
@@ -74,7 +75,7 @@ def fail(
         watchdog: of this rank; it knows of ranks that died without a word.
 
     Raises:
-        SystemExit: on ranks other than the first, with status 1, or what the run ends with.
+        SystemExit: with status 1, on ranks other than the first.
     """
     if log_folder is not None:
         _log(process, error, log_folder)
@@ -82,7 +83,7 @@ def fail(
         return
     if watchdog is not None and _has_lost_a_rank(error) and (told := watchdog.verdict(_TOLD)):
         time.sleep(_PRINTED)
-        raise SystemExit(told.status)
+        _leave_at_once(told.status)
     turn = take_turn()
     who = f"rank {process.rank} on {socket.gethostname()}"
     if turn is Turn.FIRST:
@@ -127,7 +128,7 @@ def refuse_together(
         SystemExit: with status 2.
     """
     if watchdog is not None:
-        watchdog.leaves("refused", _line(error), 2)
+        watchdog.leaves("refused", f"cannot go on: {_line(error)}", 2)
     turn = take_turn()
     if turn is Turn.FIRST or (turn is Turn.UNKNOWN and _speaks_without_rank_0(process)):
         print(f"error on rank {process.rank}: {error}", file=sys.stderr, flush=True)
@@ -153,6 +154,13 @@ def _has_lost_a_rank(error: Exception) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def _leave_at_once(status: int) -> NoReturn:
+    """End without taking anything down that may wait for a rank that is gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _line(error: Exception) -> str:

@@ -115,9 +115,11 @@ def meet(
     _store = base
     interface.choose(towards_first, of_last)
     meeting.token = greeting["token"]
-    # Under torchrun the address is that of its store, which rank 0 need not be beside.
-    first = [] if agent_holds_the_store() else [(address, greeting["watch"][0][1])]
-    meeting.addresses = [*first, *map(tuple, greeting["watch"])]
+    of_rank_0 = [(str(host), int(port)) for host, port in greeting["watch"]]
+    of_store = [(address, of_rank_0[0][1])]
+    # Under torchrun its store need not be beside rank 0.
+    both = (of_rank_0, of_store) if agent_holds_the_store() else (of_store, of_rank_0)
+    meeting.addresses = [*both[0], *both[1]]
     return meeting
 
 

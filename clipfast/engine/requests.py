@@ -1,4 +1,5 @@
-"""What ranks ask of each other after every step: save a checkpoint, or stop."""
+"""What ranks ask of each other after every step and every batch of an evaluation: save a
+checkpoint, or stop."""
 
 import signal
 import time
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipfast.engine import progress
 from clipfast.engine.launch import Process
 
 # What a wrapper sees of a run that a signal ended, and that can go on: EX_TEMPFAIL of sysexits.h.
@@ -32,6 +34,10 @@ def end_while_starting() -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, end)
+
+
+class StopAsked(Exception):
+    """A signal asks the run to stop, known to all ranks: what is under way is left."""
 
 
 class Request(IntEnum):
@@ -93,6 +99,16 @@ class Requests:
         before, and nobody waits."""
         return Request(self._shared.largest(int(self._wanted())))
 
+    def leave_if_stopped(self) -> None:
+        """Between two batches of something long. A collective, as ``agree``.
+
+        Raises:
+            StopAsked: one of the ranks was asked to stop.
+        """
+        progress.again()
+        if self.agree() == Request.STOP:
+            raise StopAsked
+
     def wait(self, seconds: float) -> Request:
         """Wait, all ranks together, or until one of them is asked to stop.
 
@@ -100,6 +116,7 @@ class Requests:
             seconds: at most, on each rank's own clock.
         """
         for _ in range(max(1, round(seconds))):
+            progress.again()
             if self.agree() == Request.STOP:
                 return Request.STOP
             time.sleep(1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipfast.data import ImageTextBatch
 from clipfast.engine.deepspeed.half_stage0 import loss_factor
+from clipfast.engine.progress import mark
 from clipfast.loss import Objective
 from clipfast.loss.objectives import CONTRASTIVE
 from clipfast.models import frozen_statistics
@@ -39,6 +40,7 @@ def train_step(
     Returns:
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
+    mark("forward")
     parts = batch.parts(micro_batches, passes=1 if micro_batches == 1 else 2)
     if micro_batches == 1:
         (part,) = parts
@@ -59,7 +61,9 @@ def train_step(
             *scalars,
             batch_sizes=_batch_sizes(image_features),
         )
+        mark("backward")
         engine.backward(loss * loss_factor(engine))
+        mark("update")
         engine.step()
         return loss.detach(), logit_scale.detach()
 
@@ -67,13 +71,16 @@ def train_step(
     features = []
     with torch.no_grad():
         for m in range(micro_batches):
+            mark("forward")
             part = parts[m]
             generators.save(m, part.images.device)
             features.append(engine(part.images, part.tokens, lengths=part.lengths))
             # The next one is decoded without this one in memory.
             del part
+    mark("loss")
     loss, grad_images, grad_texts, grad_scalars = _feature_gradients(features, objective)
     for m in range(micro_batches):
+        mark("forward")
         part = parts[m]
         generators.restore(m)
         with frozen_statistics():
@@ -90,7 +97,9 @@ def train_step(
                 )
             )
             del part
+            mark("backward")
             engine.backward(carrier * loss_factor(engine), scale_wrt_gas=False)
+            mark("update")
             engine.step()
     return loss, features[0][2].detach()
 

@@ -2,14 +2,14 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clipfast.engine import cpu_products
+from clipfast.engine import cpu_products, progress
 from clipfast.engine.agreement import from_main
 from clipfast.engine.attempts import attempt
 from clipfast.engine.builders import Builders
@@ -31,7 +31,7 @@ from clipfast.engine.observing.observer import Observer
 from clipfast.engine.opening import Opening, saves
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
-from clipfast.engine.requests import Request, Requests
+from clipfast.engine.requests import Request, Requests, StopAsked
 from clipfast.engine.rows import read_rows
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
@@ -107,12 +107,15 @@ class Trainer:
             metrics.say(*headline(plan, self.loader, self.length, parameters, self.step))
             finished = self._loop(metrics, clock)
             seconds = clock.seconds
+            progress.mark("export")
             lost = self._export(metrics) if finished else []
             status = "failed" if lost else "interrupted"
             if finished and self._requests.end_at_once() == Request.STOP:
                 metrics.say("Interrupted before the evaluation: --resume latest measures")
                 finished = False
+            progress.mark("evaluation")
             measured = self._evaluate(metrics) if finished else {}
+            progress.mark("end")
             pictures = self._draw(measured, metrics) if finished else []
             lost += metrics.close()
             result = Result(
@@ -222,8 +225,10 @@ class Trainer:
             set_learning_rate(self.engine, lr)
             last = self.step + 1 == self.length.steps
             is_logged = last or (self.step + 1) % options.logging.every_steps == 0
+            progress.mark("data")
             loss, logit_scale = observer.step(batches, is_logged=is_logged)
             self.step += 1
+            progress.mark("metrics", self.step)
             metrics.advance()
             if is_logged:
                 values = self._values(loss, logit_scale, lr)
@@ -235,11 +240,17 @@ class Trainer:
                     values["skipped_samples"] = len(self._skips)
                 metrics.log(self.step, values)
                 self._require_finite(values["loss"])
+            progress.mark("agreement")
             request = self._requests.agree()
             stops = request == Request.STOP and not last
             with clock.paused():
                 if self._due(options.logging.eval_every_steps) and not last and not stops:
-                    self._evaluate(metrics)
+                    progress.mark("evaluation")
+                    try:
+                        self._evaluate(metrics, self._requests.leave_if_stopped)
+                    except StopAsked:
+                        request, stops = Request.STOP, True
+                progress.mark("save")
                 if request or self._checkpoint_due(last):
                     self._require_finite(loss.item())
                     with metrics.timed(self.step, "seconds/checkpoint"):
@@ -273,13 +284,15 @@ class Trainer:
             f"--optimizer.clip-norm 1, and {WITH_CHANGES}"
         )
 
-    def _evaluate(self, metrics: Metrics) -> dict[str, Sequence[Measured]]:
+    def _evaluate(
+        self, metrics: Metrics, between: Callable[[], None] = progress.again
+    ) -> dict[str, Sequence[Measured]]:
         def note(entry: Measured) -> None:
             metrics.log(self.step, entry.scalars)
             metrics.say(*(f"step {self.step}: {line}" for line in entry.lines))
 
         with metrics.timed(self.step, "seconds/evaluation"):
-            measured = self._evaluations.run(self.engine, note)
+            measured = self._evaluations.run(self.engine, note, between)
         return measured
 
     def _draw(self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics) -> list[Path]:

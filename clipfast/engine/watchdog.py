@@ -117,6 +117,7 @@ class Watchdog:
 
     def _start(self, process: Process, patience: float, meeting: Meeting) -> None:
         here, there = socket.socketpair()
+        pid = os.pidfd_open(os.getpid())
         record, stacks = os.memfd_create("clipfast-place"), os.memfd_create("clipfast-stacks")
         os.ftruncate(record, SIZE)
         progress.share(Record(record))
@@ -128,6 +129,7 @@ class Watchdog:
             speaks=process.local_rank == 0,
             host=socket.gethostname(),
             pid=os.getpid(),
+            process=pid,
             token=meeting.token,
             addresses=meeting.addresses,
             patience=patience,
@@ -138,7 +140,7 @@ class Watchdog:
             listener=listener,
             remains=[str(shared_buffer(process))],
         )
-        passed = [there.fileno(), record, stacks, *([] if listener < 0 else [listener])]
+        passed = [there.fileno(), pid, record, stacks, *([] if listener < 0 else [listener])]
         self._guard = subprocess.Popen(
             [sys.executable, "-m", "clipfast.watchman", json.dumps(asdict(setup))],
             stdin=subprocess.DEVNULL,
@@ -149,6 +151,7 @@ class Watchdog:
             start_new_session=True,
         )
         there.close()
+        os.close(pid)
         self._line = Line(here)
         threading.Thread(target=self._listen, name="clipfast-watchdog", daemon=True).start()
 

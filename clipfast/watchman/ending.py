@@ -20,15 +20,16 @@ class Watched:
     """A process whose end is waited for.
 
     Args:
-        pid: of the process, which lives.
+        pid: of the process.
+        descriptor: of ``os.pidfd_open``, while it lived.
 
     Attributes:
         pid: as given.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, descriptor: int) -> None:
         self.pid = pid
-        self._descriptor = os.pidfd_open(pid)
+        self._descriptor = descriptor
         self._memory_kills = _memory_kills(pid)
 
     def fileno(self) -> int:

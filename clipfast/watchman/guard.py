@@ -22,7 +22,8 @@ _TICK_SECONDS = 0.25
 _OVERSLEPT = 5.0
 _CONNECT_SECONDS = 3.0
 # A rank that was told to end and is still there then is killed.
-_GRACE_SECONDS = 6.0
+_GRACE_SECONDS = 10.0
+_GRACE_OF_WHO_HANGS = 4.0
 # From the end of a rank to the word of the hub.
 _WORD_SECONDS = 4.0
 # A guard is gone so long after its rank, whatever holds it up.
@@ -43,6 +44,7 @@ class Setup:
         speaks: it prints what the hub decides: one per host.
         host: name of this one.
         pid: of the rank.
+        process: descriptor of ``os.pidfd_open`` of it.
         token: that guards and hub know.
         addresses: of the hub, to be tried in turn.
         patience: ``--watchdog-seconds``.
@@ -59,6 +61,7 @@ class Setup:
     speaks: bool
     host: str
     pid: int
+    process: int
     token: str
     addresses: list[tuple[str, int]]
     patience: float
@@ -79,7 +82,7 @@ class Guard:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._watched = Watched(setup.pid)
+        self._watched = Watched(setup.pid, setup.process)
         self._record = Record(setup.record)
         self._rank = Line(socket.socket(fileno=setup.rank_end))
         self._judge = Judge(setup.patience)
@@ -126,13 +129,13 @@ class Guard:
                 selector.unregister(self._rank)
         if self._left:
             return False
+        if self._line is not None and self._line in ready:
+            self._from_hub(self._line, now)
+            if not self._line.is_open:
+                selector.unregister(self._line)
+                self._line = None
         if self._line is not None:
-            if self._line in ready:
-                self._from_hub(self._line, now)
-                if not self._line.is_open:
-                    selector.unregister(self._line)
-                    self._line = None
-            self._beat(now)
+            self._beat(self._line, now)
         if self._line is None and not self._decided:
             self._decide({"kind": "silent", "text": f"{self._at_the_hub()} is gone"}, now)
         if now > self._kill_at:
@@ -149,7 +152,7 @@ class Guard:
         setup = self._setup
         deadline = time.monotonic() + min(setup.patience, 60.0)
         reason = ""
-        while not self._watched.has_ended:
+        while True:
             for address in setup.addresses:
                 try:
                     connection = socket.create_connection(address, timeout=_CONNECT_SECONDS)
@@ -161,7 +164,7 @@ class Guard:
                 self._line.send(token=setup.token, **who)
                 self._heard = time.monotonic()
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or self._watched.has_ended:
                 self._decide(
                     {
                         "kind": "refused",
@@ -176,20 +179,22 @@ class Guard:
                 return
             time.sleep(_TICK_SECONDS)
 
-    def _beat(self, now: float) -> None:
-        assert self._line is not None
-        self._line.flush()
+    def _say_where(self, line: Line) -> None:
+        place = self._record.read()
+        line.send(
+            k="beat",
+            count=place.count,
+            step=place.step,
+            part=place.part,
+            limit=self._judge.limit(*self._record.past(place.part)),
+            state=self._watched.state(),
+        )
+
+    def _beat(self, line: Line, now: float) -> None:
+        line.flush()
         if now - self._beat_at >= BEAT_SECONDS:
             self._beat_at = now
-            place = self._record.read()
-            self._line.send(
-                k="beat",
-                count=place.count,
-                step=place.step,
-                part=place.part,
-                limit=self._judge.limit(*self._record.past(place.part)),
-                state=self._watched.state(),
-            )
+            self._say_where(line)
         if not self._decided and now - self._heard > self._judge.silence:
             seconds = now - self._heard
             text = (
@@ -240,7 +245,8 @@ class Guard:
         return os.pread(self._setup.stacks, size - before, before).decode(errors="replace")
 
     def _keep(self, text: str) -> None:
-        assert self._logs is not None
+        if self._logs is None:
+            return
         place, state = self._record.read(), self._watched.state()
         head = (
             f"rank {self._setup.rank} on {self._setup.host}, process {self._setup.pid}: after step "
@@ -257,7 +263,8 @@ class Guard:
             return
         self._decided = True
         self._rank.send(**{"status": 1, **verdict, "k": "verdict"})
-        self._kill_at = min(self._kill_at, now + _GRACE_SECONDS)
+        hangs = self._setup.rank in verdict.get("hanging", ())
+        self._kill_at = now + (_GRACE_OF_WHO_HANGS if hangs else _GRACE_SECONDS)
         if self._watched.state() in ("T", "t"):
             self._kill_at = now
         if self._watched.has_ended:
@@ -271,6 +278,7 @@ class Guard:
     def _ended(self, now: float) -> None:
         signal.alarm(_OUTLIVES_SECONDS)
         if self._line is not None:
+            self._say_where(self._line)
             self._line.send(k="ended", text=self._watched.how_it_ended())
         self._leave_at = now if self._decided else now + _WORD_SECONDS
 

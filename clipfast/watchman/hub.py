@@ -211,9 +211,11 @@ class Hub:
         lines = list(hang_report(hanging, views, self._now, logs))
         with suppress(OSError):
             print("\n".join(lines), file=sys.stderr, flush=True)
-        first = hanging[0]
         text = headline(hanging, views, self._now)
-        self._decide({"kind": "hang", "rank": first.rank, "text": text, "status": 1})
+        names = [view.rank for view in hanging]
+        self._decide(
+            {"kind": "hang", "rank": names[0], "hanging": names, "text": text, "status": 1}
+        )
 
     def _decide(self, verdict: Message) -> None:
         self._verdict = verdict

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from clipfast.watchman.record import PARTS, Place
 
-# A rank is silent where nothing comes from its guard for so much of the patience, a minute at most.
+# A rank is silent where nothing comes from its guard for so much of the patience, within these.
 _SILENT = 0.75
+_SHORTEST_SILENCE = 10.0
 _LONGEST_SILENCE = 45.0
 # A rank stalls after so much of the patience: stacks and a report take the rest.
 _STALLED = 0.9
@@ -65,11 +66,15 @@ class Judge:
 
     Args:
         patience: ``--watchdog-seconds``.
+
+    Attributes:
+        patience: as given.
+        silence: seconds after which a rank that nothing is heard of counts as lost.
     """
 
     def __init__(self, patience: float) -> None:
         self.patience = patience
-        self.silence = _SILENT * min(patience, _LONGEST_SILENCE / _SILENT)
+        self.silence = min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, _SILENT * patience))
 
     def limit(self, times: int, longest: float) -> float:
         """Seconds that a rank may be in a part without a mark.

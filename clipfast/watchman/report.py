@@ -53,7 +53,7 @@ def hang_report(
         Those who hang first; ranks that stand at one place share their lines.
     """
     names = {view.rank for view in hanging}
-    rest = [view for view in views if view.rank not in names]
+    rest = sorted((v for v in views if v.rank not in names), key=lambda v: v.rank)
     yield f"HANG: {headline(hanging, [*hanging, *rest], now)}"
     for _, group in groupby(sorted(hanging, key=_place), key=_place):
         yield from _lines(list(group), now)

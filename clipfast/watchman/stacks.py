@@ -14,7 +14,7 @@ _WAITS = re.compile(
     r"|\ball_(reduce|gather|to_all)|reduce_scatter|broadcast|\bbarrier\("
 )
 _COLLECTIVES = re.compile(r"/(torch/distributed|deepspeed/comm)/")
-_OURS = re.compile(r"/(clipfast|kernels|recipes)/")
+_OTHERS = re.compile(r"/(site-packages|dist-packages|lib/python3[.\d]*)/")
 # Frames of a rank in a report.
 _SHOWN = 5
 
@@ -32,6 +32,11 @@ class Frame:
     path: str
     line: int
     function: str
+
+    @property
+    def is_ours(self) -> bool:
+        """It is clipfast's or the recipe's, and not a library's."""
+        return "/clipfast/" in self.path or not _OTHERS.search(self.path)
 
     def __str__(self) -> str:
         parts = Path(self.path).parts
@@ -67,12 +72,12 @@ def is_waiting(frames: list[Frame]) -> bool:
     Args:
         frames: of ``main_thread``.
     """
-    if not frames:
-        return False
-    innermost = frames[0]
-    if _COLLECTIVES.search(innermost.path):
-        return True
-    return bool(_WAITS.search(linecache.getline(innermost.path, innermost.line)))
+    for frame in frames:
+        if _COLLECTIVES.search(frame.path):
+            return True
+        if frame.is_ours:
+            return bool(_WAITS.search(linecache.getline(frame.path, frame.line)))
+    return False
 
 
 def telling(frames: list[Frame]) -> list[str]:
@@ -82,5 +87,5 @@ def telling(frames: list[Frame]) -> list[str]:
     Args:
         frames: of ``main_thread``.
     """
-    ours = [frame for frame in frames[1:] if _OURS.search(frame.path)]
+    ours = [frame for frame in frames[1:] if frame.is_ours]
     return [str(frame) for frame in (*frames[:1], *ours[: _SHOWN - 1])]
