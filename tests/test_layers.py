@@ -24,6 +24,7 @@ RANKS = {
     "clipfast.ops": 1,
     # How files are written: whatever writes one may use it.
     "clipfast.files": 1,
+    "clipfast.sink": 1,
     # How pixels are prepared: the loaders do it, and files of weights tell it.
     "clipfast.preprocessing": 1,
     # What a mistyped name probably meant.

@@ -347,7 +347,15 @@ class CheckpointConfig:
     """Save every so many minutes as well; 0: not by time."""
 
     keep: int = 2
-    """Number of checkpoints kept; older ones are deleted once a newer one is complete."""
+    """Number of checkpoints kept, the newest; older ones are deleted once a newer one is
+    complete."""
+
+    keep_every: int = 0
+    """Save every so many steps as well, and keep these checkpoints for good; 0: none."""
+
+    background: bool = False
+    """Train on while a checkpoint is written, from a copy of it in the host's memory. The memory
+    must have room for it: as much as the rank writes. Pinned where there is a GPU."""
 
     resume: Annotated[str | None, tyro.conf.arg(aliases=[ALIASES["--checkpoint.resume"]])] = None
     """'latest' goes on from the newest intact checkpoint of this run (from the beginning where
@@ -370,11 +378,21 @@ class CheckpointConfig:
             every_steps=Range(0, _MOST, why="0 saves none by steps"),
             every_minutes=Range(0, why="0 saves none by time"),
             keep=_COUNT,
+            keep_every=Range(0, _MOST, why="0 keeps none for good"),
         )
         _require(
             self.resume != "",
             "--resume is empty: pass 'latest' or a path, or leave the option out to start anew",
         )
+
+    def kept_for_good(self, first: int, last: int) -> int:
+        """How many checkpoints of these steps are kept for good.
+
+        Args:
+            first: step that the run goes on from.
+            last: step that it ends at.
+        """
+        return last // self.keep_every - first // self.keep_every if self.keep_every else 0
 
 
 @dataclass(frozen=True)

@@ -39,15 +39,17 @@ class Opening:
         self._folder = RunFolder(plan.folder, sync=options.fsync)
         self._goes_on = _goes_on(plan.folder / "checkpoints", options.resume)
         self.chosen: Chosen | None = None
+        self._checkpoints: Checkpoints | None = None
         self._differences: list[Difference] = []
         try:
             self.run_id = from_main(plan.process, self._open)
-            self.checkpoints = Checkpoints(
+            self.checkpoints = self._checkpoints = Checkpoints(
                 plan.folder / "checkpoints",
                 options.keep,
                 plan.process,
                 plan.layout,
                 run=self.run_id,
+                keep_every=options.keep_every,
                 sync=options.fsync,
             )
             if options.resume:
@@ -79,23 +81,27 @@ class Opening:
 
         from_main(self._plan.process, begin)
 
-    def look_for_room(self, model: nn.Module) -> None:
+    def look_for_room(self, model: nn.Module, first: int, last: int) -> None:
         """Say at once what a disk would say after the first thousand steps.
 
         Args:
             model: of the engine.
+            first: step that the run goes on from.
+            last: step that it ends at.
         """
         plan, options = self._plan, self._plan.config.checkpoint
         # A model that stage 3 has cut up no longer tells its size.
         if not plan.process.is_main or plan.stage == 3 or not saves(options):
             return
         each = saved_bytes(plan, model)
+        for_good = options.kept_for_good(first, last)
         # One more than is kept stands while it is written.
-        wanted = each * (options.keep + 1)
+        wanted = each * (options.keep + 1 + for_good)
         free = free_bytes(plan.folder)
         if free is not None and free < wanted:
+            kept = f"{options.keep} kept" + (f", {for_good} kept for good" if for_good else "")
             tell(
-                f"Checkpoints will take {wanted / 1e9:.1f} GB ({options.keep} kept and one more of "
+                f"Checkpoints will take {wanted / 1e9:.1f} GB ({kept} and one more of "
                 f"{each / 1e9:.2f} GB each), and {free / 1e9:.1f} GB are free at {plan.folder}"
             )
 
@@ -115,6 +121,8 @@ class Opening:
             status: how the run ended, for its record; empty where it never began.
             step: optimizer steps taken.
         """
+        if self._checkpoints is not None:
+            self._checkpoints.saving.close()
         if status and self._plan.process.is_main:
             self._folder.end(status, step)
         self._folder.close()
@@ -149,7 +157,7 @@ class Opening:
 
 def saves(options: CheckpointConfig) -> bool:
     """Whether checkpoints are wanted at all."""
-    return options.every_steps > 0 or options.every_minutes > 0
+    return options.every_steps > 0 or options.every_minutes > 0 or options.keep_every > 0
 
 
 def _goes_on(checkpoints: Path, which: str | None) -> bool:

@@ -54,6 +54,10 @@ class Requests:
     Args:
         process: this rank.
         every_minutes: between checkpoints; 0 asks for none by time.
+
+    Attributes:
+        signal_name: of the first signal that this rank got.
+        least_progress: of the ranks' saves in the background, as ``agree`` learned it last.
     """
 
     def __init__(self, process: Process, every_minutes: float) -> None:
@@ -64,6 +68,7 @@ class Requests:
         self._signalled_at: float | None = None
         self._ends_at_once = False
         self.signal_name = ""
+        self.least_progress = 0
 
     def listen(self) -> None:
         """Take Ctrl-C, SIGTERM and SIGUSR1, as launchers and schedulers send them, for a request to
@@ -93,11 +98,19 @@ class Requests:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         self._shared.forget(Request.SAVE)
 
-    def agree(self) -> Request:
+    def agree(self, progress: int = 0) -> Request:
         """The largest request of any rank, since clocks differ and signals reach ranks one by one.
         Called by every rank after every step; on several GPUs it tells what was asked for a step
-        before, and nobody waits."""
-        return Request(self._shared.largest(int(self._wanted())))
+        before, and nobody waits.
+
+        Args:
+            progress: of this rank's save in the background; the smallest of all ranks is
+                ``least_progress`` from then on.
+        """
+        # One collective carries both.
+        wanted, missing = self._shared.largest(int(self._wanted()), -progress)
+        self.least_progress = -missing
+        return Request(wanted)
 
     def leave_if_stopped(self) -> None:
         """Between two batches of something long. A collective, as ``agree``.
@@ -147,10 +160,10 @@ class Requests:
 
 
 class _Shared:
-    """The largest of the ranks' numbers.
+    """The largest of the ranks' numbers, two at a time.
 
-    On GPUs the sum of a step's work would have to be waited for; there a number is on its way while
-    the next step runs.
+    On GPUs the sum of a step's work would have to be waited for; there numbers are on their way
+    while the next step runs.
     """
 
     def __init__(self, process: Process) -> None:
@@ -159,33 +172,34 @@ class _Shared:
         self._forgotten = -1
 
     def forget(self, number: int) -> None:
-        """What is on its way with this number was asked for before it was done."""
+        """What is on its way with this first number was asked for before it was done."""
         self._forgotten = number if self._under_way is not None else -1
 
-    def largest(self, number: int) -> int:
+    def largest(self, first: int, second: int) -> tuple[int, int]:
         if self._process.world_size == 1:
-            return number
-        if self._process.device.type != "cuda":
-            shared = torch.tensor(number)
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-            return int(shared)
-        before = self._arrived()
-        shared = torch.full((), number, dtype=torch.int32, device=self._process.device)
+            return first, second
+        on_gpu = self._process.device.type == "cuda"
+        before = self._arrived() if on_gpu else (0, 0)
+        shared = torch.full((2,), first, device=self._process.device)
+        shared[1] = second
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        host = torch.empty((), dtype=torch.int32, pin_memory=True)
+        if not on_gpu:
+            return int(shared[0]), int(shared[1])
+        host = torch.empty(2, dtype=shared.dtype, pin_memory=True)
         host.copy_(shared, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self._under_way = (host, event)
         return before
 
-    def _arrived(self) -> int:
+    def _arrived(self) -> tuple[int, int]:
         if self._under_way is None:
-            return 0
+            # What nobody has said yet: no request, and no progress.
+            return 0, 0
         host, event = self._under_way
         event.synchronize()
-        number = int(host)
-        if number == self._forgotten:
-            number = 0
+        first, second = int(host[0]), int(host[1])
+        if first == self._forgotten:
+            first = 0
         self._forgotten = -1
-        return number
+        return first, second

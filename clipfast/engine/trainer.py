@@ -28,11 +28,12 @@ from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.observing.observer import Observer
-from clipfast.engine.opening import Opening, saves
+from clipfast.engine.opening import Opening
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests, StopAsked
 from clipfast.engine.rows import read_rows
+from clipfast.engine.saves import Saves
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
 from clipfast.eval import Measured, Retrieval
@@ -152,6 +153,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self._cpu_products = cpu_products.agree(process)
         self._requests = Requests(process, options.checkpoint.every_minutes)
+        self._saves = Saves(self._opening, self._requests, options.checkpoint)
         chosen = self._opening.chosen
         if chosen is not None:
             self._place_loader(chosen)
@@ -160,7 +162,7 @@ class Trainer:
         if chosen is not None:
             self._load(chosen)
         self._opening.begin(self.step)
-        self._opening.look_for_room(self.engine.module)
+        self._opening.look_for_room(self.engine.module, self.step, self.length.steps)
         if process.device.type == "cpu":
             keep_freed_memory()
 
@@ -239,20 +241,24 @@ class Trainer:
                 if self._skips.wanted:
                     values["skipped_samples"] = len(self._skips)
                 metrics.log(self.step, values)
-                self._require_finite(values["loss"])
+                self._require_finite(values["loss"], metrics)
             progress.mark("agreement")
-            request = self._requests.agree()
+            request = self._requests.agree(self._saves.progress)
             stops = request == Request.STOP and not last
             with clock.paused():
+                progress.mark("save")
+                self._saves.go_on(metrics.say)
                 if self._due(options.logging.eval_every_steps) and not last and not stops:
+                    # Nobody puts it in place meanwhile.
+                    self._saves.finish(metrics.say)
                     progress.mark("evaluation")
                     try:
                         self._evaluate(metrics, self._requests.leave_if_stopped)
                     except StopAsked:
                         request, stops = Request.STOP, True
                 progress.mark("save")
-                if request or self._checkpoint_due(last):
-                    self._require_finite(loss.item())
+                if request or self._saves.are_due(self.step, last=last):
+                    self._require_finite(loss.item(), metrics)
                     with metrics.timed(self.step, "seconds/checkpoint"):
                         self._save(metrics, stops=stops, last=last)
             if stops:
@@ -262,10 +268,6 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
-    def _checkpoint_due(self, last: bool) -> bool:
-        options = self.plan.config.checkpoint
-        return self._due(options.every_steps) or (last and saves(options))
-
     def _values(self, loss: Tensor, logit_scale: Tensor, lr: float) -> dict[str, float]:
         return {
             "loss": loss.item(),
@@ -274,9 +276,11 @@ class Trainer:
             "epoch": self.step / self.loader.batches_per_epoch,
         }
 
-    def _require_finite(self, loss: float) -> None:
+    def _require_finite(self, loss: float, metrics: Metrics) -> None:
         if math.isfinite(loss):
             return
+        # All ranks have the same loss, and what is being saved was finite.
+        self._saves.finish(metrics.say)
         latest = self._opening.checkpoints.latest()
         raise FloatingPointError(
             f"the loss is {loss} after step {self.step}. Last complete checkpoint: "
@@ -312,7 +316,7 @@ class Trainer:
         return [*paths, curves]
 
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
-        """Save a checkpoint; one that fails costs the attempt, not the run."""
+        """Save a checkpoint, with all that a run needs beside the engine's state."""
         # What any rank has met belongs to the loader's state, which is rank 0's.
         self._skips.share(metrics.say)
         state = {
@@ -321,26 +325,7 @@ class Trainer:
             "config": plain(self.plan.config),
         }
 
-        def save() -> None:
-            self._opening.require()
-            self._opening.checkpoints.save(self.engine, self.step, state)
-
-        # A run that ends here has no later attempt of its own accord.
-        words = f"NOT SAVED after step {self.step}"
-        failed = attempt(save, words, metrics.say, self._requests if last else None)
-        if failed and stops:
-            failed = attempt(save, words, metrics.say)
-        if failed:
-            self._requests.failed()
-        else:
-            self._requests.saved()
-        if stops:
-            by = self._requests.signal_name or "a signal"
-            saved = self._opening.checkpoints.latest()
-            metrics.say(
-                f"Interrupted by {by} after step {self.step}. Go on from {saved or 'the start'} "
-                "with the same command and --resume latest"
-            )
+        self._saves.save(self.engine, self.step, state, metrics.say, stops=stops, last=last)
 
     def _export(self, metrics: Metrics) -> list[str]:
         """Write the final weights.

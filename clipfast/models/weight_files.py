@@ -31,6 +31,7 @@ from clipfast.models.torchscript import is_torchscript, read_torchscript
 from clipfast.models.weight_parts import INDEX, file_at, read_parts
 from clipfast.models.wrappers import find_state
 from clipfast.models.zips import entry_names, small_entry
+from clipfast.sink import Sink
 
 _SAFETENSORS = ".safetensors"
 _SAVED = "file of torch.save"
@@ -241,35 +242,10 @@ def _compact(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return owned
 
 
-class _Sink:
-    """A file for `torch.save`, which reports a failed write as an error of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.failure = self.failure or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def _write_pt(state: dict[str, Tensor], path: Path, block: str | None) -> None:
-    sink: Any = _Sink(path)
-    try:
-        torch.save(state, sink)
-    except RuntimeError as error:
-        raise (sink.failure or error) from error
-    finally:
-        sink.close()
+    with Sink(path) as sink:
+        file: Any = sink
+        torch.save(state, file)
     if block is not None:
         with zipfile.ZipFile(path, "a") as archive:
             root = archive.namelist()[0].partition("/")[0]

@@ -14,52 +14,12 @@ from clipfast.checkpoint import manifest as manifests
 from clipfast.checkpoint.manifest import NAME
 from clipfast.data import TrainLoader
 from clipfast.engine import ConfigError
-from clipfast.engine.checkpoint import Checkpoints, SaveFailed
-from clipfast.engine.deepspeed.files import CheckpointFiles
+from clipfast.engine.checkpoint import SaveFailed
 from tests.checkpoint.damage import DAMAGES
-from tests.engine.plans import plan
+from tests.engine.saved import Engine, checkpoints, names, resume
 
 WRITTEN_BY_0_1 = Path(__file__).parent / "written_by_0_1"
 pytestmark = pytest.mark.usefixtures("process_group")
-
-
-class Engine:
-    """DeepSpeed's two calls, with one small file of tensors and one of the optimizer."""
-
-    def __init__(self) -> None:
-        self.checkpoint_engine = CheckpointFiles()
-        self.fails = False
-        self.loaded: list[str] = []
-
-    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        assert not save_latest
-        for name in ("model.pt", "optimizer.pt"):
-            state = {"tag": tag, "values": torch.arange(5000.0)}
-            self.checkpoint_engine.save(state, str(Path(folder, tag, name)))
-            if self.fails:
-                self.checkpoint_engine.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-
-    def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict]:
-        for path in Path(folder, tag).glob("*.pt"):
-            self.checkpoint_engine.load(str(path), "cpu")
-        self.loaded.append(tag)
-        return tag, {}
-
-
-def checkpoints(folder: Path, keep: int = 2, run: str = "a-run", **options) -> Checkpoints:
-    made = plan(**options)
-    return Checkpoints(folder, keep, made.process, made.layout, run=run)
-
-
-def resume(saved: Checkpoints, engine: Engine, which: str) -> Manifest | None:
-    chosen = saved.choose(which)
-    if chosen is not None:
-        saved.load(engine, chosen)
-    return chosen and chosen.manifest
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_checkpoints_keep_the_last_and_say_what_is_in_them(tmp_path):
@@ -210,6 +170,22 @@ def test_checkpoints_keep_as_many_as_asked_and_no_damaged_one_for_a_good_one(tmp
     saved.save(engine, 99, {})
     good = [found for found in find(tmp_path) if found.manifest]
     assert len(good) == keep
+
+
+def test_checkpoints_at_multiples_are_kept_for_good_beside_the_newest(tmp_path):
+    saved, engine = checkpoints(tmp_path, keep=2, keep_every=20), Engine()
+    for step in (10, 20, 30, 40, 50, 60, 65):
+        saved.save(engine, step, {})
+    kept = [f"step{step:08d}" for step in (20, 40, 60, 65)]
+    assert names(tmp_path) == kept
+    # A start without the option deletes none that were promised.
+    later = checkpoints(tmp_path, keep=1)
+    later.save(engine, 70, {})
+    assert names(tmp_path) == [*kept[:3], "step00000070"]
+    # A damaged one is no checkpoint to count on, but stays in its place.
+    (tmp_path / "step00000020" / NAME).write_text("null")
+    saved.save(engine, 80, {})
+    assert "step00000020" in names(tmp_path)
 
 
 def test_checkpoints_that_cannot_be_read_now_are_passed_over_and_keep_their_name(

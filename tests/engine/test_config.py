@@ -9,7 +9,7 @@ import clipfast.engine
 import recipes.rn50x64
 from clipfast.engine import Config, ConfigError, ModelOptions
 from clipfast.engine.cli import main, parse
-from clipfast.engine.config import DataConfig, OptimizerConfig, ScheduleConfig
+from clipfast.engine.config import CheckpointConfig, DataConfig, OptimizerConfig, ScheduleConfig
 from clipfast.engine.plan import resolve_precision
 from tests.engine.launching import fail
 
@@ -147,3 +147,8 @@ def test_recipes_refuse_bad_options_before_anything_starts(options, words, capsy
 )
 def test_launched_recipes_refuse_bad_options_with_a_remedy(options, words):
     assert words in fail("rn50x64.py", *options)
+
+
+@pytest.mark.parametrize(("every", "count"), [(0, 0), (10, 3), (41, 0)])
+def test_config_counts_the_checkpoints_that_a_run_will_keep_for_good(every, count):
+    assert CheckpointConfig(keep_every=every).kept_for_good(15, 40) == count

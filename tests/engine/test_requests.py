@@ -74,23 +74,23 @@ def test_requests_on_several_gpus_forget_a_save_that_was_under_way_when_it_was_m
     shared = requests._Shared(plan(ranks=2).process)
     event = type("Event", (), {"synchronize": lambda self: None})()
     for forgotten, arrives in ((Request.SAVE, Request.GO_ON), (Request.STOP, Request.SAVE)):
-        shared._under_way = (torch.tensor(int(Request.SAVE)), event)
+        shared._under_way = (torch.tensor([int(Request.SAVE), -3]), event)
         shared.forget(forgotten)
-        assert shared._arrived() == arrives
+        assert shared._arrived() == (arrives, -3)
     # One that comes later counts again.
-    assert shared._arrived() == Request.SAVE
+    assert shared._arrived() == (Request.SAVE, -3)
 
 
-def _stop_one() -> list[int]:
+def _stop_one() -> list[tuple[int, int]]:
     import torch.distributed as dist
 
     asked = Requests(plan(ranks=2, rank=dist.get_rank()).process, every_minutes=0)
     asked.listen()
-    found = [int(asked.agree())]
+    found = [(int(asked.agree(progress=2 + dist.get_rank())), asked.least_progress)]
     if dist.get_rank() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    return [*found, int(asked.agree())]
+    return [*found, (int(asked.agree(progress=5)), asked.least_progress)]
 
 
-def test_requests_of_one_rank_reach_the_others_in_the_same_step():
-    assert run_ranks(2, _stop_one) == [[Request.GO_ON, Request.STOP]] * 2
+def test_requests_of_one_rank_and_the_least_progress_reach_all_in_the_same_step():
+    assert run_ranks(2, _stop_one) == [[(Request.GO_ON, 2), (Request.STOP, 5)]] * 2

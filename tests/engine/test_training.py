@@ -26,6 +26,11 @@ from tests.engine.launching import (
 EVAL = ("--data.eval", "sample/noto")
 FOUR = ("--max-steps", "4")
 SAVED = (*FOUR, "--checkpoint.every-steps", "2")
+# The second is kept for good, so that it can be gone on from.
+IN_BACKGROUND = (
+    *(*FOUR, "--checkpoint.every-steps", "1", "--checkpoint.keep", "1"),
+    *("--checkpoint.background", "--checkpoint.keep-every", "2"),
+)
 # Radford et al. 2021, section 2.5.
 PAPER = (
     *("--optimizer.stats", "fp16", "--optimizer.image-weights", "remainder"),
@@ -91,6 +96,7 @@ def alone(tmp_path_factory) -> Path:
         "saved-1-micro": [*SAVED, *BF16, *parts, "--zero-stage", "1"],
         "saved-2-micro": [*SAVED, *BF16, *parts, "--zero-stage", "2"],
         "saved-3-mixed": [*SAVED, *BF16, *MIXED, *parts, "--zero-stage", "3"],
+        "background": [*IN_BACKGROUND, *parts, "--zero-stage", "1"],
     }
     other = {
         "converted": [
@@ -119,6 +125,7 @@ def together(tmp_path_factory) -> Path:
         f"paper-{stage}": [*SAVED, *BF16, *PAPER, "--zero-stage", str(stage)]
         for stage in RECOMPUTED
     }
+    saved["background"] = [*IN_BACKGROUND, "--zero-stage", "2", "--model.recompute", RECOMPUTED[2]]
     train_in_turn(folder, {**runs, **saved, **resumed(folder, saved)}, ranks=2)
     return folder
 
@@ -132,6 +139,16 @@ def assert_repeats(folder: Path, name: str) -> None:
     whole, again = weights(folder / name), weights(folder / f"{name}-resumed")
     assert losses(folder / f"{name}-resumed") == losses(folder / name)[2:]
     assert [key for key in whole if not torch.equal(whole[key], again[key])] == []
+
+
+def test_runs_that_save_in_the_background_train_the_same_bits_and_go_on(together, alone):
+    for folder, same in ((alone, "fp32"), (together, "fp32-2")):
+        assert losses(folder / "background") == losses(folder / same)
+        ours, theirs = weights(folder / "background"), weights(folder / same)
+        assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
+        assert_repeats(folder, "background")
+        kept = sorted(path.name for path in (folder / "background" / "checkpoints").iterdir())
+        assert kept == ["step00000002", "step00000004"]
 
 
 @pytest.mark.parametrize("stage", RECOMPUTED)

@@ -36,9 +36,11 @@ def look(situation: Situation) -> Seen:
     with torch.device("meta"):
         model = CLIP(plan.architecture)
     options = plan.config.checkpoint
+    # How long epochs are is not known here.
+    for_good = options.kept_for_good(0, plan.config.schedule.max_steps or 0)
     # One more than is kept stands while it is written.
     seen["checkpoint"] = saved_bytes(plan, model)
-    seen["needed"] = seen["checkpoint"] * (options.keep + 1)
+    seen["needed"] = seen["checkpoint"] * (options.keep + 1 + for_good)
     temporary = tempfile.gettempdir()
     seen |= {"temporary": temporary, "temporary_free": free_bytes(temporary)}
     return seen

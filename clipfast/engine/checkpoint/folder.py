@@ -13,6 +13,9 @@ from clipfast.checkpoint import Found, Manifest, find, look
 from clipfast.checkpoint.manifest import folder_name_of
 from clipfast.files import explain, sync_path
 
+# In the state of a checkpoint that is kept for good.
+FOR_GOOD = "kept_for_good"
+
 
 class CheckpointFolder:
     """``RUN/checkpoints``.
@@ -21,13 +24,23 @@ class CheckpointFolder:
         path: of the folder; it need not exist.
         run: id of the run; empty takes the checkpoints of any.
         keep: how many stay, the newest.
+        keep_every: those whose step is a multiple of it stay too; 0: none.
         sync: wait until what is put in place is on the disk.
     """
 
-    def __init__(self, path: Path, *, run: str = "", keep: int = 1, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        run: str = "",
+        keep: int = 1,
+        keep_every: int = 0,
+        sync: bool = True,
+    ) -> None:
         self.path = path
         self.run = run
         self.keep = keep
+        self.keep_every = keep_every
         self.sync = sync
 
     def latest(self) -> Path | None:
@@ -124,20 +137,29 @@ class CheckpointFolder:
         """Of the checkpoint that is saved next."""
         return 1 + max((f.manifest.counter for f in find(self.path) if f.manifest), default=-1)
 
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint after a step is kept for good."""
+        return self.keep_every > 0 and step % self.keep_every == 0
+
     def _delete_all_but(self, newest: Path) -> None:
         others = [
-            found.path
+            found
             for found in find(self.path)
             # Another run's are not ours, and what is damaged is no checkpoint to count on.
             if found.path != newest and found.manifest and not self.foreign(found)
         ]
         # The newest last; one place is taken by what was just saved.
-        for old in others[: max(0, len(others) - (self.keep - 1))]:
+        surplus = others[: max(0, len(others) - (self.keep - 1))]
+        for old in [f.path for f in surplus if f.manifest and not self._is_for_good(f.manifest)]:
             # Under another name a half-deleted folder is no checkpoint.
             hidden = old.with_name(f".{old.name}.deleted")
             with suppress(OSError):
                 old.rename(hidden)
                 shutil.rmtree(hidden)
+
+    def _is_for_good(self, manifest: Manifest) -> bool:
+        # A start without the option, or with another number, deletes none that were promised.
+        return manifest.state.get(FOR_GOOD) is True or self.stays(manifest.step)
 
 
 def put_aside(path: Path, why: str = "damaged") -> str:

@@ -16,11 +16,15 @@ class Checkpoints:
 
     Args:
         folder: holds them.
-        keep: how many stay.
+        keep: how many stay, the newest.
         process: this rank.
         layout: what a checkpoint must share with the run that loads it, such as the ZeRO stage.
         run: id of the run; empty takes the checkpoints of any.
+        keep_every: those whose step is a multiple of it stay too; 0: none.
         sync: wait until what is saved is on the disk.
+
+    Attributes:
+        saving: writes them.
     """
 
     def __init__(
@@ -31,13 +35,16 @@ class Checkpoints:
         layout: dict[str, int | str],
         *,
         run: str = "",
+        keep_every: int = 0,
         sync: bool = True,
     ) -> None:
         self.layout = layout
         self._process = process
-        self._folder = CheckpointFolder(folder, run=run, keep=keep, sync=sync)
+        self._folder = CheckpointFolder(
+            folder, run=run, keep=keep, keep_every=keep_every, sync=sync
+        )
         self._choosing = Choosing(self._folder, process, layout)
-        self._saving = Saving(self._folder, process, layout)
+        self.saving = Saving(self._folder, process, layout)
 
     def latest(self) -> Path | None:
         """The newest, as far as its manifest tells."""
@@ -58,7 +65,7 @@ class Checkpoints:
             engine: the DeepSpeed engine.
             chosen: of ``choose``.
         """
-        self._saving.size = chosen.manifest.size
+        self.saving.size = chosen.manifest.size
         self._choosing.load(engine, chosen)
 
     def save(self, engine: Any, step: int, state: Mapping[str, Any]) -> Path:
@@ -69,7 +76,7 @@ class Checkpoints:
             step: optimizer steps taken.
             state: what else a run needs to go on; as JSON takes it.
         """
-        return self._saving.save(engine, step, state)
+        return self.saving.save(engine, step, state)
 
     def tidy(self) -> None:
         """Finish or remove what a killed run left half done."""

@@ -1,7 +1,8 @@
 """How DeepSpeed's checkpoints reach the disk and come back: hashed, synced, read without trust."""
 
-import hashlib
+import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from clipfast.checkpoint import Entry, load_trusted
+from clipfast.engine.checkpoint.host_copies import HostCopies
+from clipfast.sink import Sink
 
-# Below it the hand-over to the hashing thread costs more than the hash.
-_LEAST_FOR_A_THREAD = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointEngine):
@@ -24,18 +26,25 @@ class CheckpointFiles(CheckpointEngine):
     Attributes:
         written: the files of the save under way, by name.
         error: the first failure of the save under way.
-        sync: files are on the disk when a save ends.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.sync = True
+        self._given_up = threading.Event()
         self.begin()
 
-    def begin(self) -> None:
-        """Forget the save before."""
+    def begin(self, *, sync: bool = True, copies: HostCopies | None = None) -> None:
+        """Forget the save before.
+
+        Args:
+            sync: files are on the disk when the save ends.
+            copies: given, what is to be saved is copied there, and ``write_copies`` writes it.
+        """
         self.written: dict[str, Entry] = {}
         self.error: OSError | None = None
+        self._sync = sync
+        self._copies = copies
+        self._waiting: list[tuple[Any, str]] = []
 
     def create(self, info: Any) -> None:
         """Called before a save."""
@@ -48,13 +57,29 @@ class CheckpointFiles(CheckpointEngine):
             self.failed(error)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file."""
+        """Write one file, or copy what it is to hold."""
         if self.error is not None:
             return
-        try:
-            self.written[os.path.basename(path)] = write_hashed(state_dict, path, sync=self.sync)
-        except OSError as error:
-            self.failed(error)
+        if self._copies is not None:
+            try:
+                self._waiting.append((self._copies.take(state_dict), path))
+                return
+            except MemoryError as error:
+                _log.warning("%s. %s is written while training waits", error, path)
+        self._write(state_dict, path)
+
+    def write_copies(self) -> None:
+        """Write the files whose content was copied; another thread may call it."""
+        if self._copies is not None:
+            self._copies.wait()
+        for state, path in self._waiting:
+            if self.error is None:
+                self._write(state, path)
+        self._waiting.clear()
+
+    def give_up(self) -> None:
+        """Let the save under way fail soon: nobody waits for it any more."""
+        self._given_up.set()
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Read one file.
@@ -71,6 +96,13 @@ class CheckpointFiles(CheckpointEngine):
     def failed(self, error: OSError) -> None:
         """Keep the first failure."""
         self.error = self.error or error
+
+    def _write(self, state: Any, path: str) -> None:
+        try:
+            entry = write_hashed(state, path, sync=self._sync, given_up=self._given_up)
+            self.written[os.path.basename(path)] = entry
+        except OSError as error:
+            self.failed(error)
 
 
 def copy_scripts(files: CheckpointFiles, copy: Any) -> Any:
@@ -93,13 +125,20 @@ def copy_scripts(files: CheckpointFiles, copy: Any) -> Any:
     return copied
 
 
-def write_hashed(state: Any, path: str | Path, *, sync: bool = True) -> Entry:
+def write_hashed(
+    state: Any,
+    path: str | Path,
+    *,
+    sync: bool = True,
+    given_up: threading.Event | None = None,
+) -> Entry:
     """``torch.save``, with the hash of what was written.
 
     Args:
         state: what to save.
         path: the file.
         sync: wait until it is on the disk.
+        given_up: once it is set, nobody wants the file any more, and its writing fails.
 
     Returns:
         Its size and hash.
@@ -107,54 +146,10 @@ def write_hashed(state: Any, path: str | Path, *, sync: bool = True) -> Entry:
     Raises:
         OSError: it cannot be written.
     """
-    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as hashing:
-        hashed = _HashedFile(file, hashing)
-        torch.save(state, hashed)
-        if hashed.error is not None:
-            raise hashed.error
-        if sync:
-            os.fsync(file.fileno())
-    return Entry(hashed.size, hashed.hexdigest())
-
-
-class _HashedFile:
-    """What ``torch.save`` writes to. An error is kept and not raised: it would have to pass through
-    the C++ of the archive's writer, whose destructor then writes again."""
-
-    def __init__(self, file: Any, hashing: ThreadPoolExecutor) -> None:
-        self._file = file
-        self._hashing = hashing
-        self._digest = hashlib.sha256()
-        self.size = 0
-        self.error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        if self.error is None:
-            try:
-                self._write(view)
-            except OSError as error:
-                self.error = error
-        return len(view)
-
-    def flush(self) -> None:
-        pass
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-    def _write(self, view: memoryview) -> None:
-        # Both release the interpreter: the hash costs no time where a core is free.
-        under_way = None
-        if len(view) >= _LEAST_FOR_A_THREAD:
-            under_way = self._hashing.submit(self._digest.update, view)
-        else:
-            self._digest.update(view)
-        try:
-            done = 0
-            while done < len(view):
-                done += self._file.write(view[done:])
-            self.size += done
-        finally:
-            if under_way is not None:
-                under_way.result()
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        Sink(path, hashing, sync=sync, given_up=given_up) as sink,
+    ):
+        file: Any = sink
+        torch.save(state, file)
+    return Entry(sink.size, sink.hexdigest())
