@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from clipfast.engine import progress
 from clipfast.engine.attempts import attempt
 from clipfast.engine.config import CheckpointConfig
 from clipfast.engine.opening import Opening, saves
@@ -60,7 +61,9 @@ class Saves:
         Args:
             say: shows a line.
         """
-        self._try_in_background(self._saving.finish, say)
+        if self._saving.step is not None:
+            progress.mark("save")
+            self._try_in_background(self._saving.finish, say)
 
     def save(
         self,
@@ -82,6 +85,8 @@ class Saves:
             stops: the run ends here, and can be resumed.
             last: this was its last step.
         """
+        # Not at every step: how long saves take tells the watch how long they may take.
+        progress.mark("save")
         self._wait_for_the_one_before(step, say)
         checkpoints = self._opening.checkpoints
         act: Callable[[Any, int, Mapping[str, Any]], object] = self._saving.begin

@@ -246,7 +246,6 @@ class Trainer:
             request = self._requests.agree(self._saves.progress)
             stops = request == Request.STOP and not last
             with clock.paused():
-                progress.mark("save")
                 self._saves.go_on(metrics.say)
                 if self._due(options.logging.eval_every_steps) and not last and not stops:
                     # Nobody puts it in place meanwhile.
@@ -256,7 +255,6 @@ class Trainer:
                         self._evaluate(metrics, self._requests.leave_if_stopped)
                     except StopAsked:
                         request, stops = Request.STOP, True
-                progress.mark("save")
                 if request or self._saves.are_due(self.step, last=last):
                     self._require_finite(loss.item(), metrics)
                     with metrics.timed(self.step, "seconds/checkpoint"):

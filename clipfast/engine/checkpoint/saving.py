@@ -4,7 +4,7 @@ import copy
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,16 @@ import torch.distributed as dist
 
 from clipfast.checkpoint import Entry, Manifest
 from clipfast.checkpoint.manifest import folder_name_of
+from clipfast.engine import progress
 from clipfast.engine.agreement import from_main
 from clipfast.engine.checkpoint.folder import FOR_GOOD, CheckpointFolder
 from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.engine.launch import Process
 from clipfast.files import explain
+
+
+# So long the watch is told that a rank that waits for its disk is alive.
+_PATIENT_SECONDS = 600
 
 
 class SaveFailed(OSError):
@@ -188,11 +193,11 @@ class Saving:
         """To the next milestone of a save."""
         try:
             if not save.written:
-                save.work.result()
+                _wait_for(save.work)
                 save.written = self._gather(save.files, save.partial)
                 save.work = self._begin_to_place(save)
                 return None
-            self._on_main(save.work.result, save.partial)
+            self._on_main(lambda: _wait_for(save.work), save.partial)
         except SaveFailed:
             self._under_way = None
             raise
@@ -265,3 +270,12 @@ class Saving:
             shutil.rmtree(partial, ignore_errors=True)
         dist.barrier()
         return failed
+
+
+def _wait_for(work: "Future[None]") -> None:
+    """What a thread does; its error is raised here."""
+    for _ in range(_PATIENT_SECONDS):
+        if wait([work], timeout=1).done:
+            break
+        progress.again()
+    work.result()
