@@ -20,7 +20,6 @@ from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.engine.launch import Process
 from clipfast.files import explain
 
-
 # So long the watch is told that a rank that waits for its disk is alive.
 _PATIENT_SECONDS = 600
 
