@@ -316,6 +316,10 @@ class LoggingConfig:
     trackio: str = ""
     """Write to this project of Trackio; empty: not. A resumed run goes on in the same run there."""
 
+    profile: Annotated[int, tyro.conf.arg(aliases=[ALIASES["--logging.profile"]])] = 0
+    """Trace so many steps of this start, behind its first three: a file per rank for
+    ui.perfetto.dev, and a summary of compute, communication and data. 0: none."""
+
     figures: str = ""
     """Folder for pictures drawn at the end: curves.png, and NAME.png of each evaluation that draws
     one. Empty: none."""
@@ -329,6 +333,7 @@ class LoggingConfig:
             "--logging",
             every_steps=_COUNT,
             eval_every_steps=Range(0, _MOST, why="0 evaluates at the end only"),
+            profile=Range(0, 1000, why="a trace takes some megabytes for each step"),
         )
         _require(
             not self.name or _stays_below(self.name),

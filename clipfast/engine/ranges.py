@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 ALIASES = {
     "--schedule.max-steps": "--max-steps",
     "--zero.stage": "--zero-stage",
+    "--logging.profile": "--profile",
     "--checkpoint.resume": "--resume",
     "--checkpoint.resume-with-changes": "--resume-with-changes",
 }

@@ -217,7 +217,7 @@ class Trainer:
         """Steps until the end (True) or a signal (False)."""
         plan, options = self.plan, self.plan.config
         self.engine.train()
-        observer = Observer(plan, self.engine, metrics.say)
+        observer = Observer(plan, self.engine, metrics.say, self.step, self.length.steps)
         batches = iter(self.loader)
         logged_step, logged_seconds = self.step, clock.seconds
         while self.step < self.length.steps:
@@ -260,6 +260,7 @@ class Trainer:
                     with metrics.timed(self.step, "seconds/checkpoint"):
                         self._save(metrics, stops=stops, last=last)
             if stops:
+                observer.close()
                 return False
         return True
 

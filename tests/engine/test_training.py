@@ -120,7 +120,8 @@ def together(tmp_path_factory) -> Path:
     runs = {}
     for stage, checkpoint in RECOMPUTED.items():
         options = [*FOUR, "--zero-stage", str(stage), "--model.recompute", checkpoint]
-        runs[f"fp32-{stage}"] = options
+        # A trace changes nothing, and its own test reads it.
+        runs[f"fp32-{stage}"] = [*options, "--profile", "2"]
     saved = {
         f"paper-{stage}": [*SAVED, *BF16, *PAPER, "--zero-stage", str(stage)]
         for stage in RECOMPUTED
@@ -162,6 +163,28 @@ def test_two_ranks_equal_one_process_at_every_zero_stage(together, alone, stage)
         if weight.is_floating_point() and "running" not in name:
             # Adam divides by the root of tiny second moments, which magnifies rounding differences.
             assert (weights(ours)[name] - weight).abs().mean() < 1e-4, name
+
+
+@pytest.mark.parametrize("stage", RECOMPUTED)
+def test_a_profile_says_where_the_time_of_a_step_went(together, stage):
+    folder = together / f"fp32-{stage}" / "profile"
+    traces = sorted(path.name for path in folder.glob("*.json.gz"))
+    assert traces == ["rank00000.json.gz", "rank00001.json.gz"]
+    told = json.loads((folder / "summary.json").read_text())
+    parts = ("compute", "exposed", "data", "idle")
+    assert told["steps"] == 2
+    assert told["step"] == pytest.approx(sum(told[part] for part in parts), rel=1e-6)
+    assert told["compute"] > 0
+    assert told["exposed"] > 0
+    names = {one["name"] for one in told["collectives"]}
+    assert {"all_gather in gather of texts", "all_reduce in loss"} <= names
+    reduces = any(name.endswith(" in reduce") for name in names)
+    assert reduces, names
+    towers = {"image tower", "text tower", "gather of texts"}
+    assert {*towers, "data", "forward", "loss", "backward", "reduce", "optimizer"} == set(
+        told["spans"]
+    )
+    assert "aten::" in (folder / "summary.txt").read_text()
 
 
 @pytest.mark.parametrize("stage", RECOMPUTED)

@@ -12,6 +12,7 @@ from clipfast.data import ImageTextBatch
 from clipfast.engine.deepspeed.wrap import step_figures
 from clipfast.engine.observing.parts import PartTimer
 from clipfast.engine.observing.phases import DATA, Steps
+from clipfast.engine.observing.profiler import Profiler
 from clipfast.engine.observing.rates import Utilisation
 from clipfast.engine.observing.usage import memory_figures
 from clipfast.engine.plan import RunPlan
@@ -26,14 +27,22 @@ class Observer:
         plan: of the run.
         engine: the DeepSpeed engine.
         say: shows a line.
+        taken: steps before this start.
+        last: number of the run's last step.
     """
 
-    def __init__(self, plan: RunPlan, engine: Any, say: Callable[[str], object]) -> None:
+    def __init__(
+        self, plan: RunPlan, engine: Any, say: Callable[[str], object], taken: int, last: int
+    ) -> None:
         self._plan = plan
+        self._taken = taken
         self._engine = engine
         self._steps = Steps()
         self._utilisation = Utilisation(plan, say)
         self._parts: PartTimer | None = None
+        self._profiler = None
+        if plan.config.logging.profile:
+            self._profiler = Profiler(plan, engine, self._steps, taken, last, say)
 
     def step(self, batches: Iterator[ImageTextBatch], *, is_logged: bool) -> tuple[Tensor, Tensor]:
         """Take one step.
@@ -46,11 +55,14 @@ class Observer:
             See ``train_step``.
         """
         steps = self._steps
+        self._taken += 1
         with ExitStack() as watched:
+            if self._profiler is not None:
+                watched.enter_context(self._profiler.step(self._taken))
             if is_logged:
                 self._parts = PartTimer(self._plan.process.device)
-                steps.listeners = [self._parts]
-                watched.callback(steps.listeners.clear)
+                steps.listeners.append(self._parts)
+                watched.callback(steps.listeners.remove, self._parts)
                 watched.enter_context(self._engine.gradient_norms.observed())
             batch = steps.next(batches)
             result = train_step(
@@ -61,6 +73,11 @@ class Observer:
             )
             steps.enter("")
         return result
+
+    def close(self) -> None:
+        """No step comes any more."""
+        if self._profiler is not None:
+            self._profiler.close()
 
     def figures(self, step: int, taken: int, seconds: float) -> dict[str, float]:
         """What is known of the steps since the last call, and of the last one. A collective that

@@ -6,6 +6,7 @@ phase begins. A phase lasts until the next one.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +15,7 @@ from clipfast.data import ImageTextBatch
 from clipfast.loss import Objective
 
 DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER = "data", "forward", "loss", "backward", "optimizer"
+GATHER = "gather of texts"
 PHASES = (DATA, FORWARD, LOSS, BACKWARD, OPTIMIZER)
 
 
@@ -44,6 +46,14 @@ class Steps:
         self._phase = ""
         self._has_loss = False
         self._in_towers = False
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """A named stretch within a phase; a trace puts one that records in its place.
+
+        Args:
+            name: of it.
+        """
+        return nullcontext()
 
     def enter(self, phase: str) -> None:
         """See ``Listener``; the same phase again says nothing."""
@@ -163,7 +173,8 @@ class _Objective:
 
     def prepare(self, *inputs: Any, **options: Any) -> Any:
         self._steps.enter_loss()
-        return self._objective.prepare(*inputs, **options)
+        with self._steps.span(GATHER):
+            return self._objective.prepare(*inputs, **options)
 
     def loss(self, *inputs: Any, **options: Any) -> Any:
         self._steps.enter_loss()
