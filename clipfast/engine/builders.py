@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from clipfast.data import SyntheticLoader, TrainLoader
 from clipfast.data.batch import TrainingData
+from clipfast.engine.agreement import require_same, weights_hash
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import initialise_engine
 from clipfast.engine.optimizer import build_optimizer
@@ -119,5 +120,8 @@ class Builders:
         """
         # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that
         # order. The images' channels_last is what convolutions follow.
-        model = self.model(plan).to(plan.process.device)
+        model = self.model(plan)
+        # DeepSpeed would hand out those of rank 0, and nobody would know.
+        require_same(plan.process, {"starting weights": weights_hash(model)})
+        model = model.to(plan.process.device)
         return self.engine(plan, model, self.optimizer(plan, model))

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Options in a message.
 _SHOWN = 6
+# Ranks in a message.
+_NAMED = 4
 
 
 def facts(plan: "RunPlan") -> dict[str, str]:
@@ -62,6 +64,20 @@ def contradictions(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[s
     ]
     more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return found[:_SHOWN] + more
+
+
+def disagreement(host: str, said: Sequence[str]) -> str:
+    """A message about ranks that differ.
+
+    Args:
+        host: of rank 0.
+        said: a line for each rank.
+    """
+    more = [f"and {len(said) - _NAMED} more ranks"] if len(said) > _NAMED else []
+    return (
+        f"ranks disagree; rank 0 is on {host}: {'. '.join([*said[:_NAMED], *more])}. Start all "
+        "ranks with the same command, on the same installation and the same data"
+    )
 
 
 @cache

@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from clipfast.engine import interface
 from clipfast.engine.config import ConfigError
-from clipfast.engine.facts import contradictions
+from clipfast.engine.facts import contradictions, disagreement
 
 # Between ranks that are there: a store on this or another node answers in far less.
 ANSWER_SECONDS = 5.0
@@ -32,8 +32,6 @@ MEET_SECONDS = 1800.0
 _NEWS_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _LINGER_SECONDS = 1.0
-# Ranks that disagree, in a message.
-_NAMED = 4
 _PORT_REMEDY = (
     "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
     "--rdzv-endpoint HOST:PORT"
@@ -250,14 +248,8 @@ def _sign_in(rank: int, store: Any, greeting: dict[str, Any], where: str, deadli
     def are_all_here() -> bool:
         if rank == 0 and store.add("signed in", 0) == world_size:
             if count := store.add("differing", 0):
-                said = [store.get(f"differs{n + 1}").decode() for n in range(min(count, _NAMED))]
-                more = [f"and {count - _NAMED} more ranks"] if count > _NAMED else []
-                _refuse_all(
-                    0,
-                    store,
-                    f"ranks disagree; rank 0 is on {greeting['host']}: {'. '.join(said + more)}. "
-                    "Start all ranks with the same command, on the same installation",
-                )
+                said = [store.get(f"differs{n}").decode() for n in range(1, count + 1)]
+                _refuse_all(0, store, disagreement(greeting["host"], said))
             # One key to look at, whatever the number of ranks that look ten times a second.
             store.set("all", "")
         if store.check(["refused"]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipfast.engine import cpu_products, progress
-from clipfast.engine.agreement import from_main
+from clipfast.engine.agreement import from_main, require_same, require_same_weights
 from clipfast.engine.attempts import attempt
 from clipfast.engine.builders import Builders
 from clipfast.engine.checkpoint import Chosen
@@ -157,6 +157,8 @@ class Trainer:
         chosen = self._opening.chosen
         if chosen is not None:
             self._place_loader(chosen)
+        data = self.loader.state_dict()
+        require_same(process, {f"data: {name}": str(value) for name, value in data.items()})
         self._skips = Skips(plan, self.loader)
         self.engine = builders.build_engine(self.plan)
         if chosen is not None:
@@ -255,6 +257,7 @@ class Trainer:
                         self._evaluate(metrics, self._requests.leave_if_stopped)
                     except StopAsked:
                         request, stops = Request.STOP, True
+                progress.mark("save")
                 if request or self._saves.are_due(self.step, last=last):
                     self._require_finite(loss.item(), metrics)
                     with metrics.timed(self.step, "seconds/checkpoint"):
@@ -317,6 +320,7 @@ class Trainer:
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint, with all that a run needs beside the engine's state."""
         # What any rank has met belongs to the loader's state, which is rank 0's.
+        plan = self.plan
         self._skips.share(metrics.say)
         state = {
             "loader": self.loader.state_dict(),
@@ -324,6 +328,8 @@ class Trainer:
             "config": plain(self.plan.config),
         }
 
+        if plan.stage < 3:
+            require_same_weights(plan.process, self.engine.module, self.step)
         self._saves.save(self.engine, self.step, state, metrics.say, stops=stops, last=last)
 
     def _export(self, metrics: Metrics) -> list[str]:

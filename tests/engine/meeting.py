@@ -1,5 +1,6 @@
 """What a rank of the rendezvous' tests does, in a process of its own."""
 
+import json
 import os
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -26,7 +27,8 @@ def rank(pipe: Connection, variables: Mapping[str, str], patience: float) -> Non
     pipe.recv()
     try:
         process = current_process()
-        meet(process.rank, process.world_size, patience)
+        facts = json.loads(variables.get("FACTS", "{}"))
+        meet(process.rank, process.world_size, patience, facts).close()
         dist.init_process_group("gloo")
         dist.barrier()
         pipe.send("met")

@@ -209,3 +209,23 @@ def test_evaluations_of_no_data_measure_nothing(process_group):
     measured = evaluations.run(Engine(), lambda entry: pytest.fail("nothing to measure"))
     assert measured == {"retrieval": []}
     assert evaluations.summary(measured) == []
+
+
+def test_evaluate_asks_between_batches_and_leaves_the_model_as_it_was():
+    class Stop(Exception):
+        pass
+
+    def between() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise Stop
+
+    asked, engine = [], Engine()
+    engine.module.train()
+    evaluations = Evaluations(made())
+    words = type("Words", (), {"run": lambda self, encoder: encoder.texts(["a", "b"] * LIMIT)})
+    evaluations._by_name = {"words": words()}
+    with pytest.raises(Stop):
+        evaluations.run(engine, lambda measured: None, between)
+    assert engine.forwards == 1
+    assert engine.module.training

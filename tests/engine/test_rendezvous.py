@@ -1,6 +1,7 @@
 """Ranks meet, or each says within seconds why not. Real processes over real sockets."""
 
 import http.server
+import json
 import multiprocessing
 import os
 import socket
@@ -17,12 +18,12 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.engine.meeting"])
 
 
-def start(rank, world_size, port, address="127.0.0.1", patience=8.0):
+def start(rank, world_size, port, address="127.0.0.1", patience=8.0, **facts):
     """A rank that waits to be let go by `verdicts`."""
     variables = {
         **{"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size},
         **{"LOCAL_WORLD_SIZE": max(world_size, rank + 1), "MASTER_ADDR": address},
-        **{"MASTER_PORT": port},
+        **{"MASTER_PORT": port, "FACTS": json.dumps(facts)},
     }
     here, there = _CONTEXT.Pipe()
     variables = {name: str(value) for name, value in variables.items()}
@@ -93,6 +94,17 @@ def test_two_processes_of_one_rank_are_named_on_all():
     said = verdicts(start(0, 3, port), start(1, 3, port), start(1, 3, port))
     for line in said:
         assert "two processes are rank 1" in line
+
+
+def test_ranks_of_another_command_or_code_are_named_on_all():
+    port = free_port()
+    given = [{"batch": "64", "torch": "2"}, {"batch": "64", "torch": "3"}, {"batch": "32"}]
+    said = verdicts(*(start(rank, 3, port, **facts) for rank, facts in enumerate(given)))
+    for line in said:
+        assert "ranks disagree; rank 0 is on" in line
+        assert "rank 1 on" in line
+        assert "has torch 3 where rank 0 has 2" in line
+        assert "has batch 32 where rank 0 has 64; torch unknown where rank 0 has 2" in line
 
 
 def test_ranks_that_never_come_are_named():

@@ -81,6 +81,15 @@ def test_requests_on_several_gpus_forget_a_save_that_was_under_way_when_it_was_m
     assert shared._arrived() == (Request.SAVE, -3)
 
 
+def test_requests_leave_what_is_long_between_two_batches(asked):
+    asked.leave_if_stopped()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(requests.StopAsked):
+        asked.leave_if_stopped()
+    # It is still to be acted on by who has left.
+    assert asked.agree() == Request.STOP
+
+
 def _stop_one() -> list[tuple[int, int]]:
     import torch.distributed as dist
 
