@@ -142,14 +142,18 @@ class Watchdog:
         )
         passed = [there.fileno(), pid, record, stacks, *([] if listener < 0 else [listener])]
         self._guard = subprocess.Popen(
-            [sys.executable, "-m", "clipfast.watchman", json.dumps(asdict(setup))],
-            stdin=subprocess.DEVNULL,
+            # The number is for whoever lists processes.
+            [sys.executable, "-m", "clipfast.watchman", str(os.getpid())],
+            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             pass_fds=passed,
             env={**os.environ, "PYTHONPATH": _python_path()},
             # What a launcher does to the group of its rank, the guard is to see and not to share.
             start_new_session=True,
         )
+        assert self._guard.stdin is not None
+        self._guard.stdin.write(json.dumps(asdict(setup)).encode())
+        self._guard.stdin.close()
         there.close()
         os.close(pid)
         self._line = Line(here)

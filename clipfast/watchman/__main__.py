@@ -1,4 +1,5 @@
-"""Started by a rank with one word, its ``Setup`` as JSON."""
+"""Started by a rank, which writes its ``Setup`` as JSON to the guard's input: a command line is for
+all users of a machine to read."""
 
 import json
 import os
@@ -7,6 +8,6 @@ import sys
 from clipfast.watchman.guard import Guard, Setup
 
 if __name__ == "__main__":
-    Guard(Setup(**json.loads(sys.argv[1]))).run()
+    Guard(Setup(**json.load(sys.stdin))).run()
     # Threads that wait for a disk are not waited for.
     os._exit(0)

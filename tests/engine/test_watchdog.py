@@ -109,7 +109,7 @@ def guards_of(pids: list[int]) -> list[str]:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"clipfast.watchman" in words and any(b'"pid": %d,' % p in words[3] for p in pids):
+        if b"clipfast.watchman" in words and int(words[3]) in pids:
             found.append(words[3].decode())
     return found
 
