@@ -1,9 +1,11 @@
 """SIGKILL at any moment: resumed runs end with the bits of one that nobody disturbed.
 
 A chain is one run, killed and resumed many times and then left to end. Its final weights and its
-metrics must be those of an uninterrupted run, and no process may outlive its parent.
+metrics must be those of an uninterrupted run that saves while it waits, and no process may outlive
+its parent.
 """
 
+import collections
 import signal
 import time
 from collections.abc import Callable
@@ -13,24 +15,69 @@ from dataclasses import dataclass
 from tests.campaigns.program import Setting, main
 from tests.campaigns.subject import Started, send, wait_until
 from tests.campaigns.table import Table
-from tests.campaigns.traces import checkpoints, difference, is_saving, last_step, unfinished
+from tests.campaigns.traces import (
+    checkpoints,
+    difference,
+    has_evaluated,
+    is_saving,
+    last_step,
+    unfinished,
+)
 
 # Steps that a life may take before it is killed.
 _STEPS = 5
 _SURVIVAL_SECONDS = 20.0
 _START_SECONDS = 150.0
-# Of 100 kills; a chain stays long enough to pay for its end.
+_EVALUATED = 3
+_EVALUATING = (
+    *("--data.eval", "sample/noto", "--logging.eval-every-steps", str(_EVALUATED)),
+    "--logging.no-tensorboard",
+)
+_BACKGROUND = ("--checkpoint.background",)
+_NEVER = "the run was over before its kill"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    Attributes:
+        name: of its folder.
+        launcher: deepspeed, torchrun or none.
+        options: further ones.
+    """
+
+    name: str
+    launcher: str = ""
+    options: tuple[str, ...] = ()
+
+
+_ALONE = Kind("alone")
+_ALONE_IN_BACKGROUND = Kind("alone-background", options=(*_BACKGROUND, *_EVALUATING))
+_DEEPSPEED = Kind("deepspeed", "deepspeed", _EVALUATING)
+_TORCHRUN = Kind("torchrun", "torchrun", _BACKGROUND)
+# Of 100 kills: who is killed, and when.
 _SHARES = {
-    ("", "run"): 60,
-    ("", "export"): 6,
-    ("deepspeed", "one rank"): 10,
-    ("deepspeed", "launcher"): 5,
-    ("deepspeed", "export"): 2,
-    ("torchrun", "one rank"): 10,
-    ("torchrun", "launcher"): 5,
-    ("torchrun", "export"): 2,
+    _ALONE: {("run", "start"): 4, ("run", "step"): 8, ("run", "saving"): 13, ("run", "export"): 5},
+    _ALONE_IN_BACKGROUND: {
+        **{("run", "step"): 4, ("run", "saving"): 16, ("run", "evaluation"): 12},
+        ("run", "last evaluation"): 4,
+    },
+    _DEEPSPEED: {
+        **{("one rank", "step"): 3, ("one rank", "saving"): 4, ("one rank", "evaluation"): 4},
+        **{("launcher", "step"): 2, ("launcher", "saving"): 2, ("run", "last evaluation"): 2},
+    },
+    _TORCHRUN: {
+        **{("one rank", "step"): 3, ("one rank", "saving"): 7, ("launcher", "step"): 2},
+        **{("launcher", "saving"): 3, ("run", "export"): 2},
+    },
 }
-_LONGEST_CHAIN = 33
+# A chain stays long enough to pay for its end.
+_LONGEST_CHAIN = 36
+# Longest delay after a moment, seconds; the others' is the last.
+_DELAYS = {"start": 4.0, "export": 0.06, "evaluation": 0.1, "last evaluation": 0.3, "": 0.04}
+# After these a chain takes no more steps.
+_ENDS = ("export", "last evaluation")
 
 
 @dataclass(frozen=True)
@@ -38,8 +85,8 @@ class Kill:
     """One attack.
 
     Attributes:
-        victim: run, one rank, launcher, or export: all of the run while it ends.
-        moment: start, step, saving or export.
+        victim: run, one rank, or launcher.
+        moment: start, step, saving, evaluation, export or last evaluation.
         steps: to wait for, beyond those that were taken before.
         delay: seconds after the moment.
     """
@@ -56,15 +103,15 @@ class Chain:
     Args:
         setting: of the campaign.
         name: of its folder.
-        launcher: deepspeed, torchrun or none.
-        kills: in order, those during the export last.
+        kind: of the run.
+        kills: in order, those at its end last.
     """
 
-    def __init__(self, setting: Setting, name: str, launcher: str, kills: list[Kill]) -> None:
+    def __init__(self, setting: Setting, name: str, kind: Kind, kills: list[Kill]) -> None:
         self.subject = setting.subject
         self.folder = setting.folder / name
         self.run = self.folder / "run"
-        self.launcher = launcher
+        self.kind = kind
         self.kills = kills
         self.length = 2 * ((_STEPS + 2) * len(kills) // 2) + 8
         self.options = ["--max-steps", str(self.length)]
@@ -74,39 +121,40 @@ class Chain:
         results = [(kill, *self._live(kill)) for kill in self.kills]
         self._start().wait(300)
         reference = self.folder / "undisturbed"
-        ended = self.subject.run(reference, *self.options, launcher=self.launcher, seconds=300)
+        ended = self.subject.run(reference, *self.options, launcher=self.kind.launcher, seconds=300)
         assert ended.status == 0, ended.output
         if differing := difference(self.run, reference / "run"):
             return [(kill, False, differing) for kill, _, _ in results]
         return results
 
     def _start(self) -> Started:
-        return self.subject.start(
-            self.folder, *self.options, "--resume", "latest", launcher=self.launcher
-        )
+        options = (*self.options, *self.kind.options, "--resume", "latest")
+        return self.subject.start(self.folder, *options, launcher=self.kind.launcher)
 
     def _live(self, kill: Kill) -> tuple[bool, str]:
         for _ in range(3):
-            before = last_step(self.run)
+            before, began = last_step(self.run), time.time()
             started = self._start()
             try:
-                if self._come(kill, started, before):
+                if self._come(kill, started, before, began):
                     return self._kill(kill, started)
                 ended = started.process.poll()
                 if ended != 0:
                     return False, f"resumed with status {ended}: {started.output()[-300:]}"
             finally:
                 started.kill()
-        return False, "the run was over before its kill"
+        return False, _NEVER
 
-    def _come(self, kill: Kill, started: Started, before: int) -> bool:
+    def _come(self, kill: Kill, started: Started, before: int, began: float) -> bool:
         """Wait for the moment; False where the run ended before it."""
         wanted = min(before + kill.steps, self.length - 1)
         moments: dict[str, Callable[[], bool]] = {
             "start": lambda: True,
             "step": lambda: last_step(self.run) >= wanted,
             "saving": lambda: last_step(self.run) >= wanted and is_saving(self.run),
-            "export": lambda: self._has_last_checkpoint(),
+            "evaluation": lambda: last_step(self.run) >= wanted and self._is_evaluating(),
+            "export": lambda: self._has_last_checkpoint() and "per epoch" in started.output(),
+            "last evaluation": lambda: self._has_exported(began),
         }
         condition = moments[kill.moment]
         wait_until(
@@ -114,6 +162,14 @@ class Chain:
         )
         time.sleep(kill.delay)
         return started.process.poll() is None
+
+    def _is_evaluating(self) -> bool:
+        step = last_step(self.run)
+        return step % _EVALUATED == 0 < step and not has_evaluated(self.run, step)
+
+    def _has_exported(self, began: float) -> bool:
+        final = self.run / "final.safetensors"
+        return final.is_file() and final.stat().st_mtime >= began
 
     def _has_last_checkpoint(self) -> bool:
         # A run that has it writes no further one: nothing else tells when its export begins.
@@ -125,7 +181,7 @@ class Chain:
         groups = {"one rank": ranks[-1:], "launcher": launchers[:1]}
         # A rank may not be there yet; then what was started is hit.
         victims = groups.get(kill.victim) or [started.process.pid]
-        hit = ", ".join(sorted(set(unfinished(self.run)))) or f"after step {last_step(self.run)}"
+        hit = self._what_is_under_way()
         for pid in victims:
             send(pid, signal.SIGKILL)
         if not started.gone(_SURVIVAL_SECONDS):
@@ -135,50 +191,74 @@ class Chain:
             return False, "the ranks went on to the end without their launcher"
         return True, hit
 
+    def _what_is_under_way(self) -> str:
+        # A run holds its lock for as long as it lives.
+        under_way = sorted({n for n in unfinished(self.run) if not n.endswith(".lock")})
+        if self._is_evaluating():
+            under_way.append("an evaluation")
+        return ", ".join(under_way) or f"after step {last_step(self.run)}"
+
 
 def campaign(setting: Setting) -> Table:
     """Kill runs ``setting.count`` times."""
-    chains = _chains(setting)
+    return _attack(setting, _chains(setting))
+
+
+def short(setting: Setting) -> Table:
+    """One chain, killed while it saves in the background and while it evaluates."""
+    kills = [_draw(setting, "run", moment) for moment in ("saving", "evaluation")]
+    return _attack(setting, [Chain(setting, "short", _ALONE_IN_BACKGROUND, kills)])
+
+
+def _attack(setting: Setting, chains: list[Chain]) -> Table:
     table = Table("kill")
+    aimed: collections.Counter[str] = collections.Counter()
     with ThreadPoolExecutor(setting.jobs) as pool:
         for chain, results in zip(chains, pool.map(Chain.attack, chains), strict=True):
             for number, (kill, ok, outcome) in enumerate(results):
-                case = f"{chain.launcher or 'single process'}, {kill.victim}"
+                case = _case(chain.kind, kill)
                 attack = f"kill {number + 1} of {chain.run}, at {kill.moment} + {kill.delay:.3f} s"
                 table.add(case, attack, ok, outcome)
+                aimed[case] += "after step" not in outcome
+    for case, count in aimed.items():
+        print(f"{case}: {count} hit something that was under way", flush=True)
     return table
 
 
+def _case(kind: Kind, kill: Kill) -> str:
+    where = kind.launcher or "single process"
+    what = kill.moment
+    if what == "saving" and "--checkpoint.background" in kind.options:
+        what = "saving in the background"
+    return f"{where}, {kill.victim}, {what}"
+
+
 def _chains(setting: Setting) -> list[Chain]:
-    kills: dict[str, list[Kill]] = {"": [], "deepspeed": [], "torchrun": []}
-    total = sum(_SHARES.values())
+    drawn: dict[Kind, list[Kill]] = {kind: [] for kind in _SHARES}
+    total = sum(share for shares in _SHARES.values() for share in shares.values())
     done, owed = 0, 0.0
-    for (launcher, victim), share in _SHARES.items():
-        owed += share * setting.count / total
-        number = round(owed) - done
-        done += number
-        kills[launcher] += [_draw(setting, victim) for _ in range(number)]
+    for kind, shares in _SHARES.items():
+        for (victim, moment), share in shares.items():
+            owed += share * setting.count / total
+            number = round(owed) - done
+            done += number
+            drawn[kind] += [_draw(setting, victim, moment) for _ in range(number)]
     chains = []
-    for launcher, drawn in kills.items():
-        ends = [kill for kill in drawn if kill.victim == "export"]
-        others = [kill for kill in drawn if kill.victim != "export"]
+    for kind, kills in drawn.items():
+        ends = [kill for kill in kills if kill.moment in _ENDS]
+        others = [kill for kill in kills if kill.moment not in _ENDS]
         setting.random.shuffle(others)
-        parts = max(1, -(-len(drawn) // _LONGEST_CHAIN))
-        for part in range(parts if drawn else 0):
+        parts = -(-len(kills) // _LONGEST_CHAIN)
+        for part in range(parts):
             chosen = others[part::parts] + ends[part::parts]
-            chains.append(Chain(setting, f"{launcher or 'single'}-{part}", launcher, chosen))
-    return chains
+            chains.append(Chain(setting, f"{kind.name}-{part}", kind, chosen))
+    # The longest first, so that none is left alone at the end.
+    return sorted(chains, key=lambda chain: -len(chain.kills) * (1 + bool(chain.kind.launcher)))
 
 
-def _draw(setting: Setting, victim: str) -> Kill:
+def _draw(setting: Setting, victim: str, moment: str) -> Kill:
     chance = setting.random
-    if victim == "export":
-        return Kill(victim, "export", 0, chance.uniform(0, 0.06))
-    moments = (
-        ["step", "saving"] if victim != "run" else ["start", "step", "step", "saving", "saving"]
-    )
-    moment = chance.choice(moments)
-    delay = chance.uniform(0, 4.0) if moment == "start" else chance.uniform(0, 0.04)
+    delay = chance.uniform(0, _DELAYS.get(moment, _DELAYS[""]))
     return Kill(victim, moment, chance.randint(1, _STEPS), delay)
 
 

@@ -30,6 +30,14 @@ def last_step(run: Path) -> int:
     return max((row["step"] for row in rows(run)), default=0)
 
 
+def has_evaluated(run: Path, step: int) -> bool:
+    """Whether the evaluation after a step is in the metrics."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    wanted = f'"step": {step},'
+    return any(wanted in line and '"eval/' in line for line in lines)
+
+
 def losses(run: Path) -> list[tuple[int, float]]:
     """Step and loss, in the order of the file."""
     return [(row["step"], row["loss"]) for row in rows(run)]

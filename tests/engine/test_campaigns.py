@@ -28,7 +28,7 @@ SHORT = {
     "calls": (calls.campaign, 170),
     # Each kind once.
     "data": (data.campaign, 13),
-    "kill": (kill.campaign, 1),
+    "kill": (kill.short, 2),
     "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
