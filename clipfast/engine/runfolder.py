@@ -133,11 +133,10 @@ class RunFolder:
 
     def _is_ours(self) -> bool:
         try:
-            found = json.loads((self.path / RECORD).read_bytes())
-            return bool(found["run"] == self.run_id)
+            return bool(_parse(self.path / RECORD)["run"] == self.run_id)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError):
             return False
 
     def close(self) -> None:
@@ -147,14 +146,12 @@ class RunFolder:
     def _read(self) -> tuple[dict[str, Any], list[str]]:
         path = self.path / RECORD
         try:
-            found = json.loads(path.read_bytes())
-            if isinstance(found["run"], str) and isinstance(found["starts"], list):
-                return found, []
+            return _parse(path), []
         except FileNotFoundError:
             return {}, []
         except OSError as error:
             return {}, [f"{path} cannot be read: {error.strerror}"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except ValueError:
             pass
         kept = _unused(path)
         with suppress(OSError):
@@ -171,6 +168,22 @@ class RunFolder:
         if not any((self.path / name).exists() for name in _REMAINS):
             return None
         return self.path.rename(_unused(self.path))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """A run's record.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found["run"], str) and isinstance(found["starts"], list):
+            return dict(found)
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is no record of a run") from error
+    raise ValueError(f"{path} is no record of a run")
 
 
 def _unused(path: Path) -> Path:

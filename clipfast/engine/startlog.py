@@ -36,14 +36,9 @@ def tell(*lines: str) -> None:
 
 
 class StartLog:
-    """The log of one rank.
-
-    Attributes:
-        path: where it is in the end; None while the run has no folder.
-    """
+    """The log of one rank."""
 
     def __init__(self) -> None:
-        self.path: Path | None = None
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     @contextmanager
@@ -99,7 +94,6 @@ class StartLog:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             append(path, "".join(line + "\n" for line in self._lines()))
-            self.path = path
         self._file.close()
         _send_notices(path)
 
