@@ -34,6 +34,7 @@ PACKAGES = {
     "deepspeed": "deepspeed",
     "ftfy": "ftfy",
     "hypothesis": "hypothesis",
+    "kubeflow_trainer_api": "kubeflow-trainer-api",
     "matplotlib": "matplotlib",
     "nvidia.dali": "nvidia-dali-cuda130",
     "open_clip": "open_clip_torch",
@@ -49,6 +50,7 @@ PACKAGES = {
     "tyro": "tyro",
     "wds2idx": "webdataset",
     "webdataset": "webdataset",
+    "yaml": "pyyaml",
 }
 
 
