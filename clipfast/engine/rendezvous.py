@@ -48,11 +48,13 @@ class Meeting:
         token: that nobody else knows; empty for one process.
         addresses: where rank 0 listens for the guards of the other ranks, to be tried in turn.
         listener: the socket there; None on the other ranks.
+        first_host: name of rank 0's host.
     """
 
     token: str = ""
     addresses: list[tuple[str, int]] = field(default_factory=list)
     listener: socket.socket | None = None
+    first_host: str = ""
 
     def close(self) -> None:
         """Leave the socket to whoever was given it."""
@@ -112,7 +114,7 @@ def meet(
         ) from error
     _store = base
     interface.choose(towards_first, of_last)
-    meeting.token = greeting["token"]
+    meeting.token, meeting.first_host = greeting["token"], greeting["host"]
     of_rank_0 = [(str(host), int(port)) for host, port in greeting["watch"]]
     of_store = [(address, of_rank_0[0][1])]
     # Under torchrun its store need not be beside rank 0.

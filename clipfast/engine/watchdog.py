@@ -132,6 +132,7 @@ class Watchdog:
             process=pid,
             token=meeting.token,
             addresses=meeting.addresses,
+            first_host=meeting.first_host,
             patience=patience,
             number=_STACKS_SIGNAL,
             rank_end=there.fileno(),

@@ -47,6 +47,7 @@ class Setup:
         process: descriptor of ``os.pidfd_open`` of it.
         token: that guards and hub know.
         addresses: of the hub, to be tried in turn.
+        first_host: name of the host that the hub is on.
         patience: ``--watchdog-seconds``.
         number: of the signal at which the rank writes its stacks.
         rank_end: descriptor of the socket to the rank.
@@ -64,6 +65,7 @@ class Setup:
     process: int
     token: str
     addresses: list[tuple[str, int]]
+    first_host: str
     patience: float
     number: int
     rank_end: int
@@ -198,8 +200,9 @@ class Guard:
         if not self._decided and now - self._heard > self._judge.silence:
             seconds = now - self._heard
             text = (
-                f"nothing was heard from the host of rank 0 for {seconds:.0f} s on "
-                f"{self._setup.host}: it is down, or the link to it is cut"
+                f"nothing was heard on {self._setup.host} from rank 0 on "
+                f"{self._setup.first_host} for {seconds:.0f} s: its host is down, or the link to "
+                "it is cut"
             )
             self._decide({"kind": "silent", "text": text}, now)
 
