@@ -1,4 +1,4 @@
-"""List and verify a run's checkpoints from outside: ``python -m clipfast.checkpoint``."""
+"""Look at a run's checkpoints from outside: ``python -m clipfast.checkpoint``."""
 
 import argparse
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clipfast.checkpoint.catalogue import Found, find, look
+from clipfast.checkpoint.contents import described, export_weights
+from clipfast.checkpoint.fragments import Unfit
 from clipfast.checkpoint.manifest import problems
 from clipfast.checkpoint.trusted import Refused, why_refused
 
@@ -25,14 +27,20 @@ def main(arguments: list[str] | None = None) -> int:
     for name, help_text in (
         ("list", "what is there, by the manifests alone"),
         ("verify", "read every byte and compare it with the manifest; status 1 names what differs"),
+        ("show", "what the newest holds: parameters, their types and places, buffers"),
+        ("export", "write the exact weights of the newest in float32, without a run"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text)
         command.add_argument("run", type=Path, help="a run's folder, or that of one checkpoint")
+        if name == "export":
+            command.add_argument("out", type=Path, help="the safetensors file to write")
     options = parser.parse_args(arguments)
     checkpoints = _checkpoints(options.run)
     if not checkpoints:
         print(f"no checkpoint in {options.run}", file=sys.stderr)
         return 2
+    if options.command in ("show", "export"):
+        return _show_or_export(checkpoints[-1], getattr(options, "out", None))
     verify = options.command == "verify"
     status = 0
     for found in checkpoints:
@@ -42,6 +50,22 @@ def main(arguments: list[str] | None = None) -> int:
         for line in damage:
             print(f"  {line}")
     return status
+
+
+def _show_or_export(found: Found, out: Path | None) -> int:
+    if found.manifest is None:
+        print(found.damage, file=sys.stderr)
+        return 1
+    try:
+        if out is None:
+            print(*described(found.path, found.manifest), sep="\n")
+        else:
+            count = export_weights(found.path, found.manifest, out)
+            print(f"{out}: {count} tensors of {found.path}")
+    except (Unfit, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _checkpoints(folder: Path) -> list[Found]:

@@ -1,6 +1,6 @@
 """``manifest.json``: a checkpoint's files with their hashes, and where it stands in its run.
 
-    {"sha256": of "content" as canonical JSON, "content": {"format": 1, "run": ..., "counter": ...,
+    {"sha256": of "content" as canonical JSON, "content": {"format": 2, "run": ..., "counter": ...,
      "step": ..., "layout": {...}, "state": {...}, "files": {NAME: {"size": ..., "sha256": ...}}}}
 
 It is written last, so that a folder without one is what a killed run left.
@@ -22,7 +22,8 @@ from clipfast.files import write_whole
 NAME = "manifest.json"
 # Of versions 0.1 and 0.2: a step, a layout and a state, and no word of the files.
 OLD_NAME = "complete.json"
-FORMAT = 1
+# 2: safetensors of named fragments. 1: what DeepSpeed wrote.
+FORMAT = 2
 _LARGEST = 256 << 20
 _CHUNK = 4 << 20
 # A hash takes a core, so that several files at a time reach the rate of the disk.

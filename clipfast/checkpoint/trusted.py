@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from clipfast.checkpoint.fragments import header_problem
+
 # What DeepSpeed 0.19 writes at every stage of ZeRO and in every precision; a test compares.
 ALLOWED = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -73,8 +75,11 @@ def why_refused(path: str | Path) -> str:
     """Why a file of a checkpoint with a manifest would be refused; empty where it would not.
 
     Args:
-        path: of the file. What a run writes is an archive, where names can be looked for.
+        path: of the file: safetensors, which hold nothing that could be run, or of an earlier
+            version an archive, where names can be looked for.
     """
+    if Path(path).suffix == ".safetensors":
+        return header_problem(Path(path))
     if not zipfile.is_zipfile(path):
         return "it is no archive of torch.save"
     wanted = refused_globals(path)

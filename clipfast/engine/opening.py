@@ -8,7 +8,7 @@ from clipfast.checkpoint import find
 from clipfast.engine.agreement import from_main
 from clipfast.engine.checkpoint import LATEST, Checkpoints, Chosen
 from clipfast.engine.config import CheckpointConfig
-from clipfast.engine.differences import Difference, differences, plain, refuse_changes
+from clipfast.engine.differences import differences, plain, refuse_changes
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.runfolder import RunFolder
 from clipfast.engine.startlog import tell
@@ -40,7 +40,7 @@ class Opening:
         self._goes_on = _goes_on(plan.folder / "checkpoints", options.resume)
         self.chosen: Chosen | None = None
         self._checkpoints: Checkpoints | None = None
-        self._differences: list[Difference] = []
+        self._differing: list[str] = []
         try:
             self.run_id = from_main(plan.process, self._open)
             self.checkpoints = self._checkpoints = Checkpoints(
@@ -75,7 +75,7 @@ class Opening:
                 "config": plain(self._plan.config),
                 "environment": stamp(),
                 "resumed": self.chosen and {"checkpoint": str(self.chosen.path), "step": step},
-                "differs": [str(difference) for difference in self._differences],
+                "differs": self._differing,
             }
             tell(*self._folder.begin(start, resumed=self._goes_on))
 
@@ -145,10 +145,12 @@ class Opening:
         if is_main:
             tell(*self.chosen.notes)
         saved = self.chosen.manifest.state.get("config", {})
-        self._differences = differences(saved, self._plan.config)
-        refuse_changes(self._differences, allowed=options.resume_with_changes)
-        if self._differences and is_main:
-            tell("Differs from the run that was saved:", *(f"  {d}" for d in self._differences))
+        found = differences(saved, self._plan.config)
+        refuse_changes(found, allowed=options.resume_with_changes)
+        carried = self.checkpoints.differing(self.chosen)
+        self._differing = [*carried, *map(str, found)]
+        if self._differing and is_main:
+            tell("Differs from the run that was saved:", *(f"  {d}" for d in self._differing))
         if self._goes_on and which != LATEST:
             notes = self.checkpoints.rewind(self.chosen)
             if is_main:

@@ -9,6 +9,7 @@ from clipfast.engine.deepspeed.settings import BUCKET
 from clipfast.engine.optimizer import STATISTICS
 from clipfast.engine.plan import RunPlan
 from clipfast.models import num_parameters
+from clipfast.ops.adamw import BLOCK
 from clipfast.optim import parameter_groups
 from clipfast.optim.states import state_bytes_per_parameter
 
@@ -44,8 +45,10 @@ def saved_bytes(plan: RunPlan, model: nn.Module) -> int:
         model: whole, as below ZeRO stage 3.
     """
     held = state_bytes(plan, model)
-    # At stage 0 rank 0 saves for all; above it every rank saves its part of the optimizer.
-    return held.weights + held.optimizer * (plan.process.world_size if plan.stage else 1)
+    if plan.stage:
+        return held.optimizer * plan.process.world_size
+    # What the optimizer updates is the model's own weights, or a copy that it holds.
+    return held.optimizer + (held.weights if plan.dtype == torch.float32 else 0)
 
 
 def state_bytes(plan: RunPlan, model: nn.Module) -> StateBytes:
@@ -64,24 +67,27 @@ def state_bytes(plan: RunPlan, model: nn.Module) -> StateBytes:
     groups = parameter_groups(
         model, 0.0, image={"weights": options.image_weights}, text={"weights": options.text_weights}
     )
-    optimizer: float = parameters * given.itemsize * copied + sum(
-        parameter.numel()
+
+    def share(count: int) -> float:
+        """Of a parameter's elements on a rank, where ranks share them."""
+        # Stage 3 gives every rank a part of each, on the grid of statistics.
+        return -(-count // (BLOCK * ranks)) * BLOCK if stage == 3 else count / ranks
+
+    shared = sum(share(parameter.numel()) for parameter in model.parameters())
+    held = shared if stage else parameters
+    optimizer = held * given.itemsize * copied + sum(
+        (share(parameter.numel()) if stage else parameter.numel())
         * state_bytes_per_parameter(STATISTICS[options.stats], group["weights"], given)
         for group in groups
         for parameter in group["params"]
     )
-    passing: float = parameters * given.itemsize * copied
+    passing = held * given.itemsize * copied
     weights: float = parameters * width
-    gradients: float = parameters * width
-    if stage:
-        optimizer /= ranks
-        passing /= ranks
-        if plan.sums_in_float32:
-            gradients += parameters * 4 / (ranks if stage > 1 else 1)
-    if stage >= 2:
-        gradients /= ranks
+    gradients = (shared if stage >= 2 else parameters) * width
+    if stage and plan.sums_in_float32:
+        gradients += (shared if stage >= 2 else parameters) * 4
     if stage == 3:
-        weights /= ranks
+        weights = shared * width
         # What is gathered for a forward lies beside the shares: at most the largest tensors.
         passing += 2 * width * max(p.numel() for p in model.parameters())
     if ranks > 1 and stage:

@@ -23,6 +23,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from clipfast.engine.deepspeed.grid import flat_size, whole_size
 from clipfast.engine.plan import RunPlan
 from clipfast.loss.traffic import Transfer
 from clipfast.optim import parameter_groups
@@ -72,7 +73,7 @@ def _loss(plan: RunPlan) -> list[Transfer]:
 def _gradients(plan: RunPlan, model: nn.Module) -> list[Transfer]:
     ranks, k = plan.process.world_size, plan.micro_batches
     if plan.stage == 3:
-        count = sum(_padded(n, ranks) for n in _sizes(model))
+        count = sum(whole_size(n, ranks) for n in _sizes(model))
         return [
             Transfer(
                 *("gradients", "reduce_scatter", k * count * plan.dtype.itemsize, k),
@@ -98,12 +99,12 @@ def _weights(plan: RunPlan, model: nn.Module) -> list[Transfer]:
     times = 1 if k == 1 else 3 * k
     return [
         Transfer(
-            *("weights", "all_gather", times * sum(_padded(n, ranks) for n in large) * item),
+            *("weights", "all_gather", times * sum(whole_size(n, ranks) for n in large) * item),
             times * len(large),
             behind="forward and backward",
         ),
         Transfer(
-            *("small weights", "all_gather", sum(_padded(n, ranks) for n in small) * item),
+            *("small weights", "all_gather", sum(whole_size(n, ranks) for n in small) * item),
             len(small),
         ),
     ]
@@ -120,10 +121,6 @@ def _sizes(model: nn.Module) -> list[int]:
 def _group_sizes(plan: RunPlan, model: nn.Module) -> list[int]:
     """Elements of each of the optimizer's groups, filled up so that every rank has equal parts."""
     return [
-        _padded(sum(p.numel() for p in group["params"]), 2 * plan.process.world_size)
+        flat_size([p.numel() for p in group["params"]], plan.process.world_size)
         for group in parameter_groups(model, 0.0)
     ]
-
-
-def _padded(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

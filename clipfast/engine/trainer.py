@@ -16,7 +16,7 @@ from clipfast.engine.builders import Builders
 from clipfast.engine.checkpoint import Chosen
 from clipfast.engine.clock import TrainingClock
 from clipfast.engine.config import ConfigError
-from clipfast.engine.deepspeed.wrap import reapply_options, set_learning_rate
+from clipfast.engine.deepspeed.wrap import set_learning_rate
 from clipfast.engine.differences import (
     WITH_CHANGES,
     plain,
@@ -179,8 +179,7 @@ class Trainer:
             self._tell(f"{error}: data are read from their beginning")
 
     def _load(self, chosen: Chosen) -> None:
-        self._opening.checkpoints.load(self.engine, chosen)
-        reapply_options(self.plan.config.optimizer, self.engine)
+        self._tell(*self._opening.checkpoints.load(self.engine, chosen))
         self.step = chosen.manifest.step
         self._cpu_products, note = cpu_products.go_on_with(
             chosen.manifest.state.get("cpu_products", {}), self._cpu_products
@@ -326,6 +325,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "cpu_products": self._cpu_products,
             "config": plain(self.plan.config),
+            "engine": self.engine.contents.state(),
         }
 
         if plan.stage < 3:

@@ -39,6 +39,7 @@ class _Members(NamedTuple):
     groups: list[int]
     params: list[int]  # among all parameters
     states: list[int]  # among all states
+    starts: list[int]
     first_elements: list[int]
 
 
@@ -65,6 +66,7 @@ class Arrangement:
                 groups=sorted({place.group for place in places}),
                 params=[place.param for place in places],
                 states=[number[id(param)] for param in tensors.params],
+                starts=tensors.starts,
                 first_elements=tensors.first_elements,
             )
             for tensors, places in lists
@@ -136,5 +138,5 @@ def _filled(
         return None
     tensors.params = [params[i] for i in members.params]
     tensors.grads = [grad for i in members.params if (grad := grads[i]) is not None]
-    tensors.first_elements = members.first_elements
+    tensors.starts, tensors.first_elements = members.starts, members.first_elements
     return tensors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ from clipfast.ops.adamw.lists import CAN_TELL
 from clipfast.optim import states
 from clipfast.optim.arrangement import Arrangement, Place
 from clipfast.optim.options import FORMAT_OPTIONS, check_options, merged_options
-from clipfast.optim.tensor_list import Options, TensorList, in_layout, moved, norm_of
+from clipfast.optim.tensor_list import (
+    Options,
+    Pieces,
+    TensorList,
+    in_layout,
+    moved,
+    norm_of,
+)
 
 # Tensors that one call of the operator takes agree in these; the arguments of `TensorList`.
 Key = tuple[torch.device, torch.dtype, torch.dtype, torch.dtype | None, str, Options]
@@ -47,8 +54,9 @@ class FusedAdamW(torch.optim.Optimizer):
     the values of ``weights_dtype``, for arrangements that hold an fp32 copy anyway.
 
     The random bits are a function of (seed, step, element): a run that is resumed, or has another
-    number of threads, repeats them. Elements are numbered in the order in which ``step`` first
-    meets their parameters, with or without a gradient. States are made by ``step`` too, for what
+    number of threads, repeats them. Elements have the numbers that ``number`` gave them, and others
+    are numbered in the order in which ``step`` first meets their parameters, with or without a
+    gradient. States are made by ``step`` too, for what
     then stands in ``param_groups``, so that a wrapper may put others there.
 
     A CUDA graph can capture a step once one was taken. Replays count steps and draw random bits as
@@ -126,7 +134,7 @@ class FusedAdamW(torch.optim.Optimizer):
         self.rounding = rounding
         self.seed = seed
         self._next_element = first_element
-        self._first_elements: dict[Tensor, int] = {}
+        self._pieces: dict[Tensor, Pieces] = {}
         self._skipped: Tensor | None = None
         defaults = {
             "lr": lr,
@@ -151,7 +159,7 @@ class FusedAdamW(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         options = ("max_norm", "skip_nonfinite", "rounding", "seed")
-        own = (*options, "_next_element", "_first_elements", "_skipped")
+        own = (*options, "_next_element", "_pieces", "_skipped")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @property
@@ -220,9 +228,9 @@ class FusedAdamW(torch.optim.Optimizer):
             stats_dtype, weights = group["stats_dtype"], group["weights"]
             for param in group["params"]:
                 place = Place(group_number, next(numbers))
-                first_element = self._first_elements.get(param)
-                if first_element is None:
-                    first_element = self._number(param)
+                pieces = self._pieces.get(param)
+                if pieces is None:
+                    pieces = self._number(param)
                 grad = param.grad
                 if grad is None:
                     continue
@@ -244,15 +252,45 @@ class FusedAdamW(torch.optim.Optimizer):
                 found = lists.get(key)
                 if found is None:
                     found = lists[key] = (TensorList(*key), [])
-                found[0].add(param, grad, state, first_element)
+                found[0].add(param, grad, state, pieces)
                 found[1].append(place)
         return list(lists.values()), is_plain
 
-    def _number(self, param: Tensor) -> int:
-        """The number of a parameter's first element, given at first sight."""
-        first = self._first_elements[param] = self._next_element
+    def number(self, param: Tensor, starts: Sequence[int], first_elements: Sequence[int]) -> None:
+        """Give a parameter's elements their numbers, on which their random bits depend. Where a
+        parameter is a flat tensor of others' elements, these keep the bits that they would have
+        alone.
+
+        Args:
+            param: as it will stand in ``param_groups``.
+            starts: where each piece with numbers of its own begins, in the order of memory: 0, then
+                multiples of 256 that rise.
+            first_elements: the number of each piece's first element, a multiple of 256.
+
+        Raises:
+            ValueError: they are no such numbers.
+        """
+        rises = all(a < b for a, b in itertools.pairwise([*starts, param.numel()]))
+        numbers = (*starts, *first_elements)
+        if (
+            list(starts[:1]) != [0]
+            or len(starts) != len(first_elements)
+            or not (rises or len(starts) == 1)
+            or any(number < 0 or number % BLOCK for number in numbers)
+        ):
+            raise ValueError(
+                f"expected starts of 0 and rising multiples of {BLOCK} below {param.numel()}, and "
+                f"as many first_elements, multiples of {BLOCK}; got {[*starts]} and "
+                f"{[*first_elements]}"
+            )
+        self._pieces[param] = Pieces(tuple(starts), tuple(first_elements))
+        self._arrangement = None
+
+    def _number(self, param: Tensor) -> Pieces:
+        """The numbers of a parameter that got none, given at first sight."""
+        pieces = self._pieces[param] = Pieces((0,), (self._next_element,))
         self._next_element += -(-param.numel() // BLOCK) * BLOCK
-        return first
+        return pieces
 
     def _controls(self, lists: Iterable[TensorList]) -> dict[torch.device, tuple[Tensor, Tensor]]:
         """For each device: [factor of the gradients, whether to skip], and what a step counts."""

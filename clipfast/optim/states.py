@@ -251,7 +251,7 @@ def fit_statistics(
     first, second = (in_order_of(param, value) for value in moments(state))
     for key in ("exp_avg", _second(saved), "exponents"):
         state.pop(key, None)
-    _encode(state, first, second, stats_dtype)
+    state.update(encoded(first, second, stats_dtype))
 
 
 def moments(state: State) -> tuple[Tensor, Tensor]:
@@ -267,6 +267,24 @@ def moments(state: State) -> tuple[Tensor, Tensor]:
         return decode(first, None), decode(second, None).square()
     exponents = _shaped(exponents, (2, -(-first.numel() // BLOCK)))
     return decode(first, exponents[0]), decode(second, exponents[1]).square()
+
+
+def encoded(first: Tensor, second: Tensor, stats_dtype: torch.dtype) -> State:
+    """The statistics of a state, rounded to nearest.
+
+    Args:
+        first: m, fp32.
+        second: v, fp32.
+        stats_dtype: torch.float16, torch.bfloat16 or torch.float32.
+    """
+    if stats_dtype is torch.float32:
+        return {"exp_avg": first, "exp_avg_sq": second}
+    state = {}
+    state["exp_avg"], first_exponents = encode(first, stats_dtype)
+    state["exp_avg_sqrt"], second_exponents = encode(second.sqrt(), stats_dtype)
+    if first_exponents is not None and second_exponents is not None:
+        state["exponents"] = torch.stack([first_exponents, second_exponents])
+    return state
 
 
 def exact_weight(param: Tensor, state: State) -> Tensor:
@@ -337,16 +355,6 @@ def _format(state: State) -> torch.dtype:
         f"expected an optimizer state with exp_avg and exp_avg_sqrt (FusedAdamW) or exp_avg_sq "
         f"(FusedAdamW, torch.optim.AdamW), got the keys {sorted(map(str, state))}"
     )
-
-
-def _encode(state: State, first: Tensor, second: Tensor, stats_dtype: torch.dtype) -> None:
-    if stats_dtype is torch.float32:
-        state["exp_avg"], state["exp_avg_sq"] = first, second
-        return
-    state["exp_avg"], first_exponents = encode(first, stats_dtype)
-    state["exp_avg_sqrt"], second_exponents = encode(second.sqrt(), stats_dtype)
-    if first_exponents is not None and second_exponents is not None:
-        state["exponents"] = torch.stack([first_exponents, second_exponents])
 
 
 def _lies_like(value: Tensor, param: Tensor) -> bool:

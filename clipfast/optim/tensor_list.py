@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,18 @@ class Options(tuple[float, ...]):
         if bound < math.inf and rounded is not torch.float32:
             bound = bound_in(bound, rounded, group["weights"] == "stochastic")
         return super().__new__(cls, (*map(float, numbers), bound))
+
+
+class Pieces(NamedTuple):
+    """How the elements of a tensor are numbered among all of the optimizer's.
+
+    Attributes:
+        starts: where each piece begins in the tensor, in the order of memory; the first at 0.
+        first_elements: the number of each piece's first element.
+    """
+
+    starts: tuple[int, ...]
+    first_elements: tuple[int, ...]
 
 
 class TensorList:
@@ -51,9 +63,11 @@ class TensorList:
         self.exponents: list[Tensor] = []
         self.masters: list[Tensor] = []
         self.steps: list[Tensor] = []
+        # One of each for a tensor, and more where it is in pieces.
+        self.starts: list[int] = []
         self.first_elements: list[int] = []
 
-    def add(self, param: Tensor, grad: Tensor, state: states.State, first_element: int) -> None:
+    def add(self, param: Tensor, grad: Tensor, state: states.State, pieces: Pieces) -> None:
         """One more tensor, whose gradient and state are in its order."""
         self.params.append(param)
         self.grads.append(grad)
@@ -64,7 +78,8 @@ class TensorList:
         if self.master is not None:
             self.masters.append(state[self.master])
         self.steps.append(state["step"])
-        self.first_elements.append(first_element)
+        self.starts += pieces.starts
+        self.first_elements += pieces.first_elements
 
     def fits(self) -> bool:
         """Whether the operator can take all of it as it is; no value is looked at."""
@@ -92,6 +107,7 @@ class TensorList:
             seed=seed,
             stochastic=stochastic,
             grid=self.grid,
+            starts=self.starts if len(self.starts) > len(self.params) else [],
         )
 
 

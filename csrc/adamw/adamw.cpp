@@ -140,24 +140,58 @@ void check_tensors(const StepLists& t, size_t i, at::ScalarType statistics,
   }
 }
 
-TensorSlot collect_slot(const StepTensors& t, size_t i, c10::string_view grid) {
+// Elements [start, start + numel) of a tensor, in the order of memory.
+struct Piece {
+  int64_t start, numel, first_element;
+};
+
+// visit(piece) for the pieces of params[i], of which the first is number next; next is then the
+// first of the next tensor.
+template <typename Visit>
+void visit_pieces(const StepTensors& t, size_t i, size_t& next, const Visit& visit) {
+  const size_t n = t.first_elements.size();
+  const int64_t numel = t.params[i].numel();
+  TORCH_CHECK(next < n && (t.starts.empty() || t.starts[next] == 0),
+              "adamw: expected a 0 among starts for each of ", t.params.size(),
+              " tensors, found none for params[", i, "]");
+  int64_t start = 0;
+  for (bool is_last = false; !is_last;) {
+    const int64_t first_element = t.first_elements[next++];
+    TORCH_CHECK(first_element >= 0 && first_element % kBlock == 0,
+                "adamw: expected first_elements[", next - 1, "] to be a multiple of ", kBlock,
+                ", got ", first_element);
+    is_last = t.starts.empty() || next == n || t.starts[next] == 0;
+    const int64_t end = is_last ? numel : t.starts[next];
+    TORCH_CHECK(is_last || (end > start && end < numel && end % kBlock == 0),
+                "adamw: expected starts[", next, "] above ", start, " and below the ", numel,
+                " elements of params[", i, "], a multiple of ", kBlock, "; got ", end);
+    visit(Piece{start, end - start, first_element});
+    start = end;
+  }
+}
+
+void* moved(const Tensor* t, int64_t start) {
+  if (t == nullptr) return nullptr;
+  return static_cast<char*>(t->mutable_data_ptr()) +
+         start * static_cast<int64_t>(t->element_size());
+}
+
+TensorSlot collect_slot(const StepTensors& t, size_t i, const Piece& piece, c10::string_view grid) {
   const Tensor &param = t.params[i], &grad = t.grads[i], &m = t.exp_avgs[i], &v = t.exp_avg_sqs[i];
   const Tensor* master = optional_at(t.masters, i);
   const Tensor* exponents = optional_at(t.exponents, i);
-  const int64_t numel = param.numel(), first_element = t.first_elements[i];
-  TORCH_CHECK(first_element >= 0 && first_element % kBlock == 0, "adamw: expected first_elements[",
-              i, "] to be a multiple of ", kBlock, ", got ", first_element);
-  int8_t* exponent = exponents == nullptr ? nullptr : exponents->mutable_data_ptr<int8_t>();
-  return {param.mutable_data_ptr(),
-          grad.const_data_ptr(),
-          m.mutable_data_ptr(),
-          v.mutable_data_ptr(),
+  auto* exponent = static_cast<int8_t*>(moved(exponents, piece.start / kBlock));
+  return {moved(&param, piece.start),
+          static_cast<const char*>(grad.const_data_ptr()) +
+              piece.start * static_cast<int64_t>(grad.element_size()),
+          moved(&m, piece.start),
+          moved(&v, piece.start),
           exponent,
-          exponent == nullptr ? nullptr : exponent + blocks_of(numel),
-          master == nullptr ? nullptr : master->mutable_data_ptr(),
+          exponent == nullptr ? nullptr : exponent + blocks_of(param.numel()),
+          moved(master, piece.start),
           t.steps[i].const_data_ptr<float>(),
-          numel,
-          first_element,
+          piece.numel,
+          piece.first_element,
           checked_type(param, "params", i),
           checked_type(grad, "grads", i),
           form_of(param, master, grid, i)};
@@ -168,8 +202,9 @@ TensorSlot collect_slot(const StepTensors& t, size_t i, c10::string_view grid) {
 CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper, int64_t seed,
                               bool stochastic, c10::string_view grid, c10::DeviceType device) {
   check_lists(t);
-  TORCH_CHECK(t.first_elements.size() == t.params.size(),
-              "adamw: expected first_elements of length ", t.params.size(), " like params, got ",
+  const size_t pieces = t.starts.empty() ? t.params.size() : t.starts.size();
+  TORCH_CHECK(t.first_elements.size() == pieces, "adamw: expected first_elements of length ",
+              pieces, " like ", t.starts.empty() ? "params" : "starts", ", got ",
               t.first_elements.size());
   check_options(hyper, grid);
   CheckedStep step{{}, {hyper, nullptr, static_cast<uint64_t>(seed), DType::kFloat32, stochastic}};
@@ -185,12 +220,16 @@ CheckedStep check_and_collect(const StepTensors& t, const Hyperparameters& hyper
   TORCH_CHECK((statistics == at::kHalf) == !t.exponents.empty(), "adamw: expected ",
               statistics == at::kHalf ? "exponents with float16" : "no exponents with other",
               " statistics, got ", t.exponents.size(), " with ", statistics);
-  step.slots.reserve(t.params.size());
+  step.slots.reserve(pieces);
+  size_t next = 0;
   for (size_t i = 0; i < t.params.size(); ++i) {
     check_tensors(t, i, statistics, device);
-    const auto slot = collect_slot(t, i, grid);
-    if (slot.numel > 0) step.slots.push_back(slot);
+    visit_pieces(t, i, next, [&](const Piece& piece) {
+      if (piece.numel > 0) step.slots.push_back(collect_slot(t, i, piece, grid));
+    });
   }
+  TORCH_CHECK(next == pieces, "adamw: expected starts with a 0 for each of ", t.params.size(),
+              " tensors, got more");
   return step;
 }
 
@@ -275,24 +314,25 @@ void step(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs,
           at::TensorList exp_avg_sqs, at::TensorList exponents, at::TensorList masters,
           at::TensorList steps, at::IntArrayRef first_elements, const Tensor& control, double lr,
           double beta1, double beta2, double eps, double weight_decay, double maximum, int64_t seed,
-          bool stochastic, c10::string_view grid) {
-  const auto checked = adamw::check_and_collect(
-      {params, grads, exp_avgs, exp_avg_sqs, exponents, masters, steps, first_elements, control},
-      {lr, beta1, beta2, eps, weight_decay, maximum}, seed, stochastic, grid, at::kCPU);
+          bool stochastic, c10::string_view grid, at::IntArrayRef starts) {
+  const auto checked = adamw::check_and_collect({params, grads, exp_avgs, exp_avg_sqs, exponents,
+                                                 masters, steps, first_elements, starts, control},
+                                                {lr, beta1, beta2, eps, weight_decay, maximum},
+                                                seed, stochastic, grid, at::kCPU);
   const auto& slots = checked.slots;
   if (slots.empty() || checked.options.control[1] != 0.0f) return;
-  std::vector<int64_t> starts{0};
+  std::vector<int64_t> blocks{0};
   std::vector<adamw::Coefficients> coefficients;
   for (const auto& slot : slots) {
     TORCH_CHECK(*slot.step >= 1.0f, "adamw: expected steps from 1 on, got ", *slot.step);
     TORCH_CHECK(*slot.step < 0x1p32f, "adamw: expected steps that 32 bits count, got ", *slot.step);
-    starts.push_back(starts.back() + adamw::blocks_of(slot.numel));
+    blocks.push_back(blocks.back() + adamw::blocks_of(slot.numel));
     coefficients.push_back(
         adamw::coefficients(checked.options.hyper, static_cast<uint32_t>(*slot.step)));
   }
   auto* kernel = CLIPFAST_CPU_KERNEL(adamw_blocks);
-  for_each_piece(starts.back(), [&](int64_t begin, int64_t end) {
-    visit_parts(starts, begin, end, [&](size_t i, int64_t first, int64_t last) {
+  for_each_piece(blocks.back(), [&](int64_t begin, int64_t end) {
+    visit_parts(blocks, begin, end, [&](size_t i, int64_t first, int64_t last) {
       kernel(slots[i], checked.options, coefficients[i], first, last);
     });
   });

@@ -19,7 +19,8 @@ struct StepLists {
 
 // All of its arguments whose tensors it reads or writes.
 struct StepTensors : StepLists {
-  at::IntArrayRef first_elements;
+  // Of pieces; starts is empty where every tensor is one.
+  at::IntArrayRef first_elements, starts;
   const at::Tensor& control;
 };
 

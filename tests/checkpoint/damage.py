@@ -10,7 +10,7 @@ from clipfast.checkpoint.manifest import NAME
 
 
 def _file(folder: Path) -> Path:
-    return next(path for path in sorted(folder.iterdir()) if path.suffix == ".pt")
+    return next(path for path in sorted(folder.iterdir()) if path.suffix == ".safetensors")
 
 
 def _flip(path: Path, place: float, mask: int) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint's files are read and nothing that they bring is run."""
 
 import functools
+import hashlib
 import os
 import pickle
 import zipfile
@@ -70,7 +71,7 @@ def test_trusted_refuses_a_bare_pickle_and_a_damaged_archive(tmp_path, hostile):
     path.write_bytes(pickle.dumps(hostile))
     with pytest.raises(Refused):
         load_trusted(path)
-    write_hashed(ENGINE, path)
+    torch.save(ENGINE, path)
     whole = path.read_bytes()
     for data in (b"", whole[: len(whole) // 2], b"\0" * 1000, whole[:-30]):
         path.write_bytes(data)
@@ -80,7 +81,7 @@ def test_trusted_refuses_a_bare_pickle_and_a_damaged_archive(tmp_path, hostile):
 
 def test_trusted_refuses_an_archive_that_packs_another_pickle(tmp_path, hostile):
     path, packed = tmp_path / "state.pt", tmp_path / "packed.pt"
-    write_hashed(ENGINE, path)
+    torch.save(ENGINE, path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(packed, "w") as target:
         for name in source.namelist():
             data = source.read(name)
@@ -91,7 +92,7 @@ def test_trusted_refuses_an_archive_that_packs_another_pickle(tmp_path, hostile)
 
 def test_trusted_reads_what_was_saved(tmp_path):
     path = tmp_path / "state.pt"
-    write_hashed(ENGINE, path)
+    torch.save(ENGINE, path)
     found = load_trusted(path)
     assert torch.equal(found.pop("values"), ENGINE["values"])
     assert found == {"names": ENGINE["names"]}
@@ -101,7 +102,9 @@ def test_trusted_reads_what_was_saved(tmp_path):
 def test_verify_names_what_would_be_refused_though_its_hash_fits(tmp_path, capsys, hostile):
     folder = tmp_path / "run" / "checkpoints" / "step00000003"
     folder.mkdir(parents=True)
-    entry = write_hashed({"state": hostile}, folder / "a.pt")
+    torch.save({"state": hostile}, folder / "a.pt")
+    data = (folder / "a.pt").read_bytes()
+    entry = Entry(len(data), hashlib.sha256(data).hexdigest())
     Manifest("a", 0, 3, {}, {}, {"a.pt": entry}).write(folder)
     assert main(["list", str(tmp_path / "run")]) == 0
     assert main(["verify", str(tmp_path / "run")]) == 1
@@ -121,14 +124,15 @@ def test_list_and_verify_tell_of_each_checkpoint(tmp_path, capsys):
     for step, counter in ((10, 1), (20, 0)):
         folder = tmp_path / "checkpoints" / f"step{step:08d}"
         folder.mkdir(parents=True)
-        entry = write_hashed(ENGINE, folder / "a.pt")
-        Manifest("a-run", counter, step, {"ranks": 1}, {}, {"a.pt": entry}).write(folder)
+        tensors = {"weight/a[0:10]": ENGINE["values"]}
+        entry = write_hashed(tensors, folder / "a.safetensors")
+        Manifest("a-run", counter, step, {"ranks": 1}, {}, {"a.safetensors": entry}).write(folder)
     assert main(["verify", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["step00000020", "step00000010"]
     assert all("run a-run" in line and line.endswith("intact") for line in lines)
-    (folder / "a.pt").write_bytes(b"")
+    (folder / "a.safetensors").write_bytes(b"")
     assert main(["list", str(tmp_path)]) == 0
     assert main(["verify", str(folder)]) == 1
-    assert "a.pt has 0 bytes" in capsys.readouterr().out
+    assert "a.safetensors has 0 bytes" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "nothing")]) == 2

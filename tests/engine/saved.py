@@ -1,9 +1,11 @@
-"""Checkpoints without a training run: two small files in the place of DeepSpeed's."""
+"""Checkpoints without a training run: two small files in the place of an engine's."""
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from clipfast.checkpoint import Manifest
@@ -13,27 +15,30 @@ from tests.engine.plans import plan
 
 
 class Engine:
-    """DeepSpeed's two calls, with one small file of tensors and one of the optimizer."""
+    """What is asked of an engine, with two small files of tensors."""
 
     def __init__(self) -> None:
         self.checkpoint_engine = CheckpointFiles()
+        self.contents = self
         self.fails = False
         self.values = torch.arange(5000.0)
         self.loaded: list[str] = []
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
         assert not save_latest
-        for name in ("model.pt", "optimizer.pt"):
-            state = {"tag": tag, "values": self.values}
-            self.checkpoint_engine.save(state, str(Path(folder, tag, name)))
+        for number in range(2):
+            # A step's own name: no two steps have the same file.
+            state = {f"weight/{tag[1:13]}[0:5000]": self.values, f"buffer/{number}": torch.ones(1)}
+            path = Path(folder, tag, f"rank{number:05d}.safetensors")
+            self.checkpoint_engine.save(state, str(path))
             if self.fails:
                 self.checkpoint_engine.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
-    def load_checkpoint(self, folder: str, tag: str) -> tuple[str, dict]:
-        for path in Path(folder, tag).glob("*.pt"):
-            self.checkpoint_engine.load(str(path), "cpu")
-        self.loaded.append(tag)
-        return tag, {}
+    def load_folder(self, folder: Path, files: Iterable[str], state: dict) -> list[str]:
+        for name in files:
+            assert len(safetensors.torch.load_file(folder / name)) == 2
+        self.loaded.append(folder.name)
+        return []
 
 
 def checkpoints(

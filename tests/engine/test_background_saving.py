@@ -1,5 +1,6 @@
 """Training goes on while a checkpoint is written, which has the bytes of one that it waited for."""
 
+import io
 import itertools
 import os
 import shutil
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from clipfast.checkpoint import Manifest
@@ -80,8 +82,10 @@ def test_a_save_in_the_background_stands_once_steps_have_taken_it_there(tmp_path
     assert path == saved.latest() == tmp_path / "step00000020"
     assert saved.saving.step is None
     assert Manifest.read(path).state == {"loader": {"epoch": 1}}
-    tensors = [torch.load(p / "model.pt")["values"] for p in (at_once, path)]
-    assert torch.equal(*tensors)
+    files = [safetensors.torch.load_file(p / "rank00000.safetensors") for p in (at_once, path)]
+    assert torch.equal(
+        *(file[f"weight/{p.name}[0:5000]"] for file, p in zip(files, (at_once, path), strict=True))
+    )
     assert resume(saved, engine, "latest").step == 20
     saved.saving.close()
 
@@ -200,7 +204,13 @@ def test_a_run_saves_at_the_steps_that_its_options_name(tmp_path):
     assert not run.saves.are_due(13, last=True)
 
 
-def test_copies_keep_what_is_shared_and_follow_nothing(tmp_path):
+def _bytes_of(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def test_copies_keep_what_is_shared_and_follow_nothing():
     flat = torch.arange(12.0)
     weights = torch.nn.Parameter(torch.ones(3))
     weights.ds_id = "79"
@@ -213,12 +223,12 @@ def test_copies_keep_what_is_shared_and_follow_nothing(tmp_path):
         "half": torch.full((3,), 2, dtype=torch.bfloat16),
         "counts": {"step": 3, "scale": torch.tensor(2.0, requires_grad=True)},
     }
-    written = write_hashed(content, tmp_path / "at_once.pt")
+    written = _bytes_of(content)
     copies = HostCopies()
     taken = copies.take(content)
     flat.zero_()
     content["counts"]["step"] = 4
-    assert write_hashed(taken, tmp_path / "later.pt") == written
+    assert _bytes_of(taken) == written
     places = [t.data_ptr() for t in copies._buffers]
     copies.begin()
     assert copies.take(content)["flat"].data_ptr() == places[0]
@@ -234,19 +244,19 @@ def test_what_the_host_has_no_room_to_copy_is_written_while_training_waits(
     monkeypatch.setattr(HostCopies, "_buffer", full)
     files = CheckpointFiles()
     files.begin(copies=HostCopies())
-    files.save({"values": torch.arange(3.0)}, str(tmp_path / "model.pt"))
-    assert list(files.written) == ["model.pt"]
+    files.save({"values": torch.arange(3.0)}, str(tmp_path / "a.safetensors"))
+    assert list(files.written) == ["a.safetensors"]
     assert "is written while training waits" in caplog.text
     files.write_copies()
-    assert list(files.written) == ["model.pt"]
+    assert list(files.written) == ["a.safetensors"]
 
 
 def test_a_file_that_nobody_waits_for_is_not_written_to_its_end(tmp_path):
     given_up = threading.Event()
     given_up.set()
     with pytest.raises(InterruptedError):
-        write_hashed({"values": torch.arange(3.0)}, tmp_path / "model.pt", given_up=given_up)
-    assert (tmp_path / "model.pt").stat().st_size == 0
+        write_hashed({"values": torch.arange(3.0)}, tmp_path / "a.safetensors", given_up=given_up)
+    assert (tmp_path / "a.safetensors").stat().st_size == 0
 
 
 FORMATS = (("fp16", ("remainder", "stochastic")),)

@@ -28,7 +28,7 @@ def test_checkpoints_keep_the_last_and_say_what_is_in_them(tmp_path):
     for step in (10, 20, 30):
         path = saved.save(engine, step, {"loader": {"epoch": step}})
     assert names(folder) == ["step00000020", "step00000030"]
-    assert names(path) == [NAME, "model.pt", "optimizer.pt"]
+    assert names(path) == [NAME, "rank00000.safetensors", "rank00001.safetensors"]
     manifest = Manifest.read(path)
     assert (manifest.run, manifest.counter, manifest.step) == ("a-run", 2, 30)
     assert (manifest.layout, manifest.state) == (saved.layout, {"loader": {"epoch": 30}})
@@ -115,7 +115,7 @@ def test_checkpoints_that_are_damaged_are_refused_by_name_and_where_all_are(tmp_
     DAMAGES[damage](newest, other)
     with pytest.raises(ConfigError, match=r"no checkpoint is intact.*step00000020"):
         saved.choose(str(newest))
-    (other / "model.pt").unlink()
+    (other / "rank00000.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"no checkpoint is intact.*step000000"):
         saved.choose("latest")
     assert engine.loaded == []
@@ -249,25 +249,27 @@ def test_checkpoints_of_another_run_in_the_way_are_kept_under_its_name(tmp_path)
 
 def test_checkpoints_refuse_what_is_incomplete_or_of_another_layout(tmp_path):
     saved, engine = checkpoints(tmp_path, stage=1), Engine()
-    path = saved.save(engine, 10, {})
+    saved.save(engine, 10, {})
     with pytest.raises(ConfigError, match=r"--resume nowhere: no complete checkpoint there"):
         saved.choose("nowhere")
-    other = checkpoints(tmp_path, stage=3)
-    with pytest.raises(ConfigError, match=r"ZeRO stage 1, not 3\. What is saved.*zero_to_fp32"):
-        other.choose(str(path))
     with pytest.raises(
-        ConfigError, match=r"ranks 1, not 2.*precision torch\.float32, not.*part of"
+        ConfigError, match=r"precision torch\.float32, not.*export.*--model\.weights"
     ):
         checkpoints(tmp_path, stage=1, ranks=2, precision="bf16").choose("latest")
     assert engine.loaded == []
 
 
-def test_checkpoints_of_stage_0_fit_any_number_of_ranks(tmp_path):
-    saved, engine = checkpoints(tmp_path, stage=0), Engine()
+def test_checkpoints_fit_any_number_of_ranks_and_stage_and_say_what_differs(tmp_path):
+    saved, engine = checkpoints(tmp_path, stage=1), Engine()
     saved.save(engine, 10, {})
-    other = checkpoints(tmp_path, stage=0)
-    other.layout["ranks"] = 2
+    other = checkpoints(tmp_path, stage=3)
+    other.layout.update(ranks=2, masters="other")
     assert resume(other, engine, "latest").step == 10
+    assert other.differing(other.choose("latest")) == [
+        "ranks 1 -> 2",
+        "ZeRO stage 1 -> 3",
+        "masters float32 -> other",
+    ]
 
 
 @pytest.mark.parametrize("masters", [True, False], ids=["0.1", "before masters were named"])

@@ -26,11 +26,11 @@ def test_state_bytes_of_the_zero_stages():
 
 
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (0, 8), (1, 1), (2, 8)])
-def test_saved_bytes_are_weights_and_optimizer_of_all_ranks(stage, ranks):
+def test_saved_bytes_are_weights_and_statistics_once(stage, ranks):
     model, count = linear()
-    copy = 4 if stage else 0
-    wanted = (4 + copy + 8) * count
-    assert saved_bytes(plan(EXACT, "fp32", stage, ranks), model) == pytest.approx(wanted, abs=8)
+    for precision in ("fp32", "bf16"):
+        saved = saved_bytes(plan(EXACT, precision, stage, ranks), model)
+        assert saved == pytest.approx((4 + 8) * count, abs=8)
 
 
 def test_state_bytes_count_the_sums_over_micro_batches():

@@ -18,12 +18,16 @@ from clipfast.checkpoint import (
     problems,
     why_refused,
 )
+from clipfast.checkpoint.fragments import Unfit
 from clipfast.engine.agreement import from_main
 from clipfast.engine.checkpoint.folder import CheckpointFolder, put_aside
 from clipfast.engine.config import ConfigError
 from clipfast.engine.launch import Process
 
 LATEST = "latest"
+# Parts of a layout that a checkpoint carries over, whatever they were.
+_CARRIED = ("ranks", "ZeRO stage", "masters")
+_OF_ANOTHER_RUN = (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -131,26 +135,31 @@ class Choosing:
                 f"{', '.join(inside)}"
             )
 
-    def load(self, engine: Any, chosen: Chosen) -> None:
+    def load(self, engine: Any, chosen: Chosen) -> list[str]:
         """Load a checkpoint into the engine.
 
         Args:
             engine: the DeepSpeed engine.
             chosen: of ``choose``.
 
+        Returns:
+            Lines for a person.
+
         Raises:
             ConfigError: a file would run something, or does not hold what a checkpoint holds.
         """
+        manifest = chosen.manifest
         try:
-            loaded, _ = engine.load_checkpoint(str(chosen.path.parent), tag=chosen.path.name)
-        except Refused as error:
+            notes = engine.contents.load_folder(
+                chosen.path, manifest.files, manifest.state.get("engine", {})
+            )
+        except (Refused, Unfit) as error:
             raise ConfigError(f"--resume {chosen.path}: {error}") from error
-        except (AssertionError, AttributeError, KeyError, TypeError, OSError) as error:
-            # What DeepSpeed meets in a checkpoint that is none of this run's, or is in parts.
+        except _OF_ANOTHER_RUN as error:
+            # What is met in an earlier version's checkpoint that is none of this run's.
             reason = f"{type(error).__name__} {error}"
             raise ConfigError(f"--resume {chosen.path} cannot be loaded: {reason}") from error
-        if loaded is None:
-            raise ConfigError(f"--resume {chosen.path} cannot be loaded: a file is missing")
+        return list(notes)
 
     def _candidates(self, which: str) -> list[Found]:
         if which != LATEST:
@@ -201,39 +210,37 @@ class Choosing:
 
     def _check_layout(self, which: str, path: Path, layout: Mapping[str, Any]) -> None:
         # What there was before there was another kind.
-        saved = {"masters": "float32", "loss": "contrastive", **layout}
-        wanted = dict(self.layout)
-        if saved.get("ZeRO stage") == wanted.get("ZeRO stage") == 0:
-            # One file holds everything, whoever loads it.
-            wanted.pop("ranks", None)
+        saved = {"loss": "contrastive", **layout}
         differing = [
             f"{name} {saved.get(name)}, not {value}"
-            for name, value in wanted.items()
-            if saved.get(name) != value
+            for name, value in self.layout.items()
+            if name not in _CARRIED and saved.get(name) != value
         ]
         if not differing:
             return
-        reason = (
-            "At stages 1 to 3 each rank's file holds its part of flat tensors, in blocks that "
-            "share a scale, which cannot be dealt out anew"
-            if saved.get("ranks") != wanted.get("ranks", saved.get("ranks"))
-            else "What is saved and what this run keeps are of different kinds"
-        )
-        # Where the optimizer holds what makes weights exact, the script finds their bf16 values.
-        has_masters = saved.get("masters") == "float32" and saved.get("ZeRO stage") != 0
-        script = (
-            f", or rebuild them without a run: python {path.parent}/zero_to_fp32.py "
-            f"{path.parent} OUT -t {path.name}"
-            if has_masters
-            else ""
-        )
         raise ConfigError(
-            f"--resume {which}: {path} was saved with {', '.join(differing)}. {reason}. Resume "
-            "with what it was saved with. To go on otherwise, with new Adam statistics, let that "
-            "run write its exact weights (resume as saved, with --max-steps at the checkpoint's "
-            f"step and --resume-with-changes: final.safetensors){script}. Then start from them "
-            "with --model.weights"
+            f"--resume {which}: {path} was saved with {', '.join(differing)}. What is saved and "
+            "what this run keeps are of different kinds. Resume with what it was saved with. To go "
+            "on otherwise, with new Adam statistics, write its exact weights (python -m "
+            f"clipfast.checkpoint export {path} weights.safetensors) and start from them with "
+            "--model.weights"
         )
+
+    def differing(self, chosen: Chosen) -> list[str]:
+        """What the run that saved had otherwise, and what carries over all the same.
+
+        Args:
+            chosen: of ``choose``.
+
+        Returns:
+            Lines for a person.
+        """
+        saved = chosen.manifest.layout
+        return [
+            f"{name} {saved[name]} -> {self.layout[name]}"
+            for name in _CARRIED
+            if name in saved and name in self.layout and saved[name] != self.layout[name]
+        ]
 
 
 def _refused(folder: Path, names: list[str]) -> list[str]:

@@ -58,7 +58,7 @@ class Checkpoints:
         """
         return self._choosing.choose(which)
 
-    def load(self, engine: Any, chosen: Chosen) -> None:
+    def load(self, engine: Any, chosen: Chosen) -> list[str]:
         """Load a checkpoint into the engine; see ``Choosing.load``.
 
         Args:
@@ -66,7 +66,15 @@ class Checkpoints:
             chosen: of ``choose``.
         """
         self.saving.size = chosen.manifest.size
-        self._choosing.load(engine, chosen)
+        return self._choosing.load(engine, chosen)
+
+    def differing(self, chosen: Chosen) -> list[str]:
+        """What the run that saved had otherwise and carries over; see ``Choosing.differing``.
+
+        Args:
+            chosen: of ``choose``.
+        """
+        return self._choosing.differing(chosen)
 
     def save(self, engine: Any, step: int, state: Mapping[str, Any]) -> Path:
         """Save the whole state of a run; see ``Saving.save``.

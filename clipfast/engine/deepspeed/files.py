@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 from clipfast.checkpoint import Entry, load_trusted
+from clipfast.checkpoint.tensor_file import dump_tensors
 from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.sink import Sink
 
@@ -105,26 +105,6 @@ class CheckpointFiles(CheckpointEngine):
             self.failed(error)
 
 
-def copy_scripts(files: CheckpointFiles, copy: Any) -> Any:
-    """DeepSpeed's copy of ``zero_to_fp32.py``, which must not end a run either.
-
-    Args:
-        files: learn of the failure.
-        copy: of DeepSpeed.
-    """
-
-    def copied(folder: str) -> None:
-        try:
-            for name in ("zero_to_fp32.py", "zero_to_torch.py"):
-                # A copy goes through a link to what it points to.
-                Path(folder, name).unlink(missing_ok=True)
-            copy(folder)
-        except OSError as error:
-            files.failed(error)
-
-    return copied
-
-
 def write_hashed(
     state: Any,
     path: str | Path,
@@ -132,10 +112,10 @@ def write_hashed(
     sync: bool = True,
     given_up: threading.Event | None = None,
 ) -> Entry:
-    """``torch.save``, with the hash of what was written.
+    """A safetensors file, with the hash of what was written.
 
     Args:
-        state: what to save.
+        state: tensors by name.
         path: the file.
         sync: wait until it is on the disk.
         given_up: once it is set, nobody wants the file any more, and its writing fails.
@@ -150,6 +130,5 @@ def write_hashed(
         ThreadPoolExecutor(1) as hashing,
         Sink(path, hashing, sync=sync, given_up=given_up) as sink,
     ):
-        file: Any = sink
-        torch.save(state, file)
+        dump_tensors(state, sink)
     return Entry(sink.size, sink.hexdigest())

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from clipfast.engine.config import OptimizerConfig
+from clipfast.engine.deepspeed.contents import EngineContents
+from clipfast.engine.deepspeed.grid import on_the_grid
 from clipfast.engine.deepspeed.half_stage0 import forget_first_step
 from clipfast.engine.deepspeed.norms import GradientNorms, keep_clipped_norm, towers_of
+from clipfast.engine.deepspeed.places import number_elements
 from clipfast.engine.deepspeed.settings import deepspeed_settings
 from clipfast.engine.plan import RunPlan
 from clipfast.models import CLIP
@@ -31,7 +33,7 @@ def initialise_engine(
     """
     import deepspeed
 
-    from clipfast.engine.deepspeed.files import CheckpointFiles, copy_scripts
+    from clipfast.engine.deepspeed.files import CheckpointFiles
 
     # Its warnings here are about choices made on purpose, such as an optimizer of our own.
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -41,16 +43,21 @@ def initialise_engine(
         # their door.
         deepspeed.utils.set_z3_leaf_modules(model, leaves, raise_if_not_found=False)
     towers = towers_of(model, optimizer)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config=deepspeed_settings(plan) if settings is None else settings,
-    )
+    with on_the_grid():
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_settings(plan) if settings is None else settings,
+        )
     forget_first_step(engine)
     keep_clipped_norm(engine)
     engine.gradient_norms = GradientNorms(engine, towers, plan.stage)
-    engine.checkpoint_engine = files = CheckpointFiles()
-    engine._copy_recovery_script = copy_scripts(files, engine._copy_recovery_script)
+    number_elements(engine)
+    engine.checkpoint_engine = CheckpointFiles()
+    contents = EngineContents(engine, plan.process)
+    # What DeepSpeed itself would save is neither free of pickles nor for other numbers of ranks.
+    engine.save_checkpoint = contents.save
+    engine.contents = contents
     return engine
 
 
@@ -58,18 +65,6 @@ def set_learning_rate(engine: Any, lr: float) -> None:
     """Of every parameter group, for the next step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
-
-
-def reapply_options(options: OptimizerConfig, engine: Any) -> None:
-    """Set the optimizer's options again after a checkpoint has brought its own, so that a resumed
-    run obeys its command line."""
-    for group in engine.optimizer.param_groups:
-        group["betas"] = (options.beta1, options.beta2)
-        group["eps"] = options.eps
-        if group["weight_decay"]:
-            group["weight_decay"] = options.weight_decay
-    if hasattr(engine.optimizer, "clip_grad"):
-        engine.optimizer.clip_grad = options.clip_norm
 
 
 def step_figures(engine: Any, dtype: torch.dtype) -> dict[str, float]:

@@ -49,7 +49,7 @@ step_operator = declare(
             "Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] exponents, Tensor(e!)[] masters, "
             "Tensor[] steps, int[] first_elements, Tensor control, *, float lr, float beta1, "
             "float beta2, float eps, float weight_decay, float maximum, int seed, "
-            "bool stochastic, str grid) -> ()"
+            "bool stochastic, str grid, int[] starts=[]) -> ()"
         ),
         plain=_step_anywhere,
         fake=_fake_step,

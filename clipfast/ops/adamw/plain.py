@@ -7,6 +7,7 @@ here they are fp64 operations, rounded once.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clipfast.ops.adamw.formats import (
+    BLOCK,
     NEAREST,
     decode_flat,
     encode_flat,
@@ -28,6 +30,7 @@ from clipfast.ops.adamw.formats import (
 from clipfast.ops.adamw.random_bits import FIRST_MOMENT, SECOND_MOMENT, WEIGHT, philox
 
 GRIDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Piece = tuple[int, int]
 
 
 def fused_multiply_add(a: Tensor | float, b: Tensor, c: Tensor | float) -> Tensor:
@@ -180,6 +183,7 @@ def step(
     seed: int,
     stochastic: bool,
     grid: str,
+    starts: Sequence[int] = (),
 ) -> None:
     """torch.ops.clipfast.adamw_ in plain torch, bit for bit, slower. Reads `control` and `steps` on
     the host.
@@ -194,7 +198,8 @@ def step(
         masters: empty, or for each half parameter its fp32 master, or int16 (`split_master`); in
             place. Without it a half parameter is rounded stochastically.
         steps: fp32 [] per parameter: the number of this update, from 1.
-        first_elements: multiples of 256, the index of each tensor's first element among all.
+        first_elements: multiples of 256, the index of each piece's first element among all; a
+            tensor is one piece where there are no starts.
         control: fp32 [2]: what gradients are multiplied with; not 0: change nothing.
         lr: learning rate.
         beta1: decay of the first moment.
@@ -205,11 +210,16 @@ def step(
         seed: of the random numbers.
         stochastic: False: round to nearest instead, to show what that does.
         grid: "bf16" or "fp16": round fp32 params stochastically to values of that type; else "".
+        starts: for tensors of several pieces, where each piece begins in its tensor, in the order
+            of memory: multiples of 256 that rise, and 0 where the next tensor begins. Only the
+            index of an element depends on it.
 
     Raises:
         TypeError: a gradient is sparse.
-        ValueError: a number of `steps` is none that 32 bits count from 1; nothing has changed.
+        ValueError: a number of `steps` is none that 32 bits count from 1, or the pieces are not
+            those of the tensors; nothing has changed.
     """
+    pieces = _pieces([tensor.numel() for tensor in params], starts, first_elements)
     for grad in grads:
         if grad.layout != torch.strided:
             raise TypeError(f"AdamW: expected dense gradients, got {grad.layout}")
@@ -227,11 +237,12 @@ def step(
         m_exponents, v_exponents = exponents[i] if exponents else (None, None)
 
         def random(
-            purpose: int, param: Tensor = param, t: int = t, first: int = first_elements[i]
+            purpose: int, param: Tensor = param, t: int = t, own: list[Piece] = pieces[i]
         ) -> Tensor | int:
             if not stochastic:
                 return NEAREST
-            return philox(first, param.numel(), t, purpose, seed, param.device)
+            bits = [philox(first, n, t, purpose, seed, param.device) for first, n in own]
+            return torch.cat(bits)
 
         old_v, holds_root = decode_flat(v, v_exponents), v.dtype != torch.float32
         weight, new_m, new_v, root = update(
@@ -250,6 +261,30 @@ def step(
             if scale is not None:
                 scale.copy_(made_scale)
         _store_weight(weight, param, master, grid, random(WEIGHT))
+
+
+def _pieces(
+    sizes: Sequence[int], starts: Sequence[int], first_elements: Sequence[int]
+) -> list[list[Piece]]:
+    """The pieces of each tensor: index of the first element, and number of elements."""
+    starts = starts or [0] * len(sizes)
+    begins = [number for number, start in enumerate(starts) if start == 0]
+    if len(starts) != len(first_elements) or len(begins) != len(sizes) or begins[:1] > [0]:
+        raise ValueError(
+            f"AdamW: expected first_elements and starts of one length, with a 0 for each of "
+            f"{len(sizes)} tensors; got {len(first_elements)}, {len(starts)} and {len(begins)}"
+        )
+    pieces = []
+    for size, begin, end in zip(sizes, begins, [*begins[1:], len(starts)], strict=True):
+        ends = [*starts[begin + 1 : end], size]
+        if any(b % BLOCK or not a < b < size for a, b in itertools.pairwise([*starts[begin:end]])):
+            raise ValueError(
+                f"AdamW: expected starts in a tensor of {size} elements that rise in multiples of "
+                f"{BLOCK}, got {[*starts[begin:end]]}"
+            )
+        counts = [b - a for a, b in zip(starts[begin:end], ends, strict=True)]
+        pieces.append([*zip(first_elements[begin:end], counts, strict=True)])
+    return pieces
 
 
 def grad_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -21,11 +21,11 @@ void adamw_cuda(TensorList params, TensorList grads, TensorList exp_avgs, Tensor
                 TensorList exponents, TensorList masters, TensorList steps,
                 at::IntArrayRef first_elements, const Tensor& control, double lr, double beta1,
                 double beta2, double eps, double weight_decay, double maximum, int64_t seed,
-                bool stochastic, c10::string_view grid) {
-  const CheckedStep step = check_and_collect(
-      {params, grads, exp_avgs, exp_avg_sqs, exponents, masters, steps, first_elements, control},
-      {lr, beta1, beta2, eps, weight_decay, maximum}, seed, stochastic, grid,
-      control.device().type());
+                bool stochastic, c10::string_view grid, at::IntArrayRef starts) {
+  const CheckedStep step = check_and_collect({params, grads, exp_avgs, exp_avg_sqs, exponents,
+                                              masters, steps, first_elements, starts, control},
+                                             {lr, beta1, beta2, eps, weight_decay, maximum}, seed,
+                                             stochastic, grid, control.device().type());
   if (step.slots.empty()) return;
   const c10::cuda::CUDAGuard guard(control.device());
   check_launch(
