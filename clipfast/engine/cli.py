@@ -219,6 +219,8 @@ def _check_files(config: Config) -> None:
 
     if config.model.weights and not os.path.exists(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
+    for pattern in config.logging.validation:
+        expand(pattern)
     if config.data.synthetic is not None:
         return
     for pattern in (*config.data.train, *config.data.eval_sources.values()):

@@ -306,6 +306,17 @@ class LoggingConfig:
     eval_every_steps: int = 0
     """Evaluate every so many steps; 0: only at the end."""
 
+    validation: tuple[str, ...] = ()
+    """Held-out shards whose loss is measured: the run's own objective, in evaluation mode, over at
+    most --data.eval-limit pairs. Empty: none."""
+
+    validation_every: int = 0
+    """Measure the loss of held-out pairs every so many steps; 0: only at the end."""
+
+    validation_batch: int = 0
+    """Pairs that meet one another in that loss, over all ranks; among more it is larger. 0: as many
+    as in training, or all there are where they are fewer."""
+
     tensorboard: bool = True
     """Write TensorBoard scalars."""
 
@@ -333,6 +344,8 @@ class LoggingConfig:
             "--logging",
             every_steps=_COUNT,
             eval_every_steps=Range(0, _MOST, why="0 evaluates at the end only"),
+            validation_every=Range(0, _MOST, why="0 measures at the end only"),
+            validation_batch=Range(0, _MOST, why="0 takes the batch of training"),
             profile=Range(0, 1000, why="a trace takes some megabytes for each step"),
         )
         _require(

@@ -83,21 +83,10 @@ class RunEncoder(RunData):
         Args:
             source: a set's name, or a pattern of shards.
         """
-        data, process = self.plan.config.data, self.plan.process
-        loader = EvalLoader(
-            self._pattern(source),
-            self.plan.architecture.vision.image_size,
-            data.eval_batch_size,
-            rank=process.rank,
-            world_size=process.world_size,
-            limit=data.eval_limit,
-            device=process.device,
-            dtype=self.plan.dtype,
-            threads=self.plan.decode_threads,
-        )
+        loader = self._loader(self._pattern(source))
         sizes = self._sizes(len(loader))
-        images, texts, content = self._encode(loader, math.ceil(max(sizes) / data.eval_batch_size))
-        first = sum(sizes[: process.rank])
+        images, texts, content, _ = self._encode(loader, sizes)
+        first = sum(sizes[: self.plan.process.rank])
         image_ids, caption_ids = self.gather(content.to(self.device)).cpu().unbind(1)
         image, caption = _openers(self._pattern(source), sum(sizes))
         return Pairs(
@@ -110,6 +99,21 @@ class RunEncoder(RunData):
             image=image,
             caption=caption,
         )
+
+    @torch.no_grad()
+    def features(self, patterns: Sequence[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Features of all pairs of some shards, and what the loss takes beside them.
+
+        Args:
+            patterns: of shards.
+
+        Returns:
+            Image features and text features ``[N, D]`` float32, the same on every rank; the logit
+            scale and the objective's scalars.
+        """
+        loader = self._loader(patterns)
+        images, texts, _, scalars = self._encode(loader, self._sizes(len(loader)))
+        return self.gather(images), self.gather(texts), scalars
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -155,25 +159,42 @@ class RunEncoder(RunData):
         dist.all_reduce(sizes)
         return sizes.tolist()
 
-    def _encode(self, loader: EvalLoader, forwards: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode this rank's pairs, and pass on the ids of their content. Every rank runs the same
-        number of forwards, since under ZeRO-3 each one gathers parameters from all ranks; one with
-        a batch less repeats its last."""
+    def _loader(self, patterns: str | Sequence[str]) -> EvalLoader:
+        data, process = self.plan.config.data, self.plan.process
+        return EvalLoader(
+            patterns,
+            self.plan.architecture.vision.image_size,
+            data.eval_batch_size,
+            rank=process.rank,
+            world_size=process.world_size,
+            limit=data.eval_limit,
+            device=process.device,
+            dtype=self.plan.dtype,
+            threads=self.plan.decode_threads,
+        )
+
+    def _encode(
+        self, loader: EvalLoader, sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        """Encode this rank's pairs, and pass on the ids of their content and the model's scalars.
+        Every rank runs the same number of forwards, since under ZeRO-3 each one gathers parameters
+        from all ranks; one with a batch less repeats its last."""
         images, texts, content = [], [], []
+        scalars: list[Tensor] = []
         batch: Any = None
         with closing(iter(loader)) as batches:
-            for _ in range(forwards):
+            for _ in range(math.ceil(max(sizes) / loader.batch_size)):
                 self._between()
                 fresh = next(batches, None)
                 batch = fresh or batch
-                image_features, text_features, *_ = self._engine(
+                image_features, text_features, *scalars = self._engine(
                     batch.images, batch.tokens, lengths=batch.lengths
                 )
                 if fresh is not None:
                     images.append(image_features.float())
                     texts.append(text_features.float())
                     content.append(fresh.content)
-        return torch.cat(images), torch.cat(texts), torch.cat(content)
+        return torch.cat(images), torch.cat(texts), torch.cat(content), scalars
 
 
 def _openers(pattern: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:

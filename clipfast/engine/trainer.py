@@ -36,6 +36,7 @@ from clipfast.engine.rows import read_rows
 from clipfast.engine.saves import Saves
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
+from clipfast.engine.validation import Validation
 from clipfast.eval import Measured, Retrieval
 from clipfast.eval.curves import curves_figure
 from clipfast.files import explain
@@ -87,6 +88,7 @@ class Trainer:
     def __init__(self, plan: RunPlan, builders: Builders | None = None) -> None:
         # Refuse before minutes of building.
         self._evaluations = Evaluations(plan)
+        self._validation = Validation(plan)
         self._opening = Opening(plan)
         self.step = 0
         try:
@@ -115,6 +117,8 @@ class Trainer:
                 metrics.say("Interrupted before the evaluation: --resume latest measures")
                 finished = False
             progress.mark("evaluation")
+            if finished:
+                self._validate(metrics)
             measured = self._evaluate(metrics) if finished else {}
             progress.mark("end")
             pictures = self._draw(measured, metrics) if finished else []
@@ -248,12 +252,14 @@ class Trainer:
             stops = request == Request.STOP and not last
             with clock.paused():
                 self._saves.go_on(metrics.say)
-                if self._due(options.logging.eval_every_steps) and not last and not stops:
+                measures = self._measures_due() if not last and not stops else []
+                if measures:
                     # Nobody puts it in place meanwhile.
                     self._saves.finish(metrics.say)
                     progress.mark("evaluation")
                     try:
-                        self._evaluate(metrics, self._requests.leave_if_stopped)
+                        for measure in measures:
+                            measure(metrics, self._requests.leave_if_stopped)
                     except StopAsked:
                         request, stops = Request.STOP, True
                 progress.mark("save")
@@ -268,6 +274,14 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
+
+    def _measures_due(self) -> list[Callable[[Metrics, Callable[[], None]], object]]:
+        options = self.plan.config.logging
+        asked = (
+            (self._validate, options.validation_every),
+            (self._evaluate, options.eval_every_steps),
+        )
+        return [measure for measure, every in asked if self._due(every)]
 
     def _values(self, loss: Tensor, logit_scale: Tensor, lr: float) -> dict[str, float]:
         return {
@@ -288,6 +302,15 @@ class Trainer:
             f"{latest or 'none'}. Go on from it with a lower --optimizer.lr or with "
             f"--optimizer.clip-norm 1, and {WITH_CHANGES}"
         )
+
+    def _validate(self, metrics: Metrics, between: Callable[[], None] = progress.again) -> None:
+        found = self._validation.run(self.engine, between)
+        if found:
+            metrics.log(self.step, found)
+            metrics.say(
+                f"step {self.step}: validation loss {found['validation/loss']:.4f}, "
+                f"{self._validation.batches} x {self._validation.batch} held-out pairs"
+            )
 
     def _evaluate(
         self, metrics: Metrics, between: Callable[[], None] = progress.again

@@ -58,6 +58,9 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
         for option in ("--data.eval-limit", "--data.eval-batch-size", "--logging.eval-every-steps"):
             if option in options:
                 yield f"{option} does not count: there is no --data.eval to measure on"
+    for option in ("--logging.validation-every", "--logging.validation-batch"):
+        if option in options and not config.logging.validation:
+            yield f"{option} does not count: there is no --logging.validation to measure on"
     is_read = config.data.synthetic is None
     if "--data.max-errors" in options and config.data.on_error == "stop" and is_read:
         yield "--data.max-errors does not count: --data.on-error stop bears with none"

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Loss, retrieval, temperature, learning rate and throughput against the step.
+    """Losses, retrieval, temperature, learning rate and throughput against the step.
 
     Args:
         rows: of ``metrics.jsonl``.
@@ -30,10 +30,20 @@ def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
         axis.grid(alpha=0.3)
         if points:
             axis.plot(*zip(*points, strict=True), linewidth=1.2)
+            if key == "loss":
+                _plot_validation(axis, rows)
         else:
             axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
     _plot_retrieval(axes[5], rows)
     figure.savefig(path)
+
+
+def _plot_validation(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+    name = "validation/loss"
+    points = [(row["step"], row[name]) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label="held-out pairs")
+        axis.legend(fontsize=8)
 
 
 def _plot_retrieval(axis: Any, rows: Sequence[dict[str, Any]]) -> None:

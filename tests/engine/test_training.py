@@ -41,6 +41,10 @@ MIXED = (
     *("--optimizer.text-weights", "fp32"),
 )
 BF16 = ("--precision", "bf16")
+HELD_OUT = (
+    *("--logging.validation", "sample/twemoji", "--logging.validation-every", "1"),
+    *("--data.eval-limit", "64"),
+)
 UNEVEN = (
     *("--zero-stage", "3", "--max-steps", "1"),
     *("--data.eval-limit", "33", "--data.eval-batch-size", "16"),
@@ -81,6 +85,7 @@ def alone(tmp_path_factory) -> Path:
         "fp32": [*FOUR, *parts, "--zero-stage", "1"],
         "paper": [*FOUR, *parts, *BF16, *PAPER, "--zero-stage", "2"],
         "plain": ["--max-steps", "3"],
+        "validated": ["--max-steps", "3", *HELD_OUT],
         "selective": ["--max-steps", "3", "--model.recompute", "selective"],
         "clipped": ["--max-steps", "3", "--optimizer.clip-norm", "0.01"],
         "vit": [*FOUR, "--model.name", "ViT-tiny"],
@@ -244,6 +249,17 @@ def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_p
     scales = [[row["logit_scale"] for row in rows(folder)] for folder in (whole, quarter)]
     assert scales[1] == pytest.approx(scales[0], abs=1e-4)
     assert norms(quarter) == pytest.approx(norms(whole), rel=1e-3)
+
+
+def test_a_run_trains_the_same_bits_whether_held_out_pairs_are_measured_or_not(alone):
+    measured, plain = weights(alone / "validated"), weights(alone / "plain")
+    assert losses(alone / "validated") == losses(alone / "plain")
+    assert [key for key in plain if not torch.equal(plain[key], measured[key])] == []
+    lines = (alone / "validated" / "metrics.jsonl").read_text().splitlines()
+    table = [row for row in map(json.loads, lines) if "validation/loss" in row]
+    assert [row["step"] for row in table] == [1, 2, 3]
+    # Two batches of 32 pairs, of a model that knows next to nothing.
+    assert all(2.5 < row["validation/loss"] < 6 for row in table)
 
 
 def test_a_killed_run_resumes_and_repeats_the_uninterrupted_one(tmp_path, alone):

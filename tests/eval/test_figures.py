@@ -51,6 +51,21 @@ def test_curves_figure_plots_training_and_evaluation_rows(tmp_path, with_norm):
     ]
     rows.append({"step": 8, "eval/sample/noto/image_to_text/R@1": 0.5})
     curves_figure(rows, tmp_path / "curves.png")
-    pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB"))
-    blue = (np.abs(pixels.astype(int) - (31, 119, 180)).sum(-1) < 12).sum()
-    assert blue > 500
+    assert pixels_near((31, 119, 180), tmp_path / "curves.png") > 500
+
+
+def test_curves_figure_plots_the_loss_of_held_out_pairs(tmp_path):
+    rows = [{"step": s, "loss": 1 / s} for s in range(1, 9)]
+    orange = (255, 127, 14)
+    curves_figure(rows, tmp_path / "without.png")
+    curves_figure(
+        [*rows, {"step": 2, "validation/loss": 0.5}, {"step": 8, "validation/loss": 0.2}],
+        tmp_path / "with.png",
+    )
+    assert pixels_near(orange, tmp_path / "without.png") == 0
+    assert pixels_near(orange, tmp_path / "with.png") > 50
+
+
+def pixels_near(color, path):
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return (np.abs(pixels.astype(int) - color).sum(-1) < 12).sum()
