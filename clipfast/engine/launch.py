@@ -14,7 +14,7 @@ from clipfast.devices import PlannedGpu
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.helper import load_helper
 from clipfast.engine.environment import read_environment
-from clipfast.engine.rendezvous import meet, release
+from clipfast.engine.rendezvous import meet, release, store_of_attempt
 
 _SHARED = Path("/dev/shm")
 _BUFFERS = "deepspeed_allreduce_buffer_"
@@ -111,8 +111,17 @@ def start(process: Process, uses_tf32: bool = False) -> None:
         torch.set_num_threads(cpu_threads(process))
     if process.device.type == "cpu":
         load_helper()
+    backend = "nccl" if process.device.type == "cuda" else "gloo"
+    if (store := store_of_attempt()) is not None:
+        torch.distributed.init_process_group(
+            backend,
+            store=store,
+            rank=process.rank,
+            world_size=process.world_size,
+            device_id=process.device if backend == "nccl" else None,
+        )
     deepspeed.init_distributed(
-        dist_backend="nccl" if process.device.type == "cuda" else "gloo",
+        dist_backend=backend,
         auto_mpi_discovery=False,
         verbose=False,
     )

@@ -32,6 +32,8 @@ MEET_SECONDS = 1800.0
 _NEWS_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _LINGER_SECONDS = 1.0
+# As torch's own.
+_GROUP_TIMEOUT = timedelta(minutes=30)
 _PORT_REMEDY = (
     "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
     "--rdzv-endpoint HOST:PORT"
@@ -121,6 +123,21 @@ def meet(
     both = (of_rank_0, of_store) if agent_holds_the_store() else (of_store, of_rank_0)
     meeting.addresses = [*both[0], *both[1]]
     return meeting
+
+
+def store_of_attempt() -> Any:
+    """A place for torch's group that no earlier attempt has written to, where torchrun starts the
+    ranks again: with a port that was given, it keeps its store, and gloo would find the addresses
+    of processes that are dead.
+
+    Returns:
+        None where torch's own store will do.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if _store is None or attempt == "0" or not agent_holds_the_store():
+        return None
+    _store.set_timeout(_GROUP_TIMEOUT)
+    return PrefixStore(f"clipfast/{attempt}/group", _store)
 
 
 def release() -> None:

@@ -23,14 +23,14 @@ def headline(hanging: Sequence[View], views: Sequence[View], now: float) -> str:
     who = " and ".join(map(str, hanging[:4])) + (" and others" if len(hanging) > 4 else "")
     verb = "hangs" if len(hanging) == 1 else "hang"
     others = len([view for view in views if not view.left]) - len(hanging)
-    if not others:
-        return f"{who} {verb}: no rank has gone on for {seconds:.0f} s"
     place = hanging[0].place
     if all(view.waits and not view.is_stopped for view in hanging):
         return (
             f"all ranks wait in collectives for {seconds:.0f} s, {who} furthest behind: after step "
             f"{place.step}, in {place.part}. A link may be cut, or ranks call other collectives"
         )
+    if not others:
+        return f"{who} {verb}: no rank has gone on for {seconds:.0f} s"
     waiting = "rank waits" if others == 1 else "ranks wait"
     return (
         f"{who} {verb} after step {place.step}, in {place.part}, for {seconds:.0f} s, and "

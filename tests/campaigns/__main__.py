@@ -9,6 +9,7 @@ from tests.campaigns import (
     hosts,
     images,
     kill,
+    ranks,
     soak,
     torn,
     twins,
@@ -32,6 +33,7 @@ if __name__ == "__main__":
             "torn": (torn.campaign, 300),
             "fuzz": (fuzz.campaign, 5000),
             "kill": (kill.campaign, 100),
+            "ranks": (ranks.campaign, len(ranks.ATTACKS)),
         },
         __doc__,
     )

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,9 +10,11 @@ from typing import Any
 
 import torch
 
+# Beside this file, which is started as a script.
+from recipe import config
+
 from clipfast.engine import main
 from clipfast.engine.builders import Builders, build_loader, build_model
-from tests.campaigns.recipe import config
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Fault:
     Attributes:
         rank: where.
         step: after how many steps.
-        part: data, forward, start, save or evaluation.
-        how: sleep, stop, kill, exit, raise, hold (native code with the interpreter's lock), memory,
-            or what differs: weights, data.
+        part: data, forward, evaluation, or start: while the run is built.
+        how: kill, fault, exit, raise, sleep, stop, hold (native code with the interpreter's lock),
+            term, or what differs: batch, weights, shards.
     """
 
     rank: int
@@ -47,22 +48,6 @@ def fault() -> Fault | None:
     return made if is_mine and not again else None
 
 
-def happen(how: str) -> None:
-    """Go wrong."""
-    acts: dict[str, Callable[[], object]] = {
-        "sleep": lambda: time.sleep(1000),
-        "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
-        "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "fault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
-        "exit": lambda: os._exit(7),
-        "raise": lambda: (_ for _ in ()).throw(RuntimeError("broken here")),
-        "hold": _hold,
-        "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
-    }
-    print(f"fault {how} at {time.monotonic():.3f}", file=sys.stderr, flush=True)
-    acts[how]()
-
-
 def _hold() -> None:
     """Wait for ever in native code, with the interpreter's lock: a lock is taken twice."""
     native, lock = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
@@ -70,11 +55,35 @@ def _hold() -> None:
     native.pthread_mutex_lock(lock)
 
 
+def _raise() -> None:
+    raise ValueError("broken here")
+
+
+_ACTS: dict[str, Callable[[], object]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "fault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "exit": lambda: os._exit(7),
+    "raise": _raise,
+    "sleep": lambda: time.sleep(1000),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    "hold": _hold,
+    "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
+}
+
+
+def happen(how: str) -> None:
+    """Go wrong, and say when: seconds of the clock that all processes of a machine share."""
+    # The start of a run hides what is printed.
+    with open(os.environ["CLIPFAST_FAULT_AT"], "w") as file:
+        file.write(str(time.monotonic()))
+    _ACTS[how]()
+
+
 def builders(wanted: Fault | None) -> Builders:
-    """Parts of the run, one of which goes wrong."""
+    """Parts of the run, one of which does what is wanted."""
     if wanted is None:
         return Builders()
-    calls = {"data": 0, "forward": 0}
+    calls = {"data": 0, "forward": 0, "evaluation": 0}
 
     def come(part: str) -> None:
         calls[part] += 1
@@ -97,10 +106,10 @@ def builders(wanted: Fault | None) -> Builders:
 
         def state_dict(self) -> dict[str, Any]:
             state = dict(self._inner.state_dict())
-            return {**state, "shards": "others"} if wanted.how == "data" else state
+            return {**state, "shards": "others"} if wanted.how == "shards" else state
 
     def loader(plan: Any) -> Any:
-        if wanted.part == "start" and wanted.how not in ("weights", "data"):
+        if wanted.part == "start" and wanted.how in _ACTS:
             happen(wanted.how)
         return Loader(build_loader(plan))
 
@@ -108,7 +117,9 @@ def builders(wanted: Fault | None) -> Builders:
         if wanted.how == "weights":
             torch.manual_seed(123)
         made = build_model(plan)
-        made.register_forward_pre_hook(lambda *_: come("forward"))
+        made.register_forward_pre_hook(
+            lambda module, *_: come("forward" if module.training else "evaluation")
+        )
         return made
 
     return Builders(loader=loader, model=model)

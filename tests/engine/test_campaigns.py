@@ -13,6 +13,7 @@ from tests.campaigns import (
     hosts,
     images,
     kill,
+    ranks,
     soak,
     torn,
     twins,
@@ -29,6 +30,8 @@ SHORT = {
     # Each kind once.
     "data": (data.campaign, 13),
     "kill": (kill.short, 2),
+    # A rank is killed, and torchrun starts the ranks again.
+    "ranks": (ranks.campaign, 1),
     "torn": (torn.campaign, 12),
     "twins": (twins.campaign, 1),
     "hostile": (hostile.campaign, 22),
