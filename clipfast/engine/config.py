@@ -69,8 +69,23 @@ class ModelOptions:
     auto: blocks on a GPU of compute capability 8.0 or newer with Triton, below ZeRO stage 3 and
     not with selective recomputation; none elsewhere."""
 
+    sync_bn: bool = False
+    """Batch statistics of a ResNet are those of all ranks' pairs: of their micro-batches that are
+    encoded at the same time. Without it they are those of a rank's micro-batch."""
+
+    bn_batch: Annotated[int | None, tyro.conf.arg(aliases=[ALIASES["--model.bn-batch"]])] = None
+    """Batch statistics of a ResNet are those of so many pairs of the global batch, one after
+    another, whatever ranks and micro-batches there are. It divides the micro-batch, or without
+    micro-batches is a multiple of a rank's share. Running statistics then move once a step, toward
+    the mean of all groups."""
+
     def __post_init__(self) -> None:
-        check_fields(self, "--model")
+        check_fields(self, "--model", bn_batch=_COUNT)
+        _require(
+            self.bn_batch is None or not self.sync_bn,
+            "--model.sync-bn and --bn-batch are two answers to one question. --bn-batch N says how "
+            "many pairs share statistics, of all ranks where N is the batch: pass one of them",
+        )
         _require(
             self.weights != "",
             "--model.weights is empty: name a file, or leave the option out to start at random",

@@ -31,6 +31,26 @@ _THREADS_BESIDE_A_GPU = 4
 
 
 @dataclass(frozen=True)
+class NormPlan:
+    """Which pairs a batch norm takes together.
+
+    Attributes:
+        groups: parts of a micro-batch, each with statistics of its own.
+        ranks: neighbours that share them.
+        once_a_step: running statistics move once a step, for all groups.
+    """
+
+    groups: int = 1
+    ranks: int = 1
+    once_a_step: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether they are others than those of a rank's micro-batch."""
+        return self != NormPlan()
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """The decisions of a run on one of its ranks; see ``decide``.
 
@@ -52,6 +72,7 @@ class RunPlan:
         recompute: what residual blocks keep for the backward pass: none, selective or full; auto
             until ``resolve_recomputation`` has measured.
         compile: residual blocks are compiled.
+        norm: which pairs a batch norm takes together.
         recompute_note: how the mode was found, for a person; empty where it was given.
     """
 
@@ -70,6 +91,7 @@ class RunPlan:
     objective: Objective
     recompute: str
     compile: bool
+    norm: NormPlan = NormPlan()
     recompute_note: str = ""
 
     @property

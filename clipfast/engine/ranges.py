@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 ALIASES = {
     "--schedule.max-steps": "--max-steps",
+    "--model.bn-batch": "--bn-batch",
     "--zero.stage": "--zero-stage",
     "--logging.profile": "--profile",
     "--checkpoint.resume": "--resume",

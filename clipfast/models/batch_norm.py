@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.ops.batch_norm import Tail, batch_norm, fused_here, plain_tail
+from clipfast.ops.batch_norm import (
+    Sharing,
+    Tail,
+    batch_norm,
+    fused_here,
+    plain_tail,
+    shared_batch_norm,
+    shared_statistics,
+)
 
 # A plain integer, not thread-local state: autograd runs recomputation on its own threads while
 # the caller waits, and torch.compile can guard on a global.
@@ -53,11 +61,21 @@ class BatchNorm2d(nn.BatchNorm2d):
     Args:
         num_features: channels C.
         zero_gain: start the weight at 0, so that a residual branch begins as the identity.
+
+    Attributes:
+        sharing: whose rows are normalised together in training; None: those of the batch that
+            comes. `share_statistics` sets it.
+        once_a_step: running statistics wait in `met` until `settle_statistics` moves them.
+        met: sums over the groups that were met since then: of their means, of their unbiased
+            variances; and how many they were. Empty where nothing waits.
     """
 
     def __init__(self, num_features: int, *, zero_gain: bool = False) -> None:
         self.zero_gain = zero_gain  # before super(), which calls reset_parameters
         super().__init__(num_features)
+        self.sharing: Sharing | None = None
+        self.once_a_step = False
+        self.met: tuple[Tensor, Tensor, int] | None = None
         # deepspeed.zero.Init casts every floating-point tensor made inside it to half.
         if self.running_mean.dtype in (torch.float16, torch.bfloat16):
             self.running_mean = self.running_mean.float()
@@ -98,6 +116,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             # Kernels want gain, bias and statistics in one dtype; cuDNN's fast path wants fp32.
             weight, bias = weight.to(self.running_mean.dtype), bias.to(self.running_mean.dtype)
         tail = Tail(relu, pool, shortcut_stride)
+        if self.training and (self.sharing is not None or self.once_a_step):
+            return self._shared(x, weight, bias, residual, tail, self.sharing or Sharing())
         if self.training and self._is_fused(x, tail):
             return self._fused(x, weight, bias, residual, tail)
         mean, var = self.running_mean, self.running_var
@@ -137,6 +157,84 @@ class BatchNorm2d(nn.BatchNorm2d):
         if residual is not None:
             residual = residual.to(x.dtype)
         return batch_norm(x, mean, inv_std, weight, bias, residual, tail)
+
+    def _shared(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        tail: Tail,
+        sharing: Sharing,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if residual is not None:
+            residual = residual.to(x.dtype)
+        if x.device.type == "cuda" and sharing.ranks == 1:
+            return self._in_parts(x, weight, bias, residual, tail, sharing.groups)
+        mean, inv_std, var, count = shared_statistics(x.detach(), self.eps, sharing)
+        if not _frozen_depth:
+            self._record(mean, var * (count / (count - 1)))
+        fits = not tail.pools or (x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0)
+        fused = tail if fits else Tail()
+        y = shared_batch_norm(x, mean, inv_std, weight, bias, residual, fused, sharing)
+        return y if fits else plain_tail(y, tail, x.dtype)
+
+    def _in_parts(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        residual: Tensor | None,
+        tail: Tail,
+        groups: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Each group by the library's own batch norm, which leaves its statistics where a momentum
+        of 1 puts them."""
+        if x.shape[0] % groups:
+            raise ValueError(f"a batch of {x.shape[0]} does not divide into {groups} groups")
+        means = self.running_mean.new_empty(groups, self.num_features)
+        variances = torch.empty_like(means)
+        parts = [
+            F.batch_norm(part, means[k], variances[k], weight, bias, True, 1.0, self.eps)
+            for k, part in enumerate(x.chunk(groups))
+        ]
+        if not _frozen_depth:
+            self._record(means, variances)
+        z = torch.cat(parts)
+        if residual is not None:
+            z += residual
+        return plain_tail(z, tail, z.dtype)
+
+    def _record(self, means: Tensor, variances: Tensor) -> None:
+        """Count some groups.
+
+        Args:
+            means: [K, C].
+            variances: [K, C], unbiased.
+        """
+        if not self.once_a_step:
+            self.move_running(means.mean(0), variances.mean(0))
+            return
+        mean, variance, groups = self.met or (0.0, 0.0, 0)
+        self.met = mean + means.sum(0), variance + variances.sum(0), groups + len(means)
+
+    def take_met(self) -> tuple[Tensor, Tensor]:
+        """The means over the groups that were met, which are forgotten."""
+        assert self.met is not None
+        mean, variance, groups = self.met
+        self.met = None
+        return mean / groups, variance / groups
+
+    def move_running(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics by the momentum.
+
+        Args:
+            mean: [C].
+            variance: [C], unbiased.
+        """
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm2d:
         before = {"running_mean": self.running_mean, "running_var": self.running_var}

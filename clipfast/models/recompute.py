@@ -51,6 +51,9 @@ _OTHERS_KEPT = {
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
     "clipfast::batch_norm_statistics",
+    # Sums of statistics over ranks: what was agreed on is not asked for again.
+    "_c10d_functional::all_reduce",
+    "_c10d_functional::wait_tensor",
 }
 
 

@@ -155,48 +155,105 @@ BatchNormGradient gradient_of(const OptionalTensor& grad, const Tensor& x, Tenso
   return {held.const_data_ptr(), pooled};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const OptionalTensor& grad,
-                                                    const OptionalTensor& other, const Tensor& x_in,
-                                                    const OptionalTensor& y_in,
-                                                    const Tensor& mean_in, const Tensor& inv_std_in,
-                                                    const Tensor& weight, const Tensor& bias_in,
-                                                    bool relu, bool want_residual) {
-  const auto shape = shape_of(x_in);
-  TORCH_CHECK(grad || other, "batch_norm_backward: expected a gradient");
-  const Tensor x = x_in.contiguous(kFormat);
-  const Tensor mean = vector_like(mean_in, x, "mean"), bias = vector_like(bias_in, x, "bias");
-  const Tensor inv_std = vector_like(inv_std_in, x, "inv_std");
-  const Tensor scale = at::mul(inv_std, vector_like(weight, x, "weight"));
-  const Tensor y = relu && y_in ? rows_like(*y_in, x, "y") : Tensor();
-  Tensor held, other_held;
-  Tensor grad_x = empty_rows(x);
-  Tensor grad_residual = want_residual ? empty_rows(x) : at::empty({0}, x.options());
-  const Tensor sums = empty_acc({shape.tiles(), 2, shape.channels}, x);
-  Tensor grad_weight = empty_acc({shape.channels}, x), grad_bias = at::empty_like(grad_weight);
-  const Tensor slope = at::empty_like(grad_weight), offset = at::empty_like(grad_weight);
-  const BatchNormSumArgs args{shape,
-                              gradient_of(grad ? grad : other, x, held),
-                              gradient_of(grad ? other : std::nullopt, x, other_held),
-                              x.const_data_ptr(),
-                              y.defined() ? y.const_data_ptr() : nullptr,
-                              mean.const_data_ptr(),
-                              scale.const_data_ptr(),
-                              bias.const_data_ptr(),
-                              relu,
-                              want_residual ? grad_residual.mutable_data_ptr() : nullptr,
-                              sums.mutable_data_ptr()};
-  run_range(CLIPFAST_CPU_KERNEL(batch_norm_sums), args, shape.tiles(), tile_grain(shape));
-  run_channels(CLIPFAST_CPU_KERNEL(batch_norm_coefficients),
-               BatchNormCoefficientArgs{shape, sums.const_data_ptr(), inv_std.const_data_ptr(),
-                                        scale.const_data_ptr(), grad_weight.mutable_data_ptr(),
-                                        grad_bias.mutable_data_ptr(), slope.mutable_data_ptr(),
-                                        offset.mutable_data_ptr()},
-               shape);
+// What both halves of the backward pass read; the Tensors keep converted copies alive.
+struct BackwardInputs {
+  Tensor x, mean, inv_std, bias, scale, y, held, other_held;
+  BatchNormSumArgs args;
+
+  BackwardInputs(const OptionalTensor& grad, const OptionalTensor& other, const Tensor& x_in,
+                 const OptionalTensor& y_in, const Tensor& mean_in, const Tensor& inv_std_in,
+                 const Tensor& weight, const Tensor& bias_in, bool relu)
+      : args{shape_of(x_in)} {
+    TORCH_CHECK(grad || other, "batch_norm_backward: expected a gradient");
+    x = x_in.contiguous(kFormat);
+    mean = vector_like(mean_in, x, "mean");
+    bias = vector_like(bias_in, x, "bias");
+    inv_std = vector_like(inv_std_in, x, "inv_std");
+    scale = at::mul(inv_std, vector_like(weight, x, "weight"));
+    if (relu && y_in) y = rows_like(*y_in, x, "y");
+    args.grad = gradient_of(grad ? grad : other, x, held);
+    args.other = gradient_of(grad ? other : std::nullopt, x, other_held);
+    args.x = x.const_data_ptr();
+    args.y = y.defined() ? y.const_data_ptr() : nullptr;
+    args.mean = mean.const_data_ptr();
+    args.scale = scale.const_data_ptr();
+    args.bias = bias.const_data_ptr();
+    args.relu = relu;
+    args.grad_residual = nullptr;
+    args.sums = nullptr;
+  }
+};
+
+// The sums over this tensor's rows, and what they mean for grad_x where no other rows share the
+// statistics. Leaves the residual's gradient in `in`, which then reads it in place of the others.
+struct BackwardSums {
+  Tensor grad_residual, grad_weight, grad_bias, slope, offset;
+
+  BackwardSums(BackwardInputs& in, bool want_residual) {
+    const auto shape = in.args.shape;
+    grad_residual = want_residual ? empty_rows(in.x) : at::empty({0}, in.x.options());
+    const Tensor sums = empty_acc({shape.tiles(), 2, shape.channels}, in.x);
+    grad_weight = empty_acc({shape.channels}, in.x);
+    grad_bias = at::empty_like(grad_weight);
+    slope = at::empty_like(grad_weight);
+    offset = at::empty_like(grad_weight);
+    in.args.grad_residual = want_residual ? grad_residual.mutable_data_ptr() : nullptr;
+    in.args.sums = sums.mutable_data_ptr();
+    run_range(CLIPFAST_CPU_KERNEL(batch_norm_sums), in.args, shape.tiles(), tile_grain(shape));
+    run_channels(CLIPFAST_CPU_KERNEL(batch_norm_coefficients),
+                 BatchNormCoefficientArgs{shape, sums.const_data_ptr(), in.inv_std.const_data_ptr(),
+                                          in.scale.const_data_ptr(), grad_weight.mutable_data_ptr(),
+                                          grad_bias.mutable_data_ptr(), slope.mutable_data_ptr(),
+                                          offset.mutable_data_ptr()},
+                 shape);
+  }
+};
+
+Tensor grad_x_of(const BackwardInputs& in, const Tensor& slope, const Tensor& offset) {
+  Tensor grad_x = empty_rows(in.x);
   run_range(CLIPFAST_CPU_KERNEL(batch_norm_grad_x),
-            BatchNormGradXArgs{args, slope.const_data_ptr(), offset.const_data_ptr(),
+            BatchNormGradXArgs{in.args, slope.const_data_ptr(), offset.const_data_ptr(),
                                grad_x.mutable_data_ptr()},
-            shape.tiles(), tile_grain(shape));
-  return {grad_x, grad_residual, grad_weight, grad_bias};
+            in.args.shape.tiles(), tile_grain(in.args.shape));
+  return grad_x;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const OptionalTensor& grad,
+                                                    const OptionalTensor& other, const Tensor& x,
+                                                    const OptionalTensor& y, const Tensor& mean,
+                                                    const Tensor& inv_std, const Tensor& weight,
+                                                    const Tensor& bias, bool relu,
+                                                    bool want_residual) {
+  BackwardInputs in(grad, other, x, y, mean, inv_std, weight, bias, relu);
+  const BackwardSums sums(in, want_residual);
+  const Tensor grad_x = grad_x_of(in, sums.slope, sums.offset);
+  return {grad_x, sums.grad_residual, sums.grad_weight, sums.grad_bias};
+}
+
+// The first half of `backward`, where the rows of other tensors share the statistics.
+std::tuple<Tensor, Tensor, Tensor> gradient_sums(const OptionalTensor& grad,
+                                                 const OptionalTensor& other, const Tensor& x,
+                                                 const OptionalTensor& y, const Tensor& mean,
+                                                 const Tensor& inv_std, const Tensor& weight,
+                                                 const Tensor& bias, bool relu,
+                                                 bool want_residual) {
+  BackwardInputs in(grad, other, x, y, mean, inv_std, weight, bias, relu);
+  const BackwardSums sums(in, want_residual);
+  return {sums.grad_residual, sums.grad_weight, sums.grad_bias};
+}
+
+// The second half: grad_weight and grad_bias are the sums over all rows that share the statistics.
+Tensor gradient_x(const OptionalTensor& grad, const OptionalTensor& other, const Tensor& x,
+                  const OptionalTensor& y, const Tensor& mean, const Tensor& inv_std,
+                  const Tensor& weight, const Tensor& bias, bool relu, const Tensor& grad_weight,
+                  const Tensor& grad_bias, int64_t count) {
+  TORCH_CHECK(count > 0, "batch_norm_gradient_x: expected a positive count, got ", count);
+  const BackwardInputs in(grad, other, x, y, mean, inv_std, weight, bias, relu);
+  const Tensor share = at::mul(in.scale, -1.0 / static_cast<double>(count));
+  const Tensor offset = at::mul(share, vector_like(grad_bias, in.x, "grad_bias"));
+  const Tensor slope =
+      at::mul(at::mul(share, in.inv_std), vector_like(grad_weight, in.x, "grad_weight"));
+  return grad_x_of(in, slope, offset);
 }
 
 }  // namespace
@@ -205,6 +262,8 @@ TORCH_LIBRARY_IMPL(clipfast, CPU, m) {
   m.impl("batch_norm_statistics", &statistics);
   m.impl("batch_norm_apply", &apply);
   m.impl("batch_norm_backward", &backward);
+  m.impl("batch_norm_gradient_sums", &gradient_sums);
+  m.impl("batch_norm_gradient_x", &gradient_x);
 }
 
 }  // namespace clipfast

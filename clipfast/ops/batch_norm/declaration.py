@@ -39,6 +39,17 @@ def _fake_backward(grad, other, x, y, mean, inv_std, weight, bias, relu, want_re
     return _empty_rows(x), residual, _empty_vector(x), _empty_vector(x)
 
 
+def _fake_gradient_sums(grad, other, x, y, mean, inv_std, weight, bias, relu, want_residual):
+    residual = _empty_rows(x) if want_residual else x.new_empty(0)
+    return residual, _empty_vector(x), _empty_vector(x)
+
+
+def _fake_gradient_x(
+    grad, other, x, y, mean, inv_std, weight, bias, relu, grad_weight, grad_bias, count
+):
+    return _empty_rows(x)
+
+
 declare(
     Operator(
         name="batch_norm_statistics",
@@ -70,6 +81,33 @@ backward_operator = declare(
         ),
         plain=plain.backward,
         fake=_fake_backward,
+        forms=(Compiled("cpu"),),
+    )
+)
+# The two halves of the backward pass, for statistics that the rows of other tensors share.
+gradient_sums_operator = declare(
+    Operator(
+        name="batch_norm_gradient_sums",
+        schema=(
+            "(Tensor? grad, Tensor? other, Tensor x, Tensor? y, Tensor mean, Tensor inv_std, "
+            "Tensor weight, Tensor bias, bool relu, bool want_residual) -> (Tensor grad_residual, "
+            "Tensor grad_weight, Tensor grad_bias)"
+        ),
+        plain=plain.gradient_sums,
+        fake=_fake_gradient_sums,
+        forms=(Compiled("cpu"),),
+    )
+)
+gradient_x_operator = declare(
+    Operator(
+        name="batch_norm_gradient_x",
+        schema=(
+            "(Tensor? grad, Tensor? other, Tensor x, Tensor? y, Tensor mean, Tensor inv_std, "
+            "Tensor weight, Tensor bias, bool relu, Tensor grad_weight, Tensor grad_bias, "
+            "int count) -> Tensor"
+        ),
+        plain=plain.gradient_x,
+        fake=_fake_gradient_x,
         forms=(Compiled("cpu"),),
     )
 )

@@ -54,6 +54,82 @@ def backward(
     want_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(grad_x, grad_residual, grad_weight, grad_bias) in plain torch."""
+    dz, distance = _dz(grad, other, x, y, mean, inv_std, weight, bias, relu)
+    grad_weight, grad_bias = _sums(dz, distance, inv_std)
+    count = x.numel() // x.shape[1]
+    grad_x = _grad_x(dz, distance, inv_std, weight, grad_weight, grad_bias, count)
+    grad_residual = dz.to(x.dtype) if want_residual else x.new_empty(0)
+    return grad_x.to(x.dtype).contiguous(memory_format=FORMAT), grad_residual, grad_weight, grad_bias
+
+
+def gradient_sums(
+    grad: Tensor | None,
+    other: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+    want_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(grad_residual, grad_weight, grad_bias) over the rows of x in plain torch."""
+    dz, distance = _dz(grad, other, x, y, mean, inv_std, weight, bias, relu)
+    return dz.to(x.dtype) if want_residual else x.new_empty(0), *_sums(dz, distance, inv_std)
+
+
+def gradient_x(
+    grad: Tensor | None,
+    other: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    count: int,
+) -> Tensor:
+    """grad_x in plain torch, from the sums over all `count` rows that share the statistics."""
+    dz, distance = _dz(grad, other, x, y, mean, inv_std, weight, bias, relu)
+    grad_x = _grad_x(dz, distance, inv_std, weight, grad_weight, grad_bias, count)
+    return grad_x.to(x.dtype).contiguous(memory_format=FORMAT)
+
+
+def _sums(dz: Tensor, distance: Tensor, inv_std: Tensor) -> tuple[Tensor, Tensor]:
+    """(grad_weight, grad_bias)"""
+    grad_bias = dz.sum((0, 2, 3))
+    return (dz * distance).sum((0, 2, 3)) * inv_std, grad_bias
+
+
+def _grad_x(
+    dz: Tensor,
+    distance: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    count: int,
+) -> Tensor:
+    centred = dz - _columns(grad_bias) / count - distance * _columns(inv_std * grad_weight) / count
+    return centred * _columns(inv_std * weight)
+
+
+def _dz(
+    grad: Tensor | None,
+    other: Tensor | None,
+    x: Tensor,
+    y: Tensor | None,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient behind the mask, and x - mean."""
     distance = x.to(mean.dtype) - _columns(mean)
     dz = torch.zeros_like(distance, memory_format=FORMAT)
     for part in (grad, other):
@@ -64,10 +140,4 @@ def backward(
     if relu:
         z = distance * _columns(inv_std * weight) + _columns(bias) if y is None else y
         dz = torch.where(z <= 0, 0.0, dz)
-    count = x.numel() // x.shape[1]
-    grad_bias = dz.sum((0, 2, 3))
-    grad_weight = (dz * distance).sum((0, 2, 3)) * inv_std
-    centred = dz - _columns(grad_bias) / count - distance * _columns(inv_std * grad_weight) / count
-    grad_x = (centred * _columns(inv_std * weight)).to(x.dtype).contiguous(memory_format=FORMAT)
-    grad_residual = dz.to(x.dtype) if want_residual else x.new_empty(0)
-    return grad_x, grad_residual, grad_weight, grad_bias
+    return dz, distance
