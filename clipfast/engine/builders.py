@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,6 +18,7 @@ from clipfast.engine.optimizer import build_optimizer
 from clipfast.engine.plan import RunPlan
 from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
+from clipfast.models.shared_norm import share_statistics
 from clipfast.preprocessing import Preprocessing
 
 
@@ -88,9 +90,27 @@ def build_model(plan: RunPlan) -> CLIP:
             wanted = Preprocessing(plan.architecture.vision.image_size)
             for difference in found.preprocessing.differences(wanted):
                 warnings.warn(f"--model.weights {options.weights}: {difference}", stacklevel=2)
+    share_norms(plan, model)
     if plan.compile:
         compile_blocks(model)
     return model
+
+
+def share_norms(plan: RunPlan, model: nn.Module) -> None:
+    """Tell a model's batch norms which pairs they take together. A collective where ranks share:
+    every rank makes every group.
+
+    Args:
+        plan: of the run.
+        model: of the run.
+    """
+    norm, ranks = plan.norm, plan.process.world_size
+    group = None
+    if norm.ranks > 1:
+        neighbours = [range(first, first + norm.ranks) for first in range(0, ranks, norm.ranks)]
+        made = [dist.new_group(list(each)) for each in neighbours]
+        group = made[plan.process.rank // norm.ranks]
+    share_statistics(model, groups=norm.groups, group=group, once_a_step=norm.once_a_step)
 
 
 @dataclass(frozen=True)

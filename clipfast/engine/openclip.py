@@ -55,7 +55,7 @@ FLAGS = {
     "--force-custom-text": "not needed: one class of model",
     "--torchscript": "not there",
     "--trace": "not there",
-    "--use-bn-sync": "not there: batch statistics are those of a rank's micro-batch",
+    "--use-bn-sync": "`--model.sync-bn`; `--bn-batch` for groups of any ranks and micro-batches",
     "--use-bnb-linear": "not there",
     "--local-loss": "not needed: always the sharded form, with the true gradients",
     "--gather-with-grad": "not needed: always",

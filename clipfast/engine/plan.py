@@ -15,10 +15,12 @@ import torch
 from clipfast.devices import PlannedGpu
 from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precision
 from clipfast.engine.launch import Process, cpu_threads
+from clipfast.engine.norms import NormPlan, plan_norms
 from clipfast.loss import Objective, get_objective
 from clipfast.models import Architecture
 from clipfast.models.catalogue import get_config
 from clipfast.models.recompute import MODES
+from clipfast.models.towers import tower_of
 from clipfast.ops.registry import runs_triton
 
 _DTYPES = {
@@ -28,26 +30,6 @@ _DTYPES = {
     "tf32": torch.float32,
 }
 _THREADS_BESIDE_A_GPU = 4
-
-
-@dataclass(frozen=True)
-class NormPlan:
-    """Which pairs a batch norm takes together.
-
-    Attributes:
-        groups: parts of a micro-batch, each with statistics of its own.
-        ranks: neighbours that share them.
-        once_a_step: running statistics move once a step, for all groups.
-    """
-
-    groups: int = 1
-    ranks: int = 1
-    once_a_step: bool = False
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether they are others than those of a rank's micro-batch."""
-        return self != NormPlan()
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ class RunPlan:
     objective: Objective
     recompute: str
     compile: bool
-    norm: NormPlan = NormPlan()
+    norm: NormPlan
     recompute_note: str = ""
 
     @property
@@ -121,7 +103,8 @@ class RunPlan:
         Raises:
             ConfigError: compiled blocks were asked for, and the mode is selective.
         """
-        compiled = _compiles_blocks(self.config.model.compile, self.process, self.stage, mode)
+        asked = self.config.model.compile
+        compiled = _compiles_blocks(asked, self.process, self.stage, mode, self.norm)
         return replace(self, recompute=mode, compile=compiled, recompute_note=note)
 
     def with_micro_batch(self, micro_batch: int) -> "RunPlan":
@@ -164,14 +147,16 @@ def decide(config: Config, process: Process) -> RunPlan:
     micro_batches = config.micro_batches(process.world_size)
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
     masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
+    architecture = get_config(
+        config.model.name,
+        scalars=tuple(objective.scalars.items()),
+        activation=config.model.activation,
+    )
+    norm = _norms(config, architecture, process.world_size)
     return RunPlan(
         config=config,
         process=process,
-        architecture=get_config(
-            config.model.name,
-            scalars=tuple(objective.scalars.items()),
-            activation=config.model.activation,
-        ),
+        architecture=architecture,
         folder=Path(config.logging.dir) / config.run_name,
         dtype=dtype,
         # Of a run in half precision few products are float32, and none of the loss.
@@ -184,7 +169,10 @@ def decide(config: Config, process: Process) -> RunPlan:
         decode_threads=_decode_threads(config.data.threads, process),
         objective=objective,
         recompute=config.model.recompute,
-        compile=_compiles_blocks(config.model.compile, process, stage, config.model.recompute),
+        compile=_compiles_blocks(
+            config.model.compile, process, stage, config.model.recompute, norm
+        ),
+        norm=norm,
     )
 
 
@@ -258,6 +246,16 @@ def _sums_in_float32(dtype: torch.dtype, stage: int, micro_batches: int, masters
     return stage > 1 or not masters
 
 
+def _norms(config: Config, architecture: Architecture, world_size: int) -> NormPlan:
+    if not tower_of(architecture.vision).has_batch_norm:
+        return NormPlan()
+    local_batch = config.local_batch(world_size)
+    micro_batch = local_batch // config.micro_batches(world_size)
+    return plan_norms(
+        config.model.sync_bn, config.model.bn_batch, world_size, local_batch, micro_batch
+    )
+
+
 def _decode_threads(asked: int, process: Process) -> int:
     if asked:
         return asked
@@ -269,11 +267,14 @@ def _runs_triton(process: Process) -> bool:
     return process.planned.capability >= (8, 0) if process.planned else runs_triton(process.device)
 
 
-def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -> bool:
+def _compiles_blocks(
+    asked: str, process: Process, stage: int, recompute: str, norm: NormPlan
+) -> bool:
     """Whether residual blocks are to be compiled.
 
     Raises:
-        ConfigError: asked for at ZeRO stage 3, or with selective recomputation.
+        ConfigError: asked for at ZeRO stage 3, with selective recomputation, or with shared batch
+            statistics.
     """
     if asked == "auto":
         return (
@@ -281,12 +282,18 @@ def _compiles_blocks(asked: str, process: Process, stage: int, recompute: str) -
             and _runs_triton(process)
             and stage < 3
             and recompute != "selective"
+            and not norm.is_shared
         )
     wanted = asked == "blocks"
     if wanted and stage == 3:
         raise ConfigError(
             "--model.compile blocks: ZeRO stage 3 gathers parameters in hooks on layers, which "
             "a compiled block would leave out. Pass --model.compile none, or --zero-stage 2"
+        )
+    if wanted and norm.is_shared:
+        raise ConfigError(
+            "--model.compile blocks: with --model.sync-bn and --bn-batch a batch norm exchanges or "
+            "keeps statistics between blocks, outside any graph. Pass --model.compile none"
         )
     if wanted and recompute == "selective":
         raise ConfigError(

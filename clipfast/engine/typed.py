@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from clipfast.engine.plan import RunPlan
+from clipfast.models.towers import tower_of
 
 _OF_SHARDS = (
     *("--data.scale", "--data.decode", "--data.shuffle-window", "--data.threads"),
@@ -48,6 +49,10 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
             f"--micro-batch {config.micro_batch} does not count: a rank's share of the batch is "
             f"{plan.local_batch}"
         )
+    if not tower_of(plan.architecture.vision).has_batch_norm:
+        for option in ("--model.sync-bn", "--bn-batch", "--model.bn-batch"):
+            if option in options:
+                yield f"{option} does not count: {config.model.name} has no batch norm"
     if config.data.synthetic is not None:
         if config.data.eval or config.eval.floors or config.eval.names != ("retrieval",):
             yield "nothing is evaluated: --data.train synthetic teaches nothing"

@@ -213,7 +213,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             variances: [K, C], unbiased.
         """
         if not self.once_a_step:
-            self.move_running(means.mean(0), variances.mean(0))
+            for k in range(len(means)):
+                self.move_running(means[k], variances[k])
             return
         mean, variance, groups = self.met or (0.0, 0.0, 0)
         self.met = mean + means.sum(0), variance + variances.sum(0), groups + len(means)

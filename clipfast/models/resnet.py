@@ -209,6 +209,7 @@ register_tower(
         blocks=(Bottleneck,),
         # Inside the graph, where batch norm counts a batch once.
         recomputes_in_graph=True,
+        has_batch_norm=True,
         # It reads its projections' weights without calling them.
         zero3_leaves=(AttentionPool2d,),
         positions=("attnpool.positional_embedding",),

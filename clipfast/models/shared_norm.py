@@ -1,7 +1,7 @@
 """Which pairs a model's batch norms take together: parts of a batch, or the batches of ranks.
 
-    share_statistics(model, groups=4)                     # ghost batch norm, within a batch
-    share_statistics(model, group=dist.group.WORLD)       # over the ranks of a group
+share_statistics(model, groups=4)                     # ghost batch norm, within a batch
+share_statistics(model, group=dist.group.WORLD)       # over the ranks of a group
 """
 
 from __future__ import annotations

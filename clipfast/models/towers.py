@@ -66,6 +66,8 @@ class Tower:
             interpolates.
         resize: (table in the file, shape in the model) -> the table in that shape, or as it is
             where it does not apply; by default that of a square grid behind one further row.
+        has_batch_norm: its batch norms are `clipfast.models.batch_norm.BatchNorm2d`, whose
+            statistics `--model.sync-bn` and `--bn-batch` share. False: there are none.
         published: name here -> name in OpenAI's and OpenCLIP's state dicts, where they differ;
             whole names, or prefixes that end in a dot.
     """
@@ -78,6 +80,7 @@ class Tower:
     zero3_leaves: tuple[type[nn.Module], ...] = ()
     positions: tuple[str, ...] = ()
     resize: Callable[[Tensor, tuple[int, ...]], Tensor] = resize_grid
+    has_batch_norm: bool = False
     published: Mapping[str, str] = field(default_factory=dict)
 
     def input_dtype(self, visual: nn.Module) -> torch.dtype:

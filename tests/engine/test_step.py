@@ -119,6 +119,32 @@ def test_train_step_repeats_random_numbers_in_the_second_pass(batch):
     assert not torch.equal(first[0] == 0, first[1] == 0)
 
 
+@pytest.mark.parametrize("options", [VIT, {"recompute": "selective", **VIT}], ids=["none", "sel"])
+@pytest.mark.parametrize("name", ["ViT-tiny", "RN-tiny"])
+def test_train_step_with_kept_graphs_changes_no_bit(batch, name, options):
+    options = {k: v for k, v in options.items() if name == "ViT-tiny" or k != "vision_layers"}
+    found = []
+    for kept in (0, 1, 3, 4):
+        engine = Engine(name, 4, **options)
+        loss, scale = train_step(engine, batch, 4, keep_graphs=kept)
+        assert len(engine.outputs) == 8 - kept
+        running = dict(engine.module.named_buffers())
+        found.append([loss, scale, *engine.gradients().values(), *running.values()])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_train_step_with_kept_graphs_leaves_the_random_numbers_where_they_were(batch):
+    states = []
+    for kept in (0, 2, 4):
+        engine = Noisy("ViT-tiny", 4, **VIT)
+        torch.manual_seed(1)
+        train_step(engine, batch, 4, keep_graphs=kept)
+        states.append((torch.get_rng_state(), *engine.gradients().values()))
+    for other in states[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(states[0], other, strict=True))
+
+
 def test_train_step_moves_running_statistics_once_per_micro_batch(batch):
     counts = {}
     for micro_batches in (1, 2):

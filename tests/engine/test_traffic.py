@@ -16,10 +16,8 @@ from clipfast.engine.step import train_step
 from clipfast.engine.traffic import bytes_sent, step_traffic
 from clipfast.loss.traffic import Transfer
 from tests.engine.collectives import Collectives
-from tests.engine.launching import free_port, start_rank
 from tests.engine.plans import PAPER
 from tests.engine.state_cases import tiny_model
-from tests.ranks import run_ranks
 
 BATCH, RANKS = 16, 2
 # Precision, stage, micro-batches, options of the optimizer.
@@ -43,8 +41,11 @@ def plan_of(case: tuple, process: Process) -> RunPlan:
     return decide(config, process)
 
 
+@pytest.mark.xdist_group("two ranks")
 def test_step_traffic_is_what_two_ranks_move_at_every_stage():
-    measured = run_ranks(RANKS, _measure_all, free_port())
+    from tests.engine.two_ranks import found_by_two_ranks
+
+    measured = found_by_two_ranks()["traffic"]
     process = Process(0, 0, RANKS, RANKS, torch.device("cpu"))
     for case, *by_rank in zip(CASES, *measured, strict=True):
         moved, times = Counter(), Counter()
@@ -58,13 +59,9 @@ def test_step_traffic_is_what_two_ranks_move_at_every_stage():
             assert small < 200, case
 
 
-def _measure_all(port: int) -> list[tuple[dict, dict, int]]:
-    process = start_rank(port)
-    return [_measure(plan_of(case, process)) for case in CASES]
-
-
-def _measure(plan: RunPlan) -> tuple[dict, dict, int]:
-    model = tiny_model()
+def measure(case: tuple, process: Process) -> tuple[dict, dict, int]:
+    """Bytes and times by kind of collective, and small bytes, of a step on a rank."""
+    plan, model = plan_of(case, process), tiny_model()
     engine = initialise_engine(plan, model, build_optimizer(plan, model))
     loader = SyntheticLoader(
         64,

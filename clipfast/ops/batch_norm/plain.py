@@ -58,8 +58,9 @@ def backward(
     grad_weight, grad_bias = _sums(dz, distance, inv_std)
     count = x.numel() // x.shape[1]
     grad_x = _grad_x(dz, distance, inv_std, weight, grad_weight, grad_bias, count)
+    grad_x = grad_x.to(x.dtype).contiguous(memory_format=FORMAT)
     grad_residual = dz.to(x.dtype) if want_residual else x.new_empty(0)
-    return grad_x.to(x.dtype).contiguous(memory_format=FORMAT), grad_residual, grad_weight, grad_bias
+    return grad_x, grad_residual, grad_weight, grad_bias
 
 
 def gradient_sums(

@@ -10,7 +10,9 @@ each rank runs the operators of a batch of its own. K groups of a batch lie one 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +114,17 @@ def shared_batch_norm(
 
 class _SharedBatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, mean, inv_std, weight, bias, residual, tail, sharing):
+    def forward(
+        ctx: Any,
+        x: Any,
+        mean: Any,
+        inv_std: Any,
+        weight: Any,
+        bias: Any,
+        residual: Any,
+        tail: Tail,
+        sharing: Sharing,
+    ) -> Any:
         results = [
             apply_operator(
                 *(part, mean[k], inv_std[k], weight, bias, rest, tail.relu),
@@ -133,7 +145,7 @@ class _SharedBatchNorm(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only("shared_batch_norm", "clipfast.ops.batch_norm.reference")
-    def backward(ctx, grad, other=None):
+    def backward(ctx: Any, grad: Any, other: Any = None) -> Any:
         if grad is None and other is None:
             return (None,) * 8
         x, mean, inv_std, weight, bias, y = ctx.saved_tensors
@@ -145,8 +157,8 @@ class _SharedBatchNorm(torch.autograd.Function):
             )
             for k, given in enumerate(rows)
         ]
-        residuals, *sums = zip(*halves, strict=True)
-        sums = torch.stack([torch.stack(each) for each in sums])
+        residuals = [half[0] for half in halves]
+        sums = torch.stack([torch.stack([half[i] for half in halves]) for i in (1, 2)])
         totals = sums if sharing.ranks == 1 else sharing.sum(sums.double()).to(sums.dtype)
         count = x.numel() // x.shape[1] // sharing.groups * sharing.ranks
         grads = []
@@ -164,11 +176,11 @@ class _SharedBatchNorm(torch.autograd.Function):
         return _joined(grads), None, None, grad_weight, grad_bias, grad_residual, None, None
 
 
-def _parts(groups: int, *tensors: Tensor | None):
+def _parts(groups: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Each group's part of some tensors; of None it is None."""
     cut = [[None] * groups if t is None else t.chunk(groups) for t in tensors]
     return zip(*cut, strict=True)
 
 
-def _joined(parts) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
