@@ -50,7 +50,7 @@ def train_step(
         The global batch's loss and the logit scale it was computed with, detached scalars.
     """
     mark("forward")
-    again = 0 < keep_graphs < micro_batches or (micro_batches > 1 and keep_graphs == 0)
+    again = micro_batches > 1 and keep_graphs < micro_batches
     parts = batch.parts(micro_batches, passes=2 if again else 1)
     if micro_batches == 1:
         loss, logit_scale = _whole(engine, parts[0], objective)

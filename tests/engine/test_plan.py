@@ -28,6 +28,8 @@ DECIDED = {
     ("zero", "stage"),
     ("model", "compile"),
     ("model", "recompute"),
+    ("model", "sync_bn"),
+    ("model", "bn_batch"),
     ("options", "has_exact_weights"),
     ("optimizer", "has_exact_weights"),
     ("data", "threads"),
@@ -194,7 +196,7 @@ def test_a_whole_config_travels_no_further_than_the_plan():
     assert {name: names for name, names in found.items() if names} == {
         # The command line makes it, and refuses what is not there.
         "cli.py": ["main", "_agreed", "_check_names", "_check_files"],
-        "plan.py": ["decide", "_zero_stage"],
+        "plan.py": ["decide", "_zero_stage", "_norms"],
         # A recipe that is only read gives it away.
         "recipes.py": ["hand_over", "__init__"],
         # It is written down, and compared with what was.
