@@ -136,14 +136,29 @@ class Chain:
             before, began = last_step(self.run), time.time()
             started = self._start()
             try:
+                victims = self._victims(kill, started)
                 if self._come(kill, started, before, began):
-                    return self._kill(kill, started)
+                    return self._kill(kill, started, victims)
                 ended = started.process.poll()
                 if ended != 0:
                     return False, f"resumed with status {ended}: {started.output()[-300:]}"
             finally:
                 started.kill()
         return False, _NEVER
+
+    def _victims(self, kill: Kill, started: Started) -> list[int]:
+        """Processes to kill, found before the moment: looking for them takes longer than it."""
+        if kill.victim == "run":
+            return [started.process.pid]
+        found: list[int] = []
+
+        def look() -> bool:
+            ranks, launchers = started.ranks(), started.launchers()
+            found[:] = ranks[-1:] if kill.victim == "one rank" else launchers[:1]
+            return len(ranks) > 1 or started.process.poll() is not None
+
+        wait_until(look, _START_SECONDS)
+        return found or [started.process.pid]
 
     def _come(self, kill: Kill, started: Started, before: int, began: float) -> bool:
         """Wait for the moment; False where the run ended before it."""
@@ -176,11 +191,7 @@ class Chain:
         finished = checkpoints(self.run)
         return bool(finished) and finished[-1].name == f"step{self.length:08d}"
 
-    def _kill(self, kill: Kill, started: Started) -> tuple[bool, str]:
-        ranks, launchers = started.ranks(), started.launchers()
-        groups = {"one rank": ranks[-1:], "launcher": launchers[:1]}
-        # A rank may not be there yet; then what was started is hit.
-        victims = groups.get(kill.victim) or [started.process.pid]
+    def _kill(self, kill: Kill, started: Started, victims: list[int]) -> tuple[bool, str]:
         hit = self._what_is_under_way()
         for pid in victims:
             send(pid, signal.SIGKILL)
