@@ -205,7 +205,7 @@ class Chain:
     def _what_is_under_way(self) -> str:
         # A run holds its lock for as long as it lives.
         under_way = sorted({n for n in unfinished(self.run) if not n.endswith(".lock")})
-        if self._is_evaluating():
+        if "--data.eval" in self.kind.options and self._is_evaluating():
             under_way.append("an evaluation")
         return ", ".join(under_way) or f"after step {last_step(self.run)}"
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from clipfast.checkpoint import Manifest
+from clipfast.checkpoint.tensor_file import dump_tensors
 from clipfast.engine.checkpoint import Checkpoints, SaveFailed
 from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.engine.deepspeed.files import CheckpointFiles, write_hashed
@@ -204,35 +205,40 @@ def test_a_run_saves_at_the_steps_that_its_options_name(tmp_path):
     assert not run.saves.are_due(13, last=True)
 
 
-def _bytes_of(content: object) -> bytes:
+def _bytes_of(tensors: dict[str, torch.Tensor]) -> bytes:
     file = io.BytesIO()
-    torch.save(content, file)
+    dump_tensors(tensors, file)
     return file.getvalue()
 
 
-def test_copies_keep_what_is_shared_and_follow_nothing():
-    flat = torch.arange(12.0)
-    weights = torch.nn.Parameter(torch.ones(3))
-    weights.ds_id = "79"
-    word = "word"
-    content = {
-        "flat": flat,
-        "view": flat[2:8].view(2, 3).T,
-        "again": [flat, word, (word, weights)],
-        "empty": torch.empty(0),
-        "half": torch.full((3,), 2, dtype=torch.bfloat16),
-        "counts": {"step": 3, "scale": torch.tensor(2.0, requires_grad=True)},
-    }
-    written = _bytes_of(content)
+def test_copies_follow_nothing_and_use_the_same_memory_again(monkeypatch):
+    monkeypatch.setattr("clipfast.engine.checkpoint.host_copies._SLAB", 1024)
+    flat = torch.arange(300.0)
+    files = [
+        {"view": flat[2:8].view(2, 3).T, "empty": torch.empty(0), "flat": flat},
+        {
+            "half": torch.full((3,), 2, dtype=torch.bfloat16),
+            "flag": torch.tensor([True, False, True]),
+            "step": torch.tensor(3, dtype=torch.int64),
+            "weight": torch.nn.Parameter(torch.ones(3)),
+        },
+    ]
+    written = [_bytes_of(content) for content in files]
     copies = HostCopies()
-    taken = copies.take(content)
+    taken = copies.take(files)
+    places = [t.data_ptr() for file in taken for t in file.values()]
+    slabs = [slab.data_ptr() for slab in copies._slabs]
     flat.zero_()
-    content["counts"]["step"] = 4
-    assert _bytes_of(taken) == written
-    places = [t.data_ptr() for t in copies._buffers]
-    copies.begin()
-    assert copies.take(content)["flat"].data_ptr() == places[0]
-    assert [t.data_ptr() for t in copies._buffers] == places
+    files[1]["weight"].data.zero_()
+    copies.wait()
+    assert [_bytes_of(content) for content in taken] == written
+    again = copies.take(files)
+    assert [t.data_ptr() for file in again for t in file.values()] == places
+    assert [slab.data_ptr() for slab in copies._slabs] == slabs
+    assert torch.equal(again[0]["flat"], flat)
+    # Another model has others.
+    (other,) = copies.take([{"flat": torch.ones(5)}])
+    assert torch.equal(other["flat"], torch.ones(5))
 
 
 def test_what_the_host_has_no_room_to_copy_is_written_while_training_waits(
@@ -241,10 +247,11 @@ def test_what_the_host_has_no_room_to_copy_is_written_while_training_waits(
     def full(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(HostCopies, "_buffer", full)
+    monkeypatch.setattr("clipfast.engine.checkpoint.host_copies._allocate", full)
     files = CheckpointFiles()
     files.begin(copies=HostCopies())
     files.save({"values": torch.arange(3.0)}, str(tmp_path / "a.safetensors"))
+    files.copy()
     assert list(files.written) == ["a.safetensors"]
     assert "is written while training waits" in caplog.text
     files.write_copies()

@@ -1,15 +1,13 @@
-"""Copies in host memory of what a checkpoint is to hold, so that training need not wait for a disk.
+"""Copies in host memory of what a checkpoint is to hold: training need not wait for the disk."""
 
-The copy of a tensor shares its memory with the copies of those that it shares it with, and with no
-other: a file that is written from copies has the bytes of one that is written from the originals.
-"""
-
-import io
-import pickle
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+# Pinned memory is rounded up to a power of two: slabs of one waste none.
+_SLAB = 256 << 20
+_ALIGNED = 256
 
 
 class HostCopies:
@@ -20,77 +18,69 @@ class HostCopies:
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Tensor] = []
-        self._used = 0
+        self._slabs: list[Tensor] = []
         self._stream: torch.cuda.Stream | None = None
 
-    def begin(self) -> None:
-        """Let the memory be used again: what was taken before is no longer needed."""
-        self._used = 0
-
-    def take(self, content: Any) -> Any:
-        """The same content, with copies of its tensors.
+    def take(self, files: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Copy tensors into the memory of those that were taken before.
 
         Args:
-            content: what ``torch.save`` would take.
+            files: of each the tensors by name, of any strides, on one GPU or on the host.
 
         Returns:
-            As good as the original once ``wait`` has returned.
+            Contiguous ones of the same values, once ``wait`` has returned.
 
         Raises:
-            MemoryError: there is no room for it.
+            MemoryError: there is no room for them.
         """
-        text = io.BytesIO()
-        outgoing = _WithoutTensors(text)
-        outgoing.dump(content)
-        copies = self._copies(outgoing.tensors)
-        text.seek(0)
-        return _WithTensors(text, copies).load()
+        tensors = [tensor for file in files for tensor in file.values()]
+        device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+        places = self._places([_bytes(tensor) for tensor in tensors], device is not None)
+        copies = [
+            place.view(tensor.dtype).view(tensor.shape)
+            for tensor, place in zip(tensors, places, strict=True)
+        ]
+        left = iter(copies)
+        named = [{name: next(left) for name in file} for file in files]
+        if device is None:
+            _copy(tensors, copies)
+            return named
+        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            _copy(tensors, copies)
+        # Temporary tensors of the save may be overwritten as soon as this returns.
+        torch.cuda.current_stream(device).wait_stream(self._stream)
+        return named
 
     def wait(self) -> None:
         """Wait until a GPU has copied what was taken; another thread may call it."""
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _copies(self, tensors: list[Tensor]) -> list[Tensor]:
-        # A rank trains on one GPU.
-        device = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
-        if device is not None:
-            self._stream = self._stream or torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))
-        copied: dict[int, Tensor] = {}
-        copies = []
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in copied:
-                copied[storage._cdata] = self._copy(storage)
-            copies.append(_like(tensor, copied[storage._cdata]))
-        if device is not None and self._stream is not None:
-            # Temporary tensors of the save may be overwritten as soon as this returns.
-            torch.cuda.current_stream(device).wait_stream(self._stream)
-        return copies
+    def _places(self, sizes: Sequence[int], pinned: bool) -> list[Tensor]:
+        """Bytes for tensors of these sizes, several to a slab."""
+        ends, where = [0], []
+        for size in sizes:
+            if ends[-1] and ends[-1] + size > _SLAB:
+                ends.append(0)
+            where.append((len(ends) - 1, ends[-1], size))
+            ends[-1] += -(-size // _ALIGNED) * _ALIGNED
+        if [slab.numel() for slab in self._slabs] != ends:
+            # The old ones go first.
+            self._slabs = []
+            self._slabs = [_allocate(end, pinned) for end in ends]
+        return [self._slabs[slab].narrow(0, begin, size) for slab, begin, size in where]
 
-    def _copy(self, storage: torch.UntypedStorage) -> Tensor:
-        buffer = self._buffer(storage.nbytes(), pinned=self._stream is not None)
-        source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-        if storage.device.type == "cuda":
-            with torch.cuda.stream(self._stream):
-                buffer.copy_(source, non_blocking=True)
-        else:
-            buffer.copy_(source)
-        return buffer
 
-    def _buffer(self, size: int, pinned: bool) -> Tensor:
-        """Bytes that this save has not used yet; runs save the same sizes in the same order."""
-        place = self._used
-        if place == len(self._buffers):
-            self._buffers.append(torch.empty(0, dtype=torch.uint8))
-        if self._buffers[place].numel() != size:
-            # The old one goes first.
-            self._buffers[place] = torch.empty(0, dtype=torch.uint8)
-            self._buffers[place] = _allocate(size, pinned)
-        self._used += 1
-        return self._buffers[place]
+def _copy(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, copy in zip(tensors, copies, strict=True):
+            copy.copy_(tensor, non_blocking=True)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _allocate(size: int, pinned: bool) -> Tensor:
@@ -101,42 +91,3 @@ def _allocate(size: int, pinned: bool) -> Tensor:
             f"The host has no {size / 1e9:.2f} GB for a copy of what is saved "
             "(--checkpoint.background)"
         ) from error
-
-
-def _like(tensor: Tensor, buffer: Tensor) -> Tensor:
-    """A tensor that is saved with the bytes of another one, of other memory."""
-    place = tensor.storage_offset(), tensor.size(), tensor.stride()
-    copy = torch.empty(0, dtype=tensor.dtype).set_(buffer.untyped_storage(), *place)
-    if isinstance(tensor, torch.nn.Parameter):
-        copy = torch.nn.Parameter(copy, tensor.requires_grad)
-    # DeepSpeed gives tensors names, which are saved too.
-    vars(copy).update(vars(tensor))
-    return copy.requires_grad_(tensor.requires_grad)
-
-
-class _WithoutTensors(pickle.Pickler):
-    """Numbers in the place of tensors, which it collects."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.tensors: list[Tensor] = []
-        self._numbers: dict[int, int] = {}
-
-    def persistent_id(self, obj: Any) -> int | None:
-        if not isinstance(obj, Tensor):
-            return None
-        number = self._numbers.setdefault(id(obj), len(self.tensors))
-        if number == len(self.tensors):
-            self.tensors.append(obj)
-        return number
-
-
-class _WithTensors(pickle.Unpickler):
-    """Other tensors in the place of numbers."""
-
-    def __init__(self, file: io.BytesIO, tensors: list[Tensor]) -> None:
-        super().__init__(file)
-        self._tensors = tensors
-
-    def persistent_load(self, pid: int) -> Tensor:
-        return self._tensors[pid]

@@ -141,7 +141,6 @@ class Saving:
         """
         assert self._under_way is None
         partial = self._prepare(step)
-        self._copies.begin()
         files = self._fill(engine, partial, self._copies)
         self._begun += 1
         self._under_way = _UnderWay(
@@ -223,6 +222,8 @@ class Saving:
         files = engine.checkpoint_engine
         files.begin(sync=self._folder.sync, copies=copies)
         engine.save_checkpoint(str(partial.parent), tag=partial.name, save_latest=False)
+        if copies is not None:
+            files.copy()
         return files
 
     def _place(

@@ -38,7 +38,8 @@ class CheckpointFiles(CheckpointEngine):
 
         Args:
             sync: files are on the disk when the save ends.
-            copies: given, what is to be saved is copied there, and ``write_copies`` writes it.
+            copies: given, files wait for ``copy``, which copies their content there, and for
+                ``write_copies``.
         """
         self.written: dict[str, Entry] = {}
         self.error: OSError | None = None
@@ -57,25 +58,28 @@ class CheckpointFiles(CheckpointEngine):
             self.failed(error)
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Write one file, or copy what it is to hold."""
-        if self.error is not None:
-            return
-        if self._copies is not None:
-            try:
-                self._waiting.append((self._copies.take(state_dict), path))
-                return
-            except MemoryError as error:
-                _log.warning("%s. %s is written while training waits", error, path)
-        self._write(state_dict, path)
+        """Write one file, or let it wait."""
+        self._waiting.append((state_dict, path))
+        if self._copies is None:
+            self._write_waiting()
+
+    def copy(self) -> None:
+        """Copy what the files that wait are to hold."""
+        assert self._copies is not None
+        try:
+            copied = self._copies.take([content for content, _ in self._waiting])
+        except MemoryError as error:
+            _log.warning("%s. This checkpoint is written while training waits", error)
+            self._write_waiting()
+        else:
+            paths = [path for _, path in self._waiting]
+            self._waiting = list(zip(copied, paths, strict=True))
 
     def write_copies(self) -> None:
         """Write the files whose content was copied; another thread may call it."""
-        if self._copies is not None:
-            self._copies.wait()
-        for state, path in self._waiting:
-            if self.error is None:
-                self._write(state, path)
-        self._waiting.clear()
+        assert self._copies is not None
+        self._copies.wait()
+        self._write_waiting()
 
     def give_up(self) -> None:
         """Let the save under way fail soon: nobody waits for it any more."""
@@ -97,12 +101,16 @@ class CheckpointFiles(CheckpointEngine):
         """Keep the first failure."""
         self.error = self.error or error
 
-    def _write(self, state: Any, path: str) -> None:
-        try:
-            entry = write_hashed(state, path, sync=self._sync, given_up=self._given_up)
-            self.written[os.path.basename(path)] = entry
-        except OSError as error:
-            self.failed(error)
+    def _write_waiting(self) -> None:
+        for content, path in self._waiting:
+            if self.error is not None:
+                break
+            try:
+                entry = write_hashed(content, path, sync=self._sync, given_up=self._given_up)
+                self.written[os.path.basename(path)] = entry
+            except OSError as error:
+                self.failed(error)
+        self._waiting = []
 
 
 def write_hashed(
