@@ -80,6 +80,17 @@ def check_command(block: Block, words: list[str]) -> None:
         if program != "python":
             launcher_parses(program, words[1 : module + 1])
         parse(default_config(), words[module + 1 :])
+    elif words[:3] == ["python", "-m", "clipfast.torchrun"]:
+        check_command(block, ["torchrun", *rest[2:]])
+    elif program == "sbatch":
+        # Its own options stand before the script, and are none of ours.
+        assert recipe is not None
+        assert (ROOT / words[recipe]).suffix == ".sbatch"
+        assert (ROOT / words[recipe]).is_file(), block
+        recipe_parses(words[recipe + 1], words[recipe + 2 :])
+    elif program == "kubectl":
+        assert rest[:2] == ["apply", "-f"]
+        assert (ROOT / rest[2]).is_file(), block
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
@@ -299,3 +310,30 @@ def test_docs_makefile_installs_what_setup_says():
     extras = re.search(r'"docs": (\[.+?\]),\n', (ROOT / "setup.py").read_text(), re.DOTALL)[1]
     pinned = re.search(r"^SITE := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     assert re.findall(r'"(.+?)"', pinned) == ast.literal_eval(extras)
+
+
+def variables_read() -> set[str]:
+    """Ours that package, kernels and build read."""
+    python = [path for path in PYTHON_FILES if "benchmarks" not in path.parts]
+    build = [ROOT / "setup.py", *sorted((ROOT / "csrc" / "building").glob("*.py"))]
+    native = [path for kind in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(kind)]
+    ask = re.compile(
+        r"""(?:getenv\(|environ(?:\.get\(|\[)|VARIABLE = )\s*["'](CLIPFAST_[A-Z_]+)["']"""
+    )
+    return {name for path in [*python, *build, *native] for name in ask.findall(path.read_text())}
+
+
+def test_docs_variables_are_those_that_the_code_reads():
+    told = first_column((ROOT / "docs" / "variables.md").read_text())
+    ours = {name for cell in told for name in re.findall(r"`(CLIPFAST_\w+)`", cell)}
+    assert len(ours) >= 5
+    assert ours == variables_read()
+
+
+def test_docs_variables_of_the_doctor_are_explained():
+    from clipfast.doctor.checks import variables
+
+    text = (ROOT / "docs" / "variables.md").read_text()
+    bite = {name for name, _ in variables._BITES} | {*variables._ALONE, *variables._MAY_DIFFER}
+    missing = {name for name in bite if f"`{name}`" not in text}
+    assert missing <= {"NCCL_BLOCKING_WAIT", "PYTORCH_NO_CUDA_MEMORY_CACHING"}
