@@ -121,6 +121,12 @@ def options_of(module: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", done.stdout))
 
 
+def launcher_help() -> str:
+    from torch.distributed.run import get_args_parser
+
+    return get_args_parser().format_help()
+
+
 def launcher_parses(program: str, words: list[str]) -> None:
     if program == "torchrun":
         from torch.distributed.run import get_args_parser
@@ -242,13 +248,16 @@ def test_docs_from_openclip_says_what_the_command_line_says():
 
 @cache
 def all_options() -> set[str]:
-    """Every option of a recipe, of the data programs and of the benchmarks."""
+    """Every option of a recipe, of the programs beside it, of its launchers and the benchmarks."""
     done = subprocess.run(
         [sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout))
     for module in ("clipfast.data.pack", "clipfast.data.index", "clipfast.doctor"):
         found |= options_of(module)
+    found |= set(re.findall(r"--[a-z][a-z-]*", launcher_help()))
+    for script in (ROOT / "recipes" / "launch").glob("*.sbatch"):
+        found |= set(re.findall(r"(?m)^#SBATCH (--[a-z-]+)", script.read_text()))
     for script in (ROOT / "benchmarks").rglob("*.py"):
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
