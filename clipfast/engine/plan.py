@@ -17,6 +17,7 @@ from clipfast.engine.config import Config, ConfigError, OptimizerConfig, Precisi
 from clipfast.engine.launch import Process, cpu_threads
 from clipfast.engine.norms import NormPlan, plan_norms
 from clipfast.loss import Objective, get_objective
+from clipfast.loss.distributed import VARIABLE, hides_on_a_cpu
 from clipfast.models import Architecture
 from clipfast.models.catalogue import get_config
 from clipfast.models.recompute import MODES
@@ -146,6 +147,7 @@ def decide(config: Config, process: Process) -> RunPlan:
     dtype = resolve_precision(config.precision, process.device, process.planned)
     micro_batches = config.micro_batches(process.world_size)
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
+    _check_gather(process, stage)
     masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
     architecture = get_config(
         config.model.name,
@@ -231,6 +233,23 @@ def _zero_stage(config: Config, dtype: torch.dtype, world_size: int, micro_batch
         return 0 if world_size == 1 else 1
     # Stage 1 would sum the micro-batches' gradients in bf16 there.
     return 2 if micro_batches > 1 and _optimizer_holds_masters(config.optimizer, dtype, 2) else 1
+
+
+def _check_gather(process: Process, stage: int) -> None:
+    """Refuse a gather behind the image tower on a CPU where the tower sends too.
+
+    Raises:
+        ConfigError: at ZeRO stage 3, or where the variable says something unknown.
+    """
+    try:
+        hides = hides_on_a_cpu()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if hides and process.device.type == "cpu" and process.world_size > 1 and stage == 3:
+        raise ConfigError(
+            f"{VARIABLE}=hidden: at ZeRO stage 3 the image tower gathers parameters, and gloo "
+            "bears with one collective at a time. Pass --zero-stage 2, or unset the variable"
+        )
 
 
 def _optimizer_holds_masters(options: OptimizerConfig, dtype: torch.dtype, stage: int) -> bool:

@@ -4,13 +4,14 @@ They are torch's functional collectives: each returns at once, and `wait` makes 
 usable. torch.compile takes them into its graph. On the CPU each is waited for before it is handed
 out: with two of them under way, gloo's threads corrupted the heap (torch 2.13; plain torch does so
 too: two all_gather_into_tensor in a loop, one process in about ten dies of it), and threads that
-send would only take the cores from the towers.
+send would only take the cores from the towers. ``CLIPFAST_CPU_GATHER=hidden`` leaves one under way.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from clipfast.ops.normalize import DTYPES
 from clipfast.ops.registry import Operator, declare
+
+VARIABLE = "CLIPFAST_CPU_GATHER"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +154,21 @@ def overlaps(tensor: Tensor) -> bool:
     return tensor.device.type != "cpu"
 
 
+def hides_on_a_cpu() -> bool:
+    """Whether a gather that is alone under way is left so on a CPU, as it is on a GPU.
+
+    ``CLIPFAST_CPU_GATHER=hidden`` says so. It is worth it where ranks lie on several hosts and a
+    message takes long. The towers must send nothing meanwhile.
+
+    Raises:
+        ValueError: the variable says something else than ``hidden`` or ``awaited``.
+    """
+    said = os.environ.get(VARIABLE, "awaited")
+    if said not in ("hidden", "awaited"):
+        raise ValueError(f"{VARIABLE} is hidden or awaited; got {said!r}")
+    return said == "hidden"
+
+
 def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
     """Start gathering every rank's rows; `finish_gather` makes them usable.
 
@@ -164,10 +182,23 @@ def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
     """
     if shares.group_name is None:
         return local
-    pending = torch.ops._c10d_functional.all_gather_into_tensor(
+    pending = _gathering(local, shares)
+    return pending if overlaps(local) else wait(pending, shares)
+
+
+def start_lone_gather(local: Tensor, shares: BatchShares) -> Tensor:
+    """As `start_gather`, for one that no other collective starts beside before it is finished: it
+    is left under way on a CPU too where `hides_on_a_cpu` says so.
+    """
+    if shares.group_name is not None and not overlaps(local) and hides_on_a_cpu():
+        return _gathering(local, shares)
+    return start_gather(local, shares)
+
+
+def _gathering(local: Tensor, shares: BatchShares) -> Tensor:
+    return torch.ops._c10d_functional.all_gather_into_tensor(
         _pad(local.contiguous(), max(shares.sizes)), shares.world_size, shares.group_name
     )
-    return pending if overlaps(local) else wait(pending, shares)
 
 
 def finish_gather(pending: Tensor, shares: BatchShares) -> Tensor:

@@ -119,11 +119,12 @@ class _StartTexts(torch.autograd.Function):
         if plan.shares.is_assumed:
             zero = distributed.require_equal_batches(text_features, plan.shares)
             factor, norm = factor + zero, norm + zero
-        gathered = distributed.start_gather(work, plan.shares)
+        vectors = distributed.start_gather(factor if plan.normalize else norm, plan.shares)
+        # The large one last: it alone may be under way on a CPU while the image tower runs.
+        gathered = distributed.start_lone_gather(work, plan.shares)
         if gathered is text_features:
             # An input cannot be handed out: nothing was copied, nothing is on its way.
             gathered = text_features.new_empty(0)
-        vectors = distributed.start_gather(factor if plan.normalize else norm, plan.shares)
         ctx.plan = plan
         ctx.save_for_backward(text_features, inverse_norm, factor)
         ctx.mark_non_differentiable(gathered, vectors, inverse_norm)

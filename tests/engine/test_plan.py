@@ -211,3 +211,14 @@ def test_the_checks_above_see_what_they_look_for():
     decided = set().union(*(reads((ENGINE / name).read_text()) for name in DECIDING))
     # Read under another name there.
     assert DECIDED - decided == {("optimizer", "has_exact_weights")}
+
+
+def test_a_hidden_gather_on_a_cpu_is_refused_where_the_image_tower_sends_too(monkeypatch):
+    monkeypatch.setenv("CLIPFAST_CPU_GATHER", "hidden")
+    assert plan(ranks=2, stage=2).stage == 2
+    assert plan(ranks=1, stage=3).stage == 3
+    with pytest.raises(ConfigError, match="CLIPFAST_CPU_GATHER=hidden: at ZeRO stage 3"):
+        plan(ranks=2, stage=3)
+    monkeypatch.setenv("CLIPFAST_CPU_GATHER", "perhaps")
+    with pytest.raises(ConfigError, match="is hidden or awaited"):
+        plan()

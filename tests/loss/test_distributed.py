@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import os
 
 import pytest
 import torch
@@ -190,7 +191,8 @@ class _Note(torch.autograd.Function):
         return grad, None, None
 
 
-def _order(overlap):
+def _order(overlap, said="awaited"):
+    os.environ[distributed.VARIABLE] = said
     distributed.overlaps = lambda _: overlap
     images, texts = (x.requires_grad_() for x in make_features(4, 6, torch.float32))
     with _CountElements() as counted:
@@ -214,6 +216,23 @@ def test_clip_loss_has_one_collective_under_way_at_a_time_on_the_cpu():
         starts = [i for i, event in enumerate(collectives) if event in STARTS]
         assert len(starts) == 5
         assert all(collectives[i + 1] == "wait_tensor" for i in starts)
+
+
+def test_clip_loss_leaves_one_gather_behind_the_image_tower_on_a_cpu_that_is_told_so():
+    for events in run_ranks(2, _order, False, "hidden"):
+        # Norms are there before the features are sent; the tower runs, then these are waited for.
+        norms = ["all_gather_into_tensor", "wait_tensor"]
+        assert events[:5] == ["texts", *norms, "all_gather_into_tensor", "images"]
+        under_way = 0
+        for event in events:
+            under_way += (event in STARTS) - (event == "wait_tensor" and under_way > 0)
+            assert under_way <= 1
+
+
+def test_a_gather_on_a_cpu_is_hidden_or_awaited(monkeypatch):
+    monkeypatch.setenv(distributed.VARIABLE, "later")
+    with pytest.raises(ValueError, match="CLIPFAST_CPU_GATHER is hidden or awaited; got 'later'"):
+        distributed.hides_on_a_cpu()
 
 
 FLAGS = ({}, {"local_loss": True}, {"local_loss": True, "gather_with_grad": True})
