@@ -9,7 +9,7 @@ from tqdm import tqdm
 from clipfast.checkpoint.catalogue import Found, find, look
 from clipfast.checkpoint.contents import described, export_weights
 from clipfast.checkpoint.fragments import Unfit
-from clipfast.checkpoint.manifest import problems
+from clipfast.checkpoint.manifest import FOR_GOOD, problems
 from clipfast.checkpoint.trusted import Refused, why_refused
 
 
@@ -90,6 +90,8 @@ def _describe(found: Found, damage: list[str], verified: bool) -> str:
     else:
         parts.append("saved by an earlier version: there are no hashes to compare with")
     parts += [f"{name} {value}" for name, value in manifest.layout.items()]
+    if manifest.state.get(FOR_GOOD) is True:
+        parts.append("kept for good")
     if damage:
         parts.append("damaged")
     elif verified and manifest.is_verifiable:

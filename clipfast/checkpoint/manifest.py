@@ -24,6 +24,8 @@ NAME = "manifest.json"
 OLD_NAME = "complete.json"
 # 2: safetensors of named fragments. 1: what DeepSpeed wrote.
 FORMAT = 2
+# In the state of a checkpoint that is kept for good.
+FOR_GOOD = "kept_for_good"
 _LARGEST = 256 << 20
 _CHUNK = 4 << 20
 # A hash takes a core, so that several files at a time reach the rate of the disk.

@@ -26,7 +26,7 @@ from tests.campaigns.traces import (
 
 # Steps that a life may take before it is killed.
 _STEPS = 5
-_SURVIVAL_SECONDS = 20.0
+_SURVIVAL_SECONDS = 60.0
 _START_SECONDS = 150.0
 _EVALUATED = 3
 _EVALUATING = (

@@ -126,11 +126,14 @@ def test_list_and_verify_tell_of_each_checkpoint(tmp_path, capsys):
         folder.mkdir(parents=True)
         tensors = {"weight/a[0:10]": ENGINE["values"]}
         entry = write_hashed(tensors, folder / "a.safetensors")
-        Manifest("a-run", counter, step, {"ranks": 1}, {}, {"a.safetensors": entry}).write(folder)
+        state = {"kept_for_good": True} if step == 10 else {}
+        files = {"a.safetensors": entry}
+        Manifest("a-run", counter, step, {"ranks": 1}, state, files).write(folder)
     assert main(["verify", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["step00000020", "step00000010"]
     assert all("run a-run" in line and line.endswith("intact") for line in lines)
+    assert ["kept for good" in line for line in lines] == [False, True]
     (folder / "a.safetensors").write_bytes(b"")
     assert main(["list", str(tmp_path)]) == 0
     assert main(["verify", str(folder)]) == 1

@@ -10,11 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from clipfast.checkpoint import Found, Manifest, find, look
-from clipfast.checkpoint.manifest import folder_name_of
+from clipfast.checkpoint.manifest import FOR_GOOD, folder_name_of
 from clipfast.files import explain, sync_path
-
-# In the state of a checkpoint that is kept for good.
-FOR_GOOD = "kept_for_good"
 
 
 class CheckpointFolder:

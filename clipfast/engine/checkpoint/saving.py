@@ -12,10 +12,10 @@ from typing import Any
 import torch.distributed as dist
 
 from clipfast.checkpoint import Entry, Manifest
-from clipfast.checkpoint.manifest import folder_name_of
+from clipfast.checkpoint.manifest import FOR_GOOD, folder_name_of
 from clipfast.engine import progress
 from clipfast.engine.agreement import from_main
-from clipfast.engine.checkpoint.folder import FOR_GOOD, CheckpointFolder
+from clipfast.engine.checkpoint.folder import CheckpointFolder
 from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.engine.launch import Process
 from clipfast.files import explain
