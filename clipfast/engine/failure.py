@@ -65,7 +65,8 @@ def fail(
     """Account for an exception that ends a rank.
 
     The first rank of the run returns, so that its caller raises the exception. The others end
-    here, and print nothing: what they met comes from the first.
+    here, at once and with status 1 or what the watch says, and print nothing: what they met comes
+    from the first.
 
     Args:
         process: this rank.
@@ -73,9 +74,6 @@ def fail(
         log_folder: where every rank leaves its own traceback, as rank00003.log, if the folder above
             is there; None: nowhere.
         watchdog: of this rank; it knows of ranks that died without a word.
-
-    Raises:
-        SystemExit: with status 1, on ranks other than the first.
     """
     if log_folder is not None:
         _log(process, error, log_folder)
@@ -96,7 +94,7 @@ def fail(
         kind = type(error).__name__
         print(f"error: {who} lost rank 0: {kind}: {error}", file=sys.stderr, flush=True)
     time.sleep(_PRINTED)
-    raise SystemExit(1)
+    _leave_at_once(1)
 
 
 def refuse(error: Exception, speaks: bool) -> NoReturn:
@@ -118,6 +116,7 @@ def refuse_together(
     process: Process, error: Exception, watchdog: Watchdog | None = None
 ) -> NoReturn:
     """End a rank whose configuration cannot work, once the ranks have met: the first one prints.
+    One of several ends at once.
 
     Args:
         process: this rank.
@@ -125,7 +124,7 @@ def refuse_together(
         watchdog: of this rank.
 
     Raises:
-        SystemExit: with status 2.
+        SystemExit: with status 2, where there is no other rank.
     """
     if watchdog is not None:
         watchdog.leaves("refused", f"cannot go on: {_line(error)}", 2)
@@ -134,6 +133,8 @@ def refuse_together(
         print(f"error on rank {process.rank}: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(_PRINTED)
+    if process.world_size > 1:
+        _leave_at_once(2)
     raise SystemExit(2)
 
 
@@ -157,7 +158,8 @@ def _has_lost_a_rank(error: Exception) -> bool:
 
 
 def _leave_at_once(status: int) -> NoReturn:
-    """End without taking anything down that may wait for a rank that is gone."""
+    """End without taking anything down: it may wait for a rank that is gone, and threads of gloo
+    have aborted processes there, which then ended with a status of their own."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -18,6 +18,7 @@ from benchmarks import suite
 from benchmarks.parts.suite import catalogue, process, run
 from benchmarks.parts.suite.journal import Journal
 from benchmarks.parts.suite.part import Outcome, Part
+from clipfast.files import process_is_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 # What a benchmark does: appends to the file after --json.
@@ -229,3 +230,38 @@ def test_only_names_what_there_is():
 def test_an_outcome_says_what_it_was():
     assert Outcome("x", "hung").is_failure
     assert not Outcome("x", "cut short").is_failure
+
+
+# A part with a rank that waits where no signal but SIGKILL reaches it, as in a collective.
+PART_WITH_A_RANK = """
+import multiprocessing, signal, sys, time
+from benchmarks.parts.suite.process import end_with_parent
+
+def rank(connection):
+    end_with_parent()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection.send(True)
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(target=rank, args=(there,))
+    child.start()
+    here.recv()
+    print(child.pid, flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_a_killed_part_leaves_no_rank_behind():
+    part = subprocess.Popen(
+        [sys.executable, "-c", PART_WITH_A_RANK], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    rank = int(part.stdout.readline())
+    part.kill()
+    part.communicate()
+    deadline = time.monotonic() + 20
+    while process_is_alive(rank):
+        assert time.monotonic() < deadline, "the rank outlived its part"
+        time.sleep(0.05)

@@ -25,6 +25,7 @@ from benchmarks.parts.common.contest import Absence, reason_of
 from benchmarks.parts.common.harness import Row
 from benchmarks.parts.data.check import check
 from benchmarks.parts.data.contenders import CONTENDERS, Contender, Setting
+from benchmarks.parts.suite.process import end_with_parent
 
 WARM_UP = 4
 _PATIENCE = 300
@@ -81,6 +82,7 @@ def _serve(
     connection: Connection, key: str, setting: Setting, seconds: float, cores: set[int]
 ) -> None:
     """The child's program: a check, then a run whenever it is asked for one."""
+    end_with_parent()
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(1)
     # A spawned process would spawn its workers, too; OpenCLIP's are forked.

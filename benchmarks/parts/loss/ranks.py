@@ -18,6 +18,7 @@ from benchmarks.parts.common.contest import Absence
 from benchmarks.parts.loss.floor import set_floor_ratios
 from benchmarks.parts.loss.measure import Selection, measure_case
 from benchmarks.parts.loss.problem import Case, Truth, compute_truth, make_features
+from benchmarks.parts.suite.process import end_with_parent
 
 TIMEOUT = timedelta(minutes=10)
 
@@ -53,6 +54,7 @@ def measure_on_ranks(case: Case, selection: Selection) -> tuple[list[harness.Row
 
 
 def _rank_main(rank: int, case: Case, selection: Selection, folder: str) -> None:
+    end_with_parent()
     on_gpu = case.device.type == "cuda"
     device = torch.device("cuda", rank) if on_gpu else case.device
     case = replace(case, rank=rank, device=device)

@@ -66,7 +66,7 @@ def run(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         is_cut = False
         try:
@@ -93,7 +93,8 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _end_with_parent() -> None:
-    """A part must not outlive a suite that is killed: its machine would be measured beside it."""
+def end_with_parent() -> None:
+    """A part must not outlive a suite that is killed, nor a rank its part: the machine would be
+    measured beside it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
