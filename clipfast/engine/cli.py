@@ -167,7 +167,8 @@ def main(
     except SystemExit as stop:
         # A signal, while the run was built or measured.
         status = stop.code if isinstance(stop.code, int) else 1
-        watchdog.leaves("interrupted", f"was interrupted by a signal, status {status}", status)
+        words = f"was interrupted by a signal, status {status}"
+        watchdog.leaves("interrupted", words, status, spoken=False)
         raise
     except ConfigError as error:
         refuse_together(process, error, watchdog)
