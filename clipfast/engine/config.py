@@ -445,9 +445,15 @@ class Config:
     batch_size: int = 32_768
     """Pairs in the global batch, over all ranks: every image meets every text of it."""
 
-    micro_batch: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     """Pairs that a rank encodes at a time. None: its whole share of the batch. Below it, the share
-    is encoded twice, and the gradients stay exactly those of the whole batch."""
+    is encoded twice, and the gradients stay exactly those of the whole batch. auto: the largest
+    part of the share that is counted to fit, chosen together with --model.recompute auto; a resumed
+    run keeps what it had."""
+
+    keep_graphs: int | Literal["auto"] = 0
+    """Micro-batches that are encoded once: their graphs stay until the loss is known. The gradients
+    are the same bits. auto: as many as are counted to fit. 0 at ZeRO stage 3."""
 
     precision: Precision = "auto"
     """auto: bf16 where the GPU has it, fp16 with dynamic loss scaling on older GPUs, fp32 on a
@@ -469,6 +475,7 @@ class Config:
             "",
             batch_size=Range(2, _MOST, why="one pair alone has no contrast"),
             micro_batch=_COUNT,
+            keep_graphs=Range(0, _MOST, why="0 encodes all of them twice"),
             seed=Range(0, 2**63 - 1),
             watchdog_seconds=Range(0, 86_400, why="0 turns the watch off"),
         )
@@ -498,7 +505,9 @@ class Config:
             ConfigError: it does not divide.
         """
         local_batch = self.local_batch(world_size)
-        micro_batch = min(self.micro_batch or local_batch, local_batch)
+        # What auto stands for is found when the memory is known.
+        asked = local_batch if self.micro_batch == "auto" else self.micro_batch
+        micro_batch = min(asked or local_batch, local_batch)
         _require(
             local_batch % micro_batch == 0,
             f"--micro-batch {micro_batch} does not divide a rank's share of {local_batch} "

@@ -17,7 +17,7 @@ FREE = (
     *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
-    *("model.recompute", "model.compile", "watchdog_seconds"),
+    *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),
 )
 # No flag makes these fit.
 _IMPOSSIBLE = ("model.name",)

@@ -30,6 +30,8 @@ def headline(
         f"all, {length.warmup} of them warm-up; writing to {plan.folder}",
     ]
     lines += describe(plan)
+    if plan.micro_batch_note:
+        lines.append(plan.micro_batch_note)
     if plan.recompute_note:
         lines.append(plan.recompute_note)
     if first_step:

@@ -56,7 +56,11 @@ class RunPlan:
             until ``resolve_recomputation`` has measured.
         compile: residual blocks are compiled.
         norm: which pairs a batch norm takes together.
+        keep_graphs: micro-batches that are encoded once; None: ``auto``, until
+            ``resolve_memory`` has measured.
+        searches_micro_batch: ``--micro-batch auto``, until then; ``micro_batches`` is 1 so long.
         recompute_note: how the mode was found, for a person; empty where it was given.
+        micro_batch_note: how the micro-batch was found, likewise.
     """
 
     config: Config
@@ -75,7 +79,10 @@ class RunPlan:
     recompute: str
     compile: bool
     norm: NormPlan
+    keep_graphs: int | None
+    searches_micro_batch: bool
     recompute_note: str = ""
+    micro_batch_note: str = ""
 
     @property
     def micro_batch(self) -> int:
@@ -146,8 +153,15 @@ def decide(config: Config, process: Process) -> RunPlan:
         raise ConfigError(f"--loss.name: {error}") from error
     dtype = resolve_precision(config.precision, process.device, process.planned)
     micro_batches = config.micro_batches(process.world_size)
+    searches = config.micro_batch == "auto"
+    if searches and config.model.bn_batch is not None:
+        raise ConfigError(
+            "--micro-batch auto with --bn-batch: the groups limit the micro-batch. Pass "
+            f"--micro-batch, a multiple of {config.model.bn_batch}"
+        )
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
     _check_gather(process, stage)
+    keep_graphs = _keep_graphs(config.keep_graphs, stage)
     masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
     architecture = get_config(
         config.model.name,
@@ -175,6 +189,8 @@ def decide(config: Config, process: Process) -> RunPlan:
             config.model.compile, process, stage, config.model.recompute, norm
         ),
         norm=norm,
+        keep_graphs=keep_graphs,
+        searches_micro_batch=searches,
     )
 
 
@@ -263,6 +279,22 @@ def _sums_in_float32(dtype: torch.dtype, stage: int, micro_batches: int, masters
     if micro_batches == 1 or dtype == torch.float32 or stage == 0:
         return False
     return stage > 1 or not masters
+
+
+def _keep_graphs(asked: int | str, stage: int) -> int | None:
+    """Graphs to keep; None: as many as fit.
+
+    Raises:
+        ConfigError: a number at ZeRO stage 3.
+    """
+    if stage == 3:
+        if asked not in (0, "auto"):
+            raise ConfigError(
+                f"--keep-graphs {asked}: ZeRO stage 3 gathers parameters for one forward and its "
+                "backward at a time. Pass --keep-graphs 0, or --zero-stage 2"
+            )
+        return 0
+    return None if isinstance(asked, str) else asked
 
 
 def _norms(config: Config, architecture: Architecture, world_size: int) -> NormPlan:

@@ -97,7 +97,9 @@ def check_fields(options: Any, group: str, **ranges: Range) -> None:
         choices = [c for kind in allowed if get_origin(kind) is Literal for c in get_args(kind)]
         if value is None and type(None) in allowed:
             continue
-        if choices and value not in choices:
+        if choices and value in choices:
+            continue
+        if choices and (isinstance(value, str) or not {int, float} & set(allowed)):
             known = ", ".join(map(str, choices))
             raise ConfigError(f"{option} must be one of {known}; got {value!r}")
         if int in allowed or float in allowed:

@@ -27,10 +27,10 @@ from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
+from clipfast.engine.micro_batch import resolve_memory
 from clipfast.engine.observing.observer import Observer
 from clipfast.engine.opening import Opening
 from clipfast.engine.plan import RunPlan
-from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.requests import Request, Requests, StopAsked
 from clipfast.engine.rows import read_rows
 from clipfast.engine.saves import Saves
@@ -151,14 +151,18 @@ class Trainer:
     def _build(self, plan: RunPlan, builders: Builders) -> None:
         """Everything that trains, and where it stands."""
         process, options = plan.process, plan.config
+        chosen = self._opening.chosen
+        remembered = chosen.manifest.state.get("micro_batch") if chosen is not None else None
         self.loader = builders.loader(plan)
-        self.plan = resolve_recomputation(plan, self.loader)
+        self.plan = resolve_memory(plan, self.loader, remembered)
+        if self.plan.micro_batches != plan.micro_batches:
+            # It decodes by micro-batch.
+            self.loader = builders.loader(self.plan)
         self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
         torch.manual_seed(options.seed)
         self._cpu_products = cpu_products.agree(process)
         self._requests = Requests(process, options.checkpoint.every_minutes)
         self._saves = Saves(self._opening, self._requests, options.checkpoint)
-        chosen = self._opening.chosen
         if chosen is not None:
             self._place_loader(chosen)
         data = self.loader.state_dict()
@@ -348,6 +352,7 @@ class Trainer:
             "loader": self.loader.state_dict(),
             "cpu_products": self._cpu_products,
             "config": plain(self.plan.config),
+            "micro_batch": plan.micro_batch,
             "engine": self.engine.contents.state(),
         }
 

@@ -44,7 +44,7 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
             f"--schedule.epochs {config.schedule.epochs:g} does not count: --max-steps "
             f"{config.schedule.max_steps} is the length of the run"
         )
-    if config.micro_batch is not None and config.micro_batch > plan.local_batch:
+    if isinstance(config.micro_batch, int) and config.micro_batch > plan.local_batch:
         yield (
             f"--micro-batch {config.micro_batch} does not count: a rank's share of the batch is "
             f"{plan.local_batch}"

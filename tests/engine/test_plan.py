@@ -23,6 +23,7 @@ DECIDED = {
     ("config", "zero"),
     ("config", "micro_batch"),
     ("config", "micro_batches"),
+    ("config", "keep_graphs"),
     ("config", "local_batch"),
     ("config", "run_name"),
     ("zero", "stage"),

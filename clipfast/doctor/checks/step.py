@@ -17,8 +17,8 @@ from clipfast.doctor.situation import Situation
 from clipfast.engine import cpu_products
 from clipfast.engine.builders import Builders
 from clipfast.engine.deepspeed.wrap import set_learning_rate
+from clipfast.engine.micro_batch import resolve_memory
 from clipfast.engine.plan import RunPlan
-from clipfast.engine.recomputation import resolve_recomputation
 from clipfast.engine.step import train_step
 from clipfast.env import version
 
@@ -145,7 +145,9 @@ def _train(plan: RunPlan) -> Seen:
     """A few steps from the seed: losses, a hash of the weights, seconds of the last step."""
     builders = Builders()
     loader = builders.loader(plan)
-    plan = resolve_recomputation(plan, loader)
+    plan = resolve_memory(plan, loader)
+    if plan.micro_batch_note:
+        loader = builders.loader(plan)
     torch.manual_seed(plan.config.seed)
     engine = builders.build_engine(plan)
     engine.train()

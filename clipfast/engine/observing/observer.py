@@ -70,6 +70,7 @@ class Observer:
                 batch,
                 self._plan.micro_batches,
                 steps.objective(self._plan.objective),
+                self._plan.keep_graphs or 0,
             )
             steps.enter("")
         return result
