@@ -5,13 +5,11 @@ own. Their weights must be those of as many ranks on one host, bit for bit: gloo
 order.
 """
 
-import itertools
 import json
 import os
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +23,9 @@ from tests.campaigns.wire import Wire
 _PORT = 29500
 # On a machine with fewer cores than ranks, and other work.
 _SECONDS = 240
-_WATCHED = Path(__file__).with_name("hosts_recipe.py")
-_TIMED = 10
-Intervals = Sequence[tuple[float, float]]
+_LONG_TOWER = Path(__file__).with_name("hosts_recipe.py")
+_PROFILED = 6
+_GATHER = "all_gather in gather of texts"
 _PATIENCE = 20
 # For processes to end, on a machine with fewer cores than ranks.
 _SLACK = 10
@@ -217,52 +215,38 @@ def _left(moment: float) -> float:
 
 
 def _hidden(setting: Setting, folder: Path) -> str:
-    """Gathers of texts behind the image tower, and waited for at once: the same weights, and less
-    time by what was hidden."""
-    options = ["--max-steps", str(_TIMED), "--checkpoint.every-steps", "0"]
-    runs, times = [], {}
+    """The gather of texts behind the image tower, and waited for at once: the same weights, and
+    less time by what was hidden. The run's own profile tells."""
+    steps = ["--max-steps", str(_PROFILED + 3), "--profile", str(_PROFILED)]
+    options = [*steps, "--checkpoint.every-steps", "0"]
+    gathers, seconds = {}, {}
     with Hosts(Wire(2, delay_ms=50)) as hosts:
         for way in ("hidden", "awaited"):
-            run = OnHosts(setting, hosts, folder / way, *options, recipe=_WATCHED)
-            started = run.directly(f"CLIPFAST_GATHER={way}")
+            run = OnHosts(setting, hosts, folder / way, *options, recipe=_LONG_TOWER)
+            started = run.directly(f"CLIPFAST_CPU_GATHER={way}")
             with ended(started):
                 ends = [each.wait(_SECONDS) for each in started]
             if any(end.status for end in ends):
                 return f"{way}: {[end.output[-400:] for end in ends]}"
-            runs.append(run.folder / "run")
-            times[way] = json.loads((runs[-1] / "times0.json").read_text())
-    steps = {way: _step_seconds(each["image tower"]) for way, each in times.items()}
-    gathers = _seconds(times["awaited"]["gather"]) / _TIMED
-    hidden = {way: _overlap(each["gather"], each["image tower"]) for way, each in times.items()}
-    print(
-        f"gather of texts, {gathers:.3f} s a step: {hidden['hidden']:.0%} of it behind the image "
-        f"tower, {steps['hidden']:.3f} s a step; awaited: {hidden['awaited']:.0%}, "
-        f"{steps['awaited']:.3f} s a step",
-        flush=True,
+            found = json.loads((run.folder / "run/profile/summary.json").read_text())
+            seconds[way] = found["step"]
+            (gathers[way],) = [c for c in found["collectives"] if c["name"] == _GATHER]
+    shares = {way: each["hidden"] / _whole(each) for way, each in gathers.items()}
+    gained = seconds["awaited"] - seconds["hidden"]
+    told = (
+        f"{shares['hidden']:.0%} of {_whole(gathers['hidden']):.3f} s of gathers behind the image "
+        f"tower, {seconds['hidden']:.3f} s a step; awaited: {shares['awaited']:.0%} of "
+        f"{_whole(gathers['awaited']):.3f} s, {seconds['awaited']:.3f} s a step"
     )
-    if differing := difference(*runs):
+    if differing := difference(folder / "hidden/run", folder / "awaited/run"):
         return differing
-    gained = steps["awaited"] - steps["hidden"]
-    if hidden["hidden"] < 0.5 or hidden["awaited"] > 0.1 or gained < gathers / 2:
-        return f"hidden {hidden}, {gained:.3f} s gained of {gathers:.3f}"
-    return ""
+    print(told, flush=True)
+    # Noise of a machine that is shared by both hosts is no loss.
+    return "" if shares["hidden"] > shares["awaited"] + 0.2 and gained > 0 else told
 
 
-def _seconds(intervals: Intervals) -> float:
-    return sum(end - begin for begin, end in intervals)
-
-
-def _overlap(some: Intervals, others: Intervals) -> float:
-    """The share of some intervals in which one of the others was."""
-    both = (max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in some for b in others)
-    return sum(both) / _seconds(some)
-
-
-def _step_seconds(image_tower: Intervals) -> float:
-    """The median, from one step's end of the image tower to that of the next; the first ones warm
-    up."""
-    ends = [end for _, end in image_tower][2:]
-    return statistics.median(b - a for a, b in itertools.pairwise(ends))
+def _whole(collective: Mapping[str, float]) -> float:
+    return collective["hidden"] + collective["exposed"]
 
 
 # The first one is the short form.
