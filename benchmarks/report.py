@@ -25,6 +25,7 @@ from benchmarks.parts.common.rows import RESULTS, read_rows
 from benchmarks.parts.convergence import report as convergence_report
 from benchmarks.parts.data import report as data_report
 from benchmarks.parts.loss import report as loss_report
+from benchmarks.parts.memory import report as memory_report
 from benchmarks.parts.report.merge import merge, read_folder
 from benchmarks.parts.report.summary import summary
 from benchmarks.parts.step import report as step_report
@@ -34,6 +35,7 @@ from benchmarks.parts.text import report as text_report
 
 PLOTS: dict[str, Callable[[Sequence[Row], Path], Path]] = {
     "data_throughput": data_report.plot,
+    "batch_memory": memory_report.plot,
     "adamw": adamw_report.plot,
     "adamw_demo": demo_report.plot,
     "attention_pool": attention_pool.plot,

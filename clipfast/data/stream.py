@@ -212,8 +212,9 @@ class Stream:
     def _require(self, number: int) -> None:
         if number != self._number:
             raise RuntimeError(
-                "this batch is over: its micro-batches can be asked for until the loader hands out "
-                "the next batch. Take them before, or use a TrainLoader without micro_batch"
+                "this batch is over: its micro-batches can be asked for until the loader's "
+                "iterator hands out the next batch, ends or is let go. Keep the iterator and take "
+                "them before, or use a TrainLoader without micro_batch"
             )
 
     def _receive(self) -> None:

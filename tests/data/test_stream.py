@@ -182,10 +182,12 @@ def test_a_batch_that_is_over_says_so():
         parts[3]
     with pytest.raises(IndexError):
         parts[4]
-    next(loader)
+    later = next(loader)
     with pytest.raises(RuntimeError, match="this batch is over"):
         parts[0]
     loader.close()
+    with pytest.raises(RuntimeError, match="Keep the iterator"):
+        later.parts(4)
 
 
 def test_a_micro_batch_divides_the_share():

@@ -60,6 +60,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("case", "batch"),
     "ceilings": ("what",),
     "data_throughput": ("case",),
+    "batch_memory": ("model", "batch", "micro_batch", "form"),
 }
 OTHER = ("case", "setting", "model", "batch", "size", "ranks", "seed", "steps")
 

@@ -20,6 +20,7 @@ from benchmarks.parts.tables.data import data, data_cores
 from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step_parts
 from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
+from benchmarks.parts.tables.memory import batch_memory
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
 from benchmarks.parts.tables.towers import (
     attention_pool,
@@ -54,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "convergence_time": convergence_time,
     "data": data,
     "data_cores": data_cores,
+    "batch_memory": batch_memory,
 }
 _MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 

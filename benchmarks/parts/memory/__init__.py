@@ -1,0 +1,1 @@
+"""How a training step's memory grows with the batch: cases, the process of one, what it counts."""
