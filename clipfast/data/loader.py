@@ -41,8 +41,9 @@ from clipfast.devices import to_device
 
 # Broken samples that a run bears with where nobody says how many.
 MAX_ERRORS = 1000
-# Crops of micro-batches that are kept for a second pass: 14,000 pairs at 224 pixels.
-KEEP_BYTES = 2 << 30
+# Crops of micro-batches that are kept for a second pass: 14,000 pairs at 224 pixels. Of a GPU's
+# memory a small share, for the sake of small ones.
+_KEEP_BYTES, _SHARE_OF_GPU = 2 << 30, 32
 # Batches that are read ahead of the decoder; of micro-batches, at most those of one share.
 _READ_AHEAD = 4
 
@@ -148,7 +149,7 @@ class TrainLoader(_Loader):
             device's memory.
         keep_bytes: of crops that are kept for a second pass, with `micro_batch`. What is beyond is
             decoded again on a CPU, where its files are smaller, and lies in the host's pinned
-            memory on a GPU.
+            memory on a GPU. None: 2 GiB, and no more than a 32nd of a GPU.
         seed: of order and crops.
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
@@ -184,7 +185,7 @@ class TrainLoader(_Loader):
         batch_size: int,
         *,
         micro_batch: int | None = None,
-        keep_bytes: int = KEEP_BYTES,
+        keep_bytes: int | None = None,
         seed: int = 0,
         scale: tuple[float, float] = (0.9, 1.0),
         window: int = 1 << 18,
@@ -217,7 +218,11 @@ class TrainLoader(_Loader):
                 )
             )
         self.micro_batch = check_micro_batch(micro_batch, self._local_batch)
-        self.keep_bytes = whole_number("keep_bytes", keep_bytes, 0)
+        self.keep_bytes = (
+            _kept_on(self.device)
+            if keep_bytes is None
+            else whole_number("keep_bytes", keep_bytes, 0)
+        )
         check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
         self._consumed = 0
         self._found: dict[tuple[int, int], Skipped] = {}
@@ -361,6 +366,13 @@ class TrainLoader(_Loader):
                 low, high = self.scale
                 crops[:, 0] = low + (high - low) * crops[:, 0]
                 yield self._places.request(epoch, index, crops, part)
+
+
+def _kept_on(device: torch.device) -> int:
+    if device.type == "cpu":
+        return _KEEP_BYTES
+    total = torch.cuda.get_device_properties(device).total_memory
+    return min(_KEEP_BYTES, total // _SHARE_OF_GPU)
 
 
 class EvalLoader(_Loader):
