@@ -72,9 +72,7 @@ def table(rows: Sequence[Row]) -> str:
     for form, chosen in by_case(rows, lambda row: row["form"]).items():
         if found := growth(chosen):
             measured, counted = map(mebibytes, found)
-            told.append(
-                f"{FORMS[form]}, {_sizes(chosen)} pairs: +{measured} MiB, {counted} counted"
-            )
+            told.append(f"{FORMS[form]}, {_sizes(chosen)}: +{measured} MiB, {counted} counted")
     return "\n".join(told)
 
 
