@@ -76,7 +76,7 @@ class Heard:
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_logged_step_has_every_part_and_one_that_is_not_has_none(micro_batches):
     made = plan(batch_size=8, micro_batch=8 // micro_batches)
-    observer = Observer(made, Engine(), pytest.fail)
+    observer = Observer(made, Engine(), pytest.fail, 0, 9)
     stream = batches()
     observer.step(stream, is_logged=False)
     assert observer._parts is None
@@ -96,7 +96,7 @@ def test_an_observed_step_leaves_the_share_in_its_micro_batches():
     made = plan(batch_size=8, micro_batch=4)
     parts = next(batches()).parts(2)
     batch = PartedBatch(2, parts.__getitem__, lambda passes: None, 0, 0)
-    observer = Observer(made, Engine(), pytest.fail)
+    observer = Observer(made, Engine(), pytest.fail, 0, 9)
     observer.step(iter([batch]), is_logged=True)
     assert observer.figures(1, 1, 0.5)["samples"] == 8
     assert "_whole" not in vars(batch)
@@ -106,7 +106,7 @@ def test_an_observed_step_leaves_the_share_in_its_micro_batches():
 def test_a_step_waits_for_no_device_whether_it_is_logged_or_not(monkeypatch):
     """The step itself is looked at elsewhere: here stands in for it what it calls."""
 
-    def step(engine, batch, micro_batches, objective):
+    def step(engine, batch, micro_batches, *others):
         assert len(batch.parts(micro_batches)[0].images) == 8
         parameter = engine.optimizer.param_groups[0]["params"][0]
         parameter.grad = torch.ones_like(parameter)
@@ -114,7 +114,7 @@ def test_a_step_waits_for_no_device_whether_it_is_logged_or_not(monkeypatch):
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(observer_module, "train_step", step)
-    observer = Observer(plan(batch_size=8), Engine(), pytest.fail)
+    observer = Observer(plan(batch_size=8), Engine(), pytest.fail, 0, 9)
     (batch,) = itertools.islice(batches(), 1)
     for is_logged in (False, True):
         with no_host_reads():
