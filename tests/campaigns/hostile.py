@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.campaigns.damage import clone
-from tests.campaigns.hostile_folders import FOLDERS, Trap, as_before, sign
+from tests.campaigns.hostile_folders import FOLDERS, Trap, as_before, by_deepspeed, sign
+from tests.campaigns.hostile_fragments import FRAGMENTS, spoil
 from tests.campaigns.payloads import FORMS, calls
 from tests.campaigns.program import Setting, main
 from tests.campaigns.resumer import Resumed, Resumer
@@ -45,7 +46,7 @@ class Attack:
 def campaign(setting: Setting) -> Table:
     """Try all attacks, or the first ``setting.count`` of each kind where that is less."""
     table = Table("hostile")
-    attacks = _pickles() + _folders() + _weights() + _shards(setting)
+    attacks = _pickles() + _fragments() + _folders() + _weights() + _shards(setting)
     setting.random.shuffle(attacks)
     # Every kind has its turn before a second of one.
     turns: dict[str, int] = {}
@@ -94,10 +95,15 @@ def _pickles() -> list[Attack]:
     def attack(call: str, form: str, file: str, version: str, which: str) -> Attack:
         def lay(trap: Trap) -> tuple[list[str], str]:
             newest = checkpoints(trap.run)[-1]
-            path = next(newest.glob(f"*{file}*"))
+            if version != "now":
+                for checkpoint in checkpoints(trap.run):
+                    by_deepspeed(checkpoint)
+            # Of versions before, every file is a pickle.
+            found = [*newest.glob(f"*{file}*"), *newest.glob("rank*.safetensors")]
+            path = found[0]
             path.unlink()
             FORMS[form](calls(trap.canary)[call], trap.canary, path)
-            if version == "now":
+            if version != "of 0.2":
                 sign(newest)
             else:
                 # All of them: one without a counter is older than one with.
@@ -109,12 +115,14 @@ def _pickles() -> list[Attack]:
 
     names = list(_names_of_calls())
     attacks = [
-        attack(name, "zip", ("model_states", "optim_states")[i % 2], "now", "latest")
+        attack(name, "zip", ("model_states", "optim_states")[i % 2], version, "latest")
         for i, name in enumerate(names)
+        for version in ("now", "by DeepSpeed")
     ]
     for form in FORMS:
         for file in ("model_states", "optim_states"):
-            attacks.append(attack("os.system", form, file, "now", "by its path"))
+            attacks.append(attack("os.system", form, file, "by DeepSpeed", "by its path"))
+        attacks.append(attack("os.system", form, "rank", "now", "by its path"))
         attacks.append(attack("exec", form, "optim_states", "of 0.2", "latest"))
     return attacks
 
@@ -123,6 +131,21 @@ def _names_of_calls() -> list[str]:
     """Names of all calls."""
     with tempfile.TemporaryDirectory() as folder:
         return list(calls(Path(folder) / "canary"))
+
+
+def _fragments() -> list[Attack]:
+    """Checkpoints of safetensors that are no whole checkpoint."""
+
+    def attack(how: str) -> Attack:
+        def lay(trap: Trap) -> tuple[list[str], str]:
+            newest = checkpoints(trap.run)[-1]
+            named = spoil(next(newest.glob("rank*.safetensors")), how)
+            sign(newest)
+            return ["--resume", "latest"], named
+
+        return Attack("checkpoint, fragments", how, lay)
+
+    return [attack(how) for how in FRAGMENTS]
 
 
 def _folders() -> list[Attack]:

@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.campaigns.traces import checkpoints, manifest_of
 
 
@@ -51,6 +53,24 @@ def write_signed(path: Path, content: dict[str, Any]) -> None:
     document = {"sha256": sha256(canonical.encode()).hexdigest(), "content": content}
     path.unlink()
     path.write_text(json.dumps(document))
+
+
+def by_deepspeed(checkpoint: Path) -> None:
+    """Turn a checkpoint into what it was before its files were safetensors, with nothing in it."""
+    path = manifest_of(checkpoint)
+    assert path is not None
+    content = json.loads(path.read_text()).get("content")
+    if content is None or not list(checkpoint.glob("*.safetensors")):
+        return
+    for name in content["files"]:
+        (checkpoint / name).unlink()
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        torch.save({}, checkpoint / name)
+    content["format"] = 1
+    content["state"].pop("engine", None)
+    content["files"] = {path.name: {} for path in checkpoint.glob("*.pt")}
+    write_signed(path, content)
+    sign(checkpoint)
 
 
 def as_before(checkpoint: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from clipfast.checkpoint import load_trusted
 from clipfast.checkpoint.fragments import SavedTensors
 from clipfast.engine import Config, OptimizerConfig, ZeroConfig
-from clipfast.engine.deepspeed.half_stage0 import loss_factor
+from clipfast.engine.deepspeed.half_stage0 import forget_first_step, loss_factor
 from clipfast.engine.deepspeed.settings import deepspeed_settings
 from clipfast.engine.deepspeed.wrap import initialise_engine, set_learning_rate
 from clipfast.engine.launch import Process
@@ -107,12 +108,30 @@ def made(kind: Format, stage: int, process: Process) -> RunPlan:
 
 def build(kind: Format, stage: int, process: Process) -> Any:
     """An engine that has taken no step."""
+    # Another number of threads would add otherwise.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     plan, model = made(kind, stage, process), Small()
     settings = deepspeed_settings(plan)
     # At stage 3 DeepSpeed keeps small parameters whole, and here every one is small.
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 100
     engine = initialise_engine(plan, model, build_optimizer(plan, model), settings)
+    set_learning_rate(engine, 1e-2)
+    engine.own_plan = plan
+    return engine
+
+
+def build_as_before(kind: Format, stage: int, process: Process) -> Any:
+    """An engine of earlier versions: DeepSpeed's own arrangement, and its own checkpoints."""
+    import deepspeed
+
+    torch.manual_seed(0)
+    plan, model = made(kind, stage, process), Small()
+    settings = deepspeed_settings(plan)
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 100
+    optimizer = build_optimizer(plan, model)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    forget_first_step(engine)
     set_learning_rate(engine, 1e-2)
     engine.own_plan = plan
     return engine
@@ -154,6 +173,25 @@ def load(engine: Any, process: Process, folder: Path) -> None:
     engine.contents.load(saved, json.loads((folder / "state.json").read_text()))
 
 
+def load_as_before(engine: Any, folder: Path) -> list[str]:
+    """Load what DeepSpeed wrote; returns what there is to say."""
+    return engine.contents.load_folder(folder, [], {})
+
+
+def statistics_as_before(folder: Path, ranks: int) -> Tensor:
+    """The values of fp16 statistics that DeepSpeed wrote at stages 1 to 3, of all parameters in any
+    order; what pads the ranks' parts is left out where it is no number of a parameter."""
+    values = []
+    for rank in range(ranks):
+        path = next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"))
+        saved = load_trusted(path)["optimizer_state_dict"]
+        base = saved.get("base_optimizer_state", saved.get("optimizer_state_dict"))
+        for state in base["state"].values():
+            for row, key in enumerate(("exp_avg", "exp_avg_sqrt")):
+                values.append(decode(state[key], state["exponents"][row].contiguous()))
+    return torch.cat(values)
+
+
 def assembled(folder: Path) -> dict[str, Tensor]:
     """Every parameter's tensors, whole, by name and kind, and the buffers.
 
@@ -191,11 +229,10 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [n for n in names if n not in a or n not in b or not _same(a[n], b[n])]
 
 
-def farthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest distance of two weights."""
-    return max(
-        float((a[name] - b[name]).abs().max()) for name in a if name.endswith("exact weight")
-    )
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Of all weights, 2-norm."""
+    names = [name for name in a if name.endswith("exact weight")]
+    return float(torch.cat([a[name] - b[name] for name in names]).norm())
 
 
 def _joined(key: str, parts: list[Tensor]) -> Tensor:

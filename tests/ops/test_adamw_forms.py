@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -149,6 +150,64 @@ def test_nearest_is_not_stochastic(adamw_target):
         ops.adamw_(*runs[-1], **OPTIONS | {"stochastic": stochastic})
     assert (runs[0].params[0] != runs[1].params[0]).any()
     assert (runs[0].exp_avgs[0] != runs[1].exp_avgs[0]).any()
+
+
+@pytest.mark.parametrize("stats", TYPES, ids=str)
+def test_pieces_of_a_flat_tensor_have_the_bits_that_they_would_have_alone(adamw_target, stats):
+    ops, device = adamw_target
+    call = make_call(Form(BF16), F32, stats, shapes=((2000,), (300,), (700,))).to(device)
+    starts, numbers = [0, 512, 1792, 0, 0, 256], [2560, 0, 25600, 512, 5120, 10240]
+    alone = Call([], [], [], [], [], [], [], [], call.control.clone())
+    for i, cuts in enumerate(((0, 512, 1792, 2000), (0, 300), (0, 256, 700))):
+        for a, b in itertools.pairwise(cuts):
+            for mine, theirs in zip(alone[:4], call[:4], strict=True):
+                mine.append(theirs[i][a:b].clone())
+            if call.exponents:
+                part = call.exponents[i][:, a // 256 : -(-b // 256)]
+                alone.exponents.append(part.clone(memory_format=torch.contiguous_format))
+            alone.steps.append(call.steps[i].clone())
+    ops.adamw_(*alone._replace(first_elements=numbers), **OPTIONS)
+    ops.adamw_(*call._replace(first_elements=numbers), **OPTIONS, starts=starts)
+    for mine, theirs in zip(alone[:4], call[:4], strict=True):
+        assert torch.equal(torch.cat(mine), torch.cat(theirs))
+    if call.exponents:
+        assert torch.equal(torch.cat(alone.exponents, 1), torch.cat(call.exponents, 1))
+
+
+@pytest.mark.parametrize("stats", TYPES, ids=str)
+def test_pieces_have_the_same_bits_in_plain_torch(adamw_target, stats):
+    ops, device = adamw_target
+    call = make_call(Form(BF16), F32, stats, shapes=((1000,), (300,)))
+    numbers = {"starts": [0, 256, 0]}
+    ours = call._replace(first_elements=[2560, 0, 512])
+    theirs = ours.to(device)
+    plain.step(*ours, **OPTIONS, **numbers)
+    ops.adamw_(*theirs, **OPTIONS, **numbers)
+    assert_same_bits(theirs, ours)
+
+
+@pytest.mark.parametrize(
+    ("starts", "numbers"),
+    [
+        ([0], [0, 256]),
+        ([0, 0, 0], [0, 256, 512]),
+        ([0, 256], [0, 256]),
+        ([256, 0], [0, 256]),
+        ([0, 100, 0], [0, 256, 512]),
+        ([0, 1024, 0], [0, 256, 512]),
+        ([0, 512, 256, 0], [0, 256, 512, 768]),
+    ],
+    ids=str,
+)
+def test_pieces_that_are_none_are_refused(adamw_target, starts, numbers):
+    ops, device = adamw_target
+    call = make_call(Form(BF16), shapes=((1000,), (300,))).to(device)
+    before = call.clone()
+    with pytest.raises((RuntimeError, ValueError), match=r"starts|first_elements"):
+        ops.adamw_(*call._replace(first_elements=numbers), **OPTIONS, starts=starts)
+    assert torch.equal(before.params[0], call.params[0])
+    with pytest.raises(ValueError, match=r"starts|first_elements"):
+        plain.step(*before._replace(first_elements=numbers), **OPTIONS, starts=starts)
 
 
 def test_one_large_tensor(adamw_target):
