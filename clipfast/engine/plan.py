@@ -160,7 +160,6 @@ def decide(config: Config, process: Process) -> RunPlan:
             f"--micro-batch, a multiple of {config.model.bn_batch}"
         )
     stage = _zero_stage(config, dtype, process.world_size, micro_batches)
-    _check_gather(process, stage)
     keep_graphs = _keep_graphs(config.keep_graphs, stage)
     masters = _optimizer_holds_masters(config.optimizer, dtype, stage)
     architecture = get_config(
@@ -169,6 +168,7 @@ def decide(config: Config, process: Process) -> RunPlan:
         activation=config.model.activation,
     )
     norm = _norms(config, architecture, process.world_size)
+    _check_gather(process, stage, norm)
     return RunPlan(
         config=config,
         process=process,
@@ -251,20 +251,29 @@ def _zero_stage(config: Config, dtype: torch.dtype, world_size: int, micro_batch
     return 2 if micro_batches > 1 and _optimizer_holds_masters(config.optimizer, dtype, 2) else 1
 
 
-def _check_gather(process: Process, stage: int) -> None:
+def _check_gather(process: Process, stage: int, norm: NormPlan) -> None:
     """Refuse a gather behind the image tower on a CPU where the tower sends too.
 
     Raises:
-        ConfigError: at ZeRO stage 3, or where the variable says something unknown.
+        ConfigError: at ZeRO stage 3, where ranks share batch statistics, or where the variable says
+            something unknown.
     """
     try:
         hides = hides_on_a_cpu()
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if hides and process.device.type == "cpu" and process.world_size > 1 and stage == 3:
+    if not hides or process.device.type != "cpu" or process.world_size == 1:
+        return
+    if stage == 3:
         raise ConfigError(
             f"{VARIABLE}=hidden: at ZeRO stage 3 the image tower gathers parameters, and gloo "
             "bears with one collective at a time. Pass --zero-stage 2, or unset the variable"
+        )
+    if norm.ranks > 1:
+        raise ConfigError(
+            f"{VARIABLE}=hidden: with --model.sync-bn, and --bn-batch over ranks, the image tower "
+            "sends batch statistics, and gloo bears with one collective at a time. Unset the "
+            "variable"
         )
 
 

@@ -220,6 +220,10 @@ def test_a_hidden_gather_on_a_cpu_is_refused_where_the_image_tower_sends_too(mon
     assert plan(ranks=1, stage=3).stage == 3
     with pytest.raises(ConfigError, match="CLIPFAST_CPU_GATHER=hidden: at ZeRO stage 3"):
         plan(ranks=2, stage=3)
+    shared = ModelOptions("RN-tiny", compile="none", sync_bn=True)
+    assert plan(ranks=1, model=shared).norm.ranks == 1
+    with pytest.raises(ConfigError, match="CLIPFAST_CPU_GATHER=hidden: with --model"):
+        plan(ranks=2, model=shared)
     monkeypatch.setenv("CLIPFAST_CPU_GATHER", "perhaps")
     with pytest.raises(ConfigError, match="is hidden or awaited"):
         plan()
