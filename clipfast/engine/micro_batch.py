@@ -17,6 +17,9 @@ import torch
 import torch.distributed as dist
 
 from clipfast.data.batch import TrainingData
+from clipfast.engine.config import ConfigError, largest_divisor
+from clipfast.engine.differences import WITH_CHANGES
+from clipfast.engine.dry_step import fits_when_tried
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.rank_bytes import largest_micro_batch, rank_bytes
@@ -48,17 +51,25 @@ def resolve_memory(
         The plan with nothing left to decide; its notes say what was found.
     """
     asked = plan.config
-    if plan.searches_micro_batch and remembered and plan.local_batch % remembered == 0:
+    searches = plan.searches_micro_batch
+    if searches and remembered and plan.local_batch % remembered == 0:
         plan = plan.with_micro_batch(remembered)
         note = f"micro-batch: auto -> {plan.micro_batch}, as the run had it"
         plan = replace(plan, micro_batch_note=note)
     if plan.searches_micro_batch:
-        found = _cheapest(plan, _available(plan, free), loader.caption_tokens())
+        available, tokens = _available(plan, free), loader.caption_tokens()
+        found = _tried(_cheapest(plan, available, tokens), available, tokens)
         return replace(found, config=asked)
     plan = resolve_recomputation(plan, loader, free)
     if plan.keep_graphs is None:
         kept = _kept(plan, _available(plan, free), loader.caption_tokens())
         plan = replace(plan, keep_graphs=kept)
+    if searches and not fits_when_tried(plan, _available(plan, free), loader.caption_tokens()):
+        raise ConfigError(
+            f"--micro-batch auto: the run that goes on had {plan.micro_batch} pairs at a time, and "
+            "they do not fit into the memory that is free here. Pass --model.recompute auto, or a "
+            f"smaller --micro-batch and {WITH_CHANGES}: a ResNet's batch statistics are then others"
+        )
     return replace(plan, config=asked)
 
 
@@ -68,6 +79,24 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
     shared = torch.tensor(mine, dtype=torch.int64, device=plan.process.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)
     return int(shared.item())
+
+
+def _tried(plan: RunPlan, available: int, tokens: int) -> RunPlan:
+    """The plan, or the next smaller one that fits when it is tried."""
+    found = plan
+    while not fits_when_tried(found, available, tokens):
+        if found.keep_graphs:
+            found = replace(found, keep_graphs=found.keep_graphs // 2)
+        elif found.micro_batch == 1:
+            break
+        else:
+            smaller = largest_divisor(found.local_batch, found.micro_batch - 1)
+            found = replace(found.with_micro_batch(smaller), keep_graphs=0)
+    if found is plan:
+        return plan
+    cut = f"{found.micro_batch}, with {found.keep_graphs} graphs kept"
+    note = f"{plan.micro_batch_note}; tried, that did not fit: {cut}"
+    return replace(found, micro_batch_note=note)
 
 
 def _cheapest(plan: RunPlan, available: int, tokens: int) -> RunPlan:

@@ -4,8 +4,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from clipfast.engine import ConfigError, ModelOptions, micro_batch, recomputation
+from clipfast.engine import ConfigError, ModelOptions, dry_step, micro_batch, recomputation
 from clipfast.engine.differences import differences, plain
 from clipfast.engine.headline import headline
 from clipfast.engine.length import Length
@@ -31,6 +32,7 @@ def counted(monkeypatch):
 
     for module in (recomputation, micro_batch):
         monkeypatch.setattr(module, "activation_bytes", count)
+    monkeypatch.setattr(micro_batch, "fits_when_tried", lambda *arguments: True)
 
 
 def asked(recompute: str = "none", **options):
@@ -89,6 +91,39 @@ def test_a_resumed_run_keeps_its_number():
     assert not differences(plain(search.config), found.config)
     # On other ranks it may not divide the share.
     assert resolved(search, free_for(asked()), remembered=48).micro_batch == 64
+
+
+def test_what_does_not_fit_when_tried_is_made_smaller(monkeypatch):
+    tried = []
+
+    def try_it(made, available, tokens) -> bool:
+        tried.append((made.micro_batch, made.keep_graphs))
+        return made.micro_batch == 8
+
+    monkeypatch.setattr(micro_batch, "fits_when_tried", try_it)
+    search = asked(micro_batch="auto", keep_graphs=2)
+    found = resolved(search, free_for(asked(micro_batch=32)))
+    assert tried == [(32, 2), (32, 1), (32, 0), (16, 0), (8, 0)]
+    assert found.micro_batch == 8
+    assert found.micro_batch_note.endswith("tried, that did not fit: 8, with 0 graphs kept")
+    with pytest.raises(ConfigError, match="had 16 pairs at a time, and they do not fit"):
+        resolved(search, free_for(asked()), remembered=16)
+
+
+def test_a_dry_step_runs_the_towers_and_leaves_no_trace():
+    made = asked(micro_batch=4, keep_graphs=2)
+    before = torch.get_rng_state()
+    assert dry_step.fits_when_tried(made, 10**11, TOKENS)
+    assert not dry_step.fits_when_tried(made, 10**7, TOKENS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_dry_step_without_memory_on_a_gpu_says_no(monkeypatch):
+    def step(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(dry_step, "_step", step)
+    assert not dry_step.fits_when_tried(asked(), 10**11, TOKENS)
 
 
 def test_kept_graphs_are_as_many_as_fit():
