@@ -16,6 +16,8 @@ import pytest
 from clipfast.doctor.options import default_config
 from clipfast.engine import openclip
 from clipfast.engine.cli import parse
+from clipfast.engine.recipes import PLAN
+from clipfast.plan.command import build_parser
 from tests.docs_pages import PAGES, ROOT, Block, blocks_of, commands_of, name_of
 from tests.needs import need
 
@@ -91,6 +93,9 @@ def check_command(block: Block, words: list[str]) -> None:
     elif program == "kubectl":
         assert rest[:2] == ["apply", "-f"]
         assert (ROOT / rest[2]).is_file(), block
+    elif words[:3] == ["python", "-m", "clipfast.plan"]:
+        ours, rest = build_parser().parse_known_args(words[3:])
+        recipe_parses(ours.recipe, rest)
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
@@ -252,8 +257,8 @@ def all_options() -> set[str]:
     done = subprocess.run(
         [sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
-    found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout))
-    for module in ("clipfast.data.pack", "clipfast.data.index", "clipfast.doctor"):
+    found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout)) | {PLAN}
+    for module in ("clipfast.data.pack", "clipfast.data.index", "clipfast.doctor", "clipfast.plan"):
         found |= options_of(module)
     found |= set(re.findall(r"--[a-z][a-z-]*", launcher_help()))
     for script in (ROOT / "recipes" / "launch").glob("*.sbatch"):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clipfast.data.loader import KEEP_BYTES
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import Count, activation_peak
 from clipfast.engine.state_bytes import StateBytes, state_bytes
@@ -23,7 +24,8 @@ class RankBytes:
         loss: features of all ranks, logits and gradients of features.
         features: of the whole share and their gradients, where it is encoded in micro-batches.
         images: of a micro-batch, in the type that the towers read.
-        decoder: crops in bytes, of a micro-batch and of those that are decoded ahead.
+        decoder: crops in bytes, of a micro-batch, of those that are decoded ahead, and of what is
+            kept for a second pass.
     """
 
     states: StateBytes
@@ -62,7 +64,9 @@ def rank_bytes(
         count: of activations.
     """
     width, is_cut = plan.architecture.embed_dim, plan.micro_batches > 1
-    pixels = plan.micro_batch * 3 * plan.architecture.vision.image_size**2
+    image = 3 * plan.architecture.vision.image_size**2
+    kept = min(plan.local_batch * image, KEEP_BYTES) if is_cut else 0
+    pixels = plan.micro_batch * image
     return RankBytes(
         states=states or rank_states(plan),
         activations=count(plan, caption_tokens),
@@ -72,7 +76,7 @@ def rank_bytes(
         # Of both towers: as they came, widened, and their gradients.
         features=2 * plan.local_batch * width * (plan.dtype.itemsize + 8) * is_cut,
         images=pixels * plan.dtype.itemsize,
-        decoder=pixels * (1 + DECODED_AHEAD),
+        decoder=pixels * (1 + DECODED_AHEAD) + kept,
     )
 
 

@@ -3,7 +3,7 @@ or traced of a pass is that of the real modules, at any size, in about a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class FakePass:
     Attributes:
         model: in training mode; gradients of its parameters are dropped as they come.
         images: [B, 3, S, S], channels_last.
-        captions: B packed captions of one length.
+        captions: B packed captions.
     """
 
     model: CLIP
@@ -46,7 +46,11 @@ class FakePass:
 
 @contextmanager
 def fake_pass(
-    config: Architecture, batch: int, dtype: torch.dtype, length: int, device: torch.device
+    config: Architecture,
+    batch: int,
+    dtype: torch.dtype,
+    length: int | Sequence[int],
+    device: torch.device,
 ) -> Iterator[FakePass]:
     """Make a model and a batch of fake tensors; inside, every tensor that is made is fake too.
 
@@ -54,14 +58,15 @@ def fake_pass(
         config: the model; its mode of recomputation is one that runs.
         batch: pairs B.
         dtype: of weights and activations.
-        length: tokens of every caption.
+        length: tokens of every caption, or of each.
         device: where it would run.
     """
     text = config.text
     # The plan for the captions needs their real lengths, so it is made outside.
+    lengths = torch.full((batch,), length) if isinstance(length, int) else torch.tensor(length)
     packed = pack_captions(
-        torch.zeros(batch, length, dtype=torch.int64, device=device),
-        torch.full((batch,), length),
+        torch.zeros(batch, int(lengths.max()), dtype=torch.int64, device=device),
+        lengths,
         width=text.width,
         heads=text.heads,
         dtype=dtype,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,10 +15,14 @@ from clipfast.engine.config import ConfigError
 from clipfast.engine.environment import processes_claimed
 from clipfast.engine.recipes import read_recipe
 from clipfast.files import explain, write_whole
+from clipfast.plan.check import check, check_table
 from clipfast.plan.data import contents
 from clipfast.plan.machines import CPU, MACHINES, Machine, machine_of
-from clipfast.plan.planning import plan_run
-from clipfast.plan.question import PAIRS, UTILISATION, Question
+from clipfast.plan.measured import ClockName, MeasuredRates, measure
+from clipfast.plan.memory import choose_mode
+from clipfast.plan.planning import Planned, plan_run
+from clipfast.plan.question import PAIRS, UTILISATION, Question, decided
+from clipfast.plan.rates import Rates
 from clipfast.plan.record import record
 from clipfast.plan.report import report
 from clipfast.plan.supply import DECODED_PER_CORE, KILOBYTES
@@ -62,6 +67,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=DECODED_PER_CORE,
         help=f"images/s that a core decodes; default: {DECODED_PER_CORE:g}",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with --gpu cpu and --data.train synthetic: take some steps and compare",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: seconds of this machine's processors, which other programs do not lengthen",
+    )
     parser.add_argument("--json", help="write the plan to this file too")
     parser.add_argument("--plot", help="draw the run over 1 to 4,096 GPUs to this file")
     return parser
@@ -79,17 +95,27 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options, rest = build_parser().parse_known_args(arguments)
     try:
         question = _question(options, rest)
-        planned = plan_run(question)
+        if options.check:
+            print("\n".join(check_table([check(question, options.clock)], options.clock)))
+            return 0
+        planned = plan_run(question, _rates(question, options.clock))
         print("\n".join(report(planned)))
         _write(options, planned)
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     assert planned.memory is not None
     return 0 if planned.memory.fits else 1
 
 
-def _write(options: argparse.Namespace, planned) -> None:  # type: ignore[no-untyped-def]
+def _rates(question: Question, clock: ClockName) -> Rates | None:
+    """Of a CPU what is measured now; None for the stated ones of a card."""
+    if question.machine.gpu is not None:
+        return None
+    return MeasuredRates(measure(choose_mode(question, decided(question)[0]), clock))
+
+
+def _write(options: argparse.Namespace, planned: Planned) -> None:
     for path in (options.json, options.plot):
         try:
             if path and path == options.json:
@@ -124,6 +150,15 @@ def _question(options: argparse.Namespace, rest: list[str]) -> Question:
 
 def _machine(options: argparse.Namespace) -> Machine:
     machine = machine_of(options.gpu or _here())
+    if machine.gpu is None:
+        cores = len(os.sched_getaffinity(0))
+        if (options.gpus or processes_claimed()) > cores:
+            raise ConfigError(f"--gpu cpu is this machine, whose {cores} cores serve {cores} ranks")
+        if options.plot:
+            raise ConfigError("--plot draws cards: pass --gpu with one of them")
+        return machine
+    if options.check:
+        raise ConfigError("--check runs on this machine: pass --gpu cpu")
     if options.gpus_per_node:
         machine = replace(machine, per_node=options.gpus_per_node)
     if options.network_gbit:

@@ -79,6 +79,8 @@ MACHINES = {
     "l40s": _machine("L40S", _L40S, 44.4, 0.864, 32, 2 * 200),
 }
 CPU = "cpu"
+# Its ranks share this machine; what it does per second is measured.
+THIS_CPU = Machine(None, 0.0, 1 << 30, 0.0, 0.0)
 
 
 def machine_of(name: str) -> Machine:
@@ -87,6 +89,8 @@ def machine_of(name: str) -> Machine:
     Raises:
         ValueError: there is none of that name; the message has all of them.
     """
+    if name == CPU:
+        return THIS_CPU
     if name not in MACHINES:
         known = ", ".join([*MACHINES, CPU])
         raise ValueError(

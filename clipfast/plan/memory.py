@@ -24,7 +24,7 @@ from clipfast.plan.question import Question, decided, on_machine
 CONTEXT = 1_000_000_000
 # Micro-batches that are counted. Activations at their peak are the largest of several lines in the
 # number of pairs, so that a chord between two counts lies on or above them.
-_COUNTED = (1, 16, 64, 128)
+_COUNTED = (1, 32, 128)
 
 
 @dataclass(frozen=True)

@@ -81,18 +81,31 @@ def _fits(planned: Planned, memory: Memory) -> list[str]:
         for stage, need in memory.stages.items()
     ]
     lines.append(f"Needed at each ZeRO stage: {'; '.join(at)}")
-    fitting = []
-    for mode in memory.modes:
-        if mode.largest is not None:
-            at_largest = mode.plan.with_micro_batch(mode.largest)
-            time = step_seconds(planned.question, at_largest, planned.rates)
-            fitting.append((time, mode.plan.recompute, mode.largest))
-    options = [f"{mode} with {m} ({seconds(time)} a step)" for time, mode, m in sorted(fitting)]
-    lines.append(f"Fits, the fastest first: {'; '.join(options) or 'no micro-batch in any mode'}")
+    lines.append(f"Fits, {_options(planned, memory)}")
     if planned.question.machine.gpu is not None:
         cards = ", ".join(memory.cards) or "none"
         lines.append(f"Other cards that hold micro-batch {plan.micro_batch} in this mode: {cards}")
     return lines
+
+
+def _options(planned: Planned, memory: Memory) -> str:
+    """Every mode with its largest micro-batch; with times where those are stated and not measured
+    for the plan alone."""
+    fitting = [(mode, mode.largest) for mode in memory.modes if mode.largest is not None]
+    if not fitting:
+        return "in any mode: no micro-batch"
+    if planned.question.machine.gpu is None:
+        listed = [f"{mode.plan.recompute} with {size}" for mode, size in fitting]
+        return f"the fastest mode first: {'; '.join(listed)}"
+    timed = sorted(
+        (
+            step_seconds(planned.question, mode.plan.with_micro_batch(size), planned.rates),
+            f"{mode.plan.recompute} with {size}",
+        )
+        for mode, size in fitting
+    )
+    told = [f"{words} ({seconds(time)} a step)" for time, words in timed]
+    return f"the fastest first: {'; '.join(told)}"
 
 
 def time_table(planned: Planned) -> list[str]:
@@ -154,9 +167,7 @@ def _totals(planned: Planned) -> list[str]:
     lines += [
         f"On the wire: {size(planned.sent)} a step and rank, "
         f"{size(planned.sent / planned.time.seconds)}/s",
-        f"Data: {digits(supply.images)} images/s and {size(supply.bytes)}/s in all at "
-        f"{digits(question.kilobytes)} kB a pair; {digits(supply.cores)} cores decode that at "
-        f"{digits(question.decoded_per_core)} images/s each",
+        f"Data: {digits(supply.images)} images/s in all; {_decoded(planned)}",
         f"Epoch of {question.pairs:,} pairs: {seconds(planned.epoch_seconds)}. Run of "
         f"{planned.length.steps:,} steps: {seconds(planned.run_seconds)}, "
         f"{digits(planned.gpu_hours)} GPU-hours; evaluations and checkpoints come on top",
@@ -164,6 +175,37 @@ def _totals(planned: Planned) -> list[str]:
     if planned.question.machine.gpu is not None:
         lines += ["", *_by_utilisation(planned)]
     return lines
+
+
+def run_rows(planned: Planned) -> list[list[str]]:
+    """What a run comes to, as rows of a table.
+
+    Args:
+        planned: a run.
+    """
+    supply, question = planned.supply, planned.question
+    return [
+        ["FLOP of a pair", f"{digits(planned.pair_flop / 1e9)} G"],
+        ["the towers' share of the peak, stated", share(question.utilisation)],
+        ["model FLOP utilisation of the whole step", share(planned.reached or 0.0)],
+        ["on the wire, a step and rank", size(planned.sent)],
+        ["images per second, in all", digits(supply.images)],
+        ["read per second, in all", size(supply.bytes)],
+        ["cores that decode, in all", digits(supply.cores)],
+        ["an epoch", seconds(planned.epoch_seconds)],
+        ["the run", seconds(planned.run_seconds)],
+        ["GPU-hours", digits(planned.gpu_hours)],
+    ]
+
+
+def _decoded(planned: Planned) -> str:
+    question, supply = planned.question, planned.supply
+    if not question.kilobytes:
+        return "made at random, none is read or decoded"
+    return (
+        f"{size(supply.bytes)}/s at {digits(question.kilobytes)} kB a pair, and "
+        f"{digits(supply.cores)} cores that decode {digits(question.decoded_per_core)} images/s"
+    )
 
 
 def _by_utilisation(planned: Planned) -> list[str]:

@@ -11,7 +11,7 @@ _TIMES = (
     (1e-3, "ms", 1),
     (1e-6, "us", 0),
 )
-_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def digits(value: float) -> str:

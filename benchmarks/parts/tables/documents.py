@@ -22,6 +22,13 @@ from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
 from benchmarks.parts.tables.memory import batch_memory
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
+from benchmarks.parts.tables.planning import (
+    plan_64_time,
+    plan_64_travel,
+    plan_592_time,
+    plan_592_travel,
+    plan_published,
+)
 from benchmarks.parts.tables.towers import (
     attention_pool,
     patch_gain,
@@ -56,6 +63,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "data": data,
     "data_cores": data_cores,
     "batch_memory": batch_memory,
+    "plan_592_time": plan_592_time,
+    "plan_592_travel": plan_592_travel,
+    "plan_64_time": plan_64_time,
+    "plan_64_travel": plan_64_travel,
+    "plan_published": plan_published,
 }
 _MARKED = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 
