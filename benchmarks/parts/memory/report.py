@@ -11,8 +11,9 @@ from benchmarks.parts.common.rows import by_case, device_name
 from benchmarks.parts.common.text import align, digits, mebibytes
 from benchmarks.parts.memory.cases import FORMS
 
-# Beyond what is counted: tokens, captions, arrays of single files, and what an allocator wastes.
-SLACK = 1.25
+# Beyond what is counted: tokens, captions, and gaps between an allocator's blocks, which were 1.16
+# and 1.34 times the count in two runs to 32,768 pairs.
+SLACK = 1.5
 _COLORS = {"crops": OURS, "files": "#2a9d62", "whole": THEIRS}
 
 
