@@ -75,7 +75,7 @@ _SHARES = {
 # A chain stays long enough to pay for its end.
 _LONGEST_CHAIN = 36
 # Longest delay after a moment, seconds; the others' is the last.
-_DELAYS = {"start": 4.0, "export": 0.06, "evaluation": 0.1, "last evaluation": 0.3, "": 0.04}
+_DELAYS = {"start": 4.0, "export": 0.06, "evaluation": 0.05, "last evaluation": 0.3, "": 0.04}
 # After these a chain takes no more steps.
 _ENDS = ("export", "last evaluation")
 
