@@ -219,7 +219,7 @@ class TrainLoader(_Loader):
             )
         self.micro_batch = check_micro_batch(micro_batch, self._local_batch)
         self.keep_bytes = (
-            _kept_on(self.device)
+            kept_on(self.device)
             if keep_bytes is None
             else whole_number("keep_bytes", keep_bytes, 0)
         )
@@ -368,10 +368,16 @@ class TrainLoader(_Loader):
                 yield self._places.request(epoch, index, crops, part)
 
 
-def _kept_on(device: torch.device) -> int:
+def kept_on(device: torch.device, memory: int | None = None) -> int:
+    """Bytes of crops that are kept for a second pass.
+
+    Args:
+        device: where they are.
+        memory: of a GPU that is only planned for; None asks the one that is here.
+    """
     if device.type == "cpu":
         return _KEEP_BYTES
-    total = torch.cuda.get_device_properties(device).total_memory
+    total = memory or torch.cuda.get_device_properties(device).total_memory
     return min(_KEEP_BYTES, total // _SHARE_OF_GPU)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clipfast.data.loader import KEEP_BYTES
+from clipfast.data.loader import kept_on
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.recomputation import Count, activation_peak
 from clipfast.engine.state_bytes import StateBytes, state_bytes
@@ -65,7 +65,9 @@ def rank_bytes(
     """
     width, is_cut = plan.architecture.embed_dim, plan.micro_batches > 1
     image = 3 * plan.architecture.vision.image_size**2
-    kept = min(plan.local_batch * image, KEEP_BYTES) if is_cut else 0
+    planned = plan.process.planned
+    most = kept_on(plan.process.device, planned.memory if planned else None) if is_cut else 0
+    kept = min(plan.local_batch * image, most)
     pixels = plan.micro_batch * image
     return RankBytes(
         states=states or rank_states(plan),
