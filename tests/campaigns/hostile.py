@@ -123,7 +123,8 @@ def _pickles() -> list[Attack]:
         for file in ("model_states", "optim_states"):
             attacks.append(attack("os.system", form, file, "by DeepSpeed", "by its path"))
         attacks.append(attack("os.system", form, "rank", "now", "by its path"))
-        attacks.append(attack("exec", form, "optim_states", "of 0.2", "latest"))
+        # The first that is read: the others are as empty as it was.
+        attacks.append(attack("exec", form, "model_states", "of 0.2", "latest"))
     return attacks
 
 
