@@ -223,7 +223,8 @@ def _hidden(setting: Setting, folder: Path) -> str:
     with Hosts(Wire(2, delay_ms=50)) as hosts:
         for way in ("hidden", "awaited"):
             run = OnHosts(setting, hosts, folder / way, *options, recipe=_LONG_TOWER)
-            started = run.directly(f"CLIPFAST_CPU_GATHER={way}")
+            where = f"PYTHONPATH={setting.subject.repository}"
+            started = run.directly(f"CLIPFAST_CPU_GATHER={way}", where)
             with ended(started):
                 ends = [each.wait(_SECONDS) for each in started]
             if any(end.status for end in ends):
