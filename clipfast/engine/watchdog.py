@@ -32,6 +32,7 @@ from clipfast.watchman.wire import Line, Message
 _STACKS_SIGNAL = signal.SIGRTMIN + 9
 # A rank that has met something itself says so in this time, and is ended after it.
 _LAST_WORDS_SECONDS = 3.0
+_FLUSH_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,11 @@ class Watchdog:
         self._is_over = True
         progress.share(None)
         self._say(k="bye")
-        faulthandler.unregister(_STACKS_SIGNAL)
         assert self._guard is not None
         with suppress(subprocess.TimeoutExpired):
             self._guard.wait(_LAST_WORDS_SECONDS)
+            # Not before: a guard that still looks would end this process by its signal.
+            faulthandler.unregister(_STACKS_SIGNAL)
 
     def _start(self, process: Process, patience: float, meeting: Meeting) -> None:
         here, there = socket.socketpair()
@@ -179,7 +181,7 @@ class Watchdog:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(1)
+            _end(1)
 
     def _take(self, message: Message) -> None:
         if message["k"] == "bye":
@@ -189,7 +191,21 @@ class Watchdog:
         self._heard.set()
         time.sleep(_LAST_WORDS_SECONDS)
         # The main thread may wait for a rank that is gone, where nothing else reaches it.
-        os._exit(self._verdict.status)
+        _end(self._verdict.status)
+
+
+def _end(status: int) -> None:
+    """End here, whatever the main thread waits for. It may hold the lock of what is flushed."""
+    flushing = threading.Thread(target=_flush, daemon=True)
+    flushing.start()
+    flushing.join(_FLUSH_SECONDS)
+    os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
 
 
 def _verdict(message: Mapping[str, Any]) -> Verdict:

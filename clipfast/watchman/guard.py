@@ -133,6 +133,9 @@ class Guard:
             return False
         if self._line is not None and self._line in ready:
             self._from_hub(self._line, now)
+            if self._left:
+                # The hub ends with its goodbye: that it is gone then is no news.
+                return False
             if not self._line.is_open:
                 selector.unregister(self._line)
                 self._line = None
@@ -229,6 +232,8 @@ class Guard:
 
     def _look(self, line: Line) -> None:
         """Have the rank write its stacks, keep them all and tell the main thread's."""
+        # The hub is not to judge by a state of before.
+        self._say_where(line)
         text = self._stacks()
         frames = main_thread(text)
         line.send(k="stacks", frames=telling(frames), waits=is_waiting(frames))

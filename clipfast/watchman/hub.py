@@ -159,9 +159,11 @@ class Hub:
 
     def _move(self, view: View, message: Message) -> None:
         place = Place(message["count"], message["step"], message["part"])
+        was_stopped = view.is_stopped
         view.state = message["state"]
         view.limit = message["limit"]
-        if place.count != view.place.count:
+        # The time that a process was stopped is none that it took.
+        if place.count != view.place.count or (was_stopped and not view.is_stopped):
             view.since = self._now
         view.place = place
 
