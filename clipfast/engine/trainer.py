@@ -266,7 +266,6 @@ class Trainer:
                             measure(metrics, self._requests.leave_if_stopped)
                     except StopAsked:
                         request, stops = Request.STOP, True
-                progress.mark("save")
                 if request or self._saves.are_due(self.step, last=last):
                     self._require_finite(loss.item(), metrics)
                     with metrics.timed(self.step, "seconds/checkpoint"):

@@ -64,6 +64,25 @@ def wait_for(saved: Checkpoints, progress: int) -> None:
 
 
 @alone
+def test_the_watch_hears_of_a_rank_that_writes_for_long(tmp_path, monkeypatch):
+    """Others that have written wait for it, and it must not be taken for one that hangs."""
+    saved, engine, marks = checkpoints(tmp_path), Engine(), []
+    has_marked = threading.Event()
+    monkeypatch.setattr(
+        "clipfast.engine.progress.again", lambda: marks.append(1) or has_marked.set()
+    )
+    write = engine.save_checkpoint
+
+    def wait_and_write(*arguments, **options) -> None:
+        assert has_marked.wait(20)
+        write(*arguments, **options)
+
+    engine.save_checkpoint = wait_and_write
+    assert saved.save(engine, 10, {}) == saved.latest()
+    assert marks
+
+
+@alone
 def test_a_save_in_the_background_stands_once_steps_have_taken_it_there(tmp_path):
     saved, engine = checkpoints(tmp_path), slow()
     at_once = saved.save(Engine(), 10, {})

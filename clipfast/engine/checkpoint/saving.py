@@ -128,9 +128,14 @@ class Saving:
                 as they were.
         """
         partial = self._prepare(step)
-        files = self._fill(engine, partial, None)
-        written = self._gather(files, partial)
-        self._on_main(lambda: self._place(partial, step, state, written), partial)
+        try:
+            files = self._patiently(self._fill, engine, partial, None)
+            written = self._gather(files, partial)
+            place = (self._place, partial, step, state, written)
+            self._on_main(lambda: self._patiently(*place), partial)
+        except KeyboardInterrupt:
+            engine.checkpoint_engine.give_up()
+            raise
         return self._placed(partial, step, written)
 
     def begin(self, engine: Any, step: int, state: Mapping[str, Any]) -> None:
@@ -202,6 +207,12 @@ class Saving:
         self._under_way = None
         return self._placed(save.partial, save.step, save.written)
 
+    def _patiently(self, act: Callable[..., Any], *arguments: Any) -> Any:
+        """Let the thread act; the watch hears meanwhile that this rank is alive."""
+        work = self._worker.submit(act, *arguments)
+        _wait_for(work)
+        return work.result()
+
     def _begin_to_place(self, save: _UnderWay) -> "Future[None]":
         if self._process.is_main:
             place = (save.partial, save.step, save.state, save.written)
@@ -272,7 +283,7 @@ class Saving:
         return failed
 
 
-def _wait_for(work: "Future[None]") -> None:
+def _wait_for(work: "Future[Any]") -> None:
     """What a thread does; its error is raised here."""
     for _ in range(_PATIENT_SECONDS):
         if wait([work], timeout=1).done:
