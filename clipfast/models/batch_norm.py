@@ -192,8 +192,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         of 1 puts them."""
         if x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} does not divide into {groups} groups")
-        means = self.running_mean.new_empty(groups, self.num_features)
-        variances = torch.empty_like(means)
+        # Zeros: what was there is multiplied by 0, which a NaN survives.
+        means = self.running_mean.new_zeros(groups, self.num_features)
+        variances = torch.zeros_like(means)
         parts = [
             F.batch_norm(part, means[k], variances[k], weight, bias, True, 1.0, self.eps)
             for k, part in enumerate(x.chunk(groups))

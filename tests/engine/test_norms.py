@@ -7,7 +7,9 @@ from clipfast.engine import ConfigError, ModelOptions
 from clipfast.engine.norms import NormPlan, plan_norms
 from clipfast.engine.typed import idle_options
 from clipfast.models import create_model
+from clipfast.models.batch_norm import BatchNorm2d
 from clipfast.models.shared_norm import batch_norms, settle_statistics, share_statistics
+from clipfast.ops.batch_norm import Tail
 from tests.engine.plans import plan
 
 
@@ -109,3 +111,22 @@ def test_an_odd_map_is_pooled_behind_the_shared_batch_norm():
     want = norm(x, relu=True, pool=True)
     share_statistics(norm, once_a_step=True)
     torch.testing.assert_close(norm(x, relu=True, pool=True), want)
+
+
+def test_statistics_of_parts_do_not_depend_on_what_was_in_memory():
+    """On a GPU each part goes to the library's batch norm, which multiplies what is there by 0."""
+    norm = BatchNorm2d(3)
+    share_statistics(norm, groups=2)
+    x = torch.randn(4, 3, 2, 2)
+    before = torch.are_deterministic_algorithms_enabled()
+    # Memory that is not written to then holds NaN.
+    torch.use_deterministic_algorithms(True)
+    try:
+        norm._in_parts(x, norm.weight, norm.bias, None, Tail(), 2)
+    finally:
+        torch.use_deterministic_algorithms(before)
+    expected = torch.zeros(3)
+    for part in x.chunk(2):
+        expected.lerp_(part.mean((0, 2, 3)), 0.1)
+    torch.testing.assert_close(norm.running_mean, expected)
+    assert norm.running_var.isfinite().all()
