@@ -89,10 +89,21 @@ class EarlierTensors:
                 yield name, self._model["module"][name]
 
     def read(self, name: str, start: int, stop: int) -> Iterator[Stretch]:
-        """As of ``SavedTensors``, in one stretch."""
-        if not self._stage:
-            yield Stretch(start, self._at_stage_0(name, start, stop))
-            return
+        """As of ``SavedTensors``, in one stretch.
+
+        Raises:
+            Unfit: a tensor ends before it.
+        """
+        tensors = (self._in_parts if self._stage else self._at_stage_0)(name, start, stop)
+        for key, value in tensors.items():
+            if key not in ("step", "exponents") and len(value) != stop - start:
+                raise Unfit(
+                    f"{self._folder}: {key} of {name} has {len(value)} of the elements {start} to "
+                    f"{stop}"
+                )
+        yield Stretch(start, self._in_blocks(tensors) if self._stage else tensors)
+
+    def _in_parts(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         pieces: dict[str, list[Tensor]] = {}
         for part in self._parts[name]:
             first, last = max(start, part.start), min(stop, part.stop)
@@ -100,10 +111,9 @@ class EarlierTensors:
                 at = part.offset + first - part.start
                 for key, value in self._piece(part, at, at + last - first).items():
                     pieces.setdefault(key, []).append(value)
-        tensors = {
+        return {
             key: values[0] if key == "step" else torch.cat(values) for key, values in pieces.items()
         }
-        yield Stretch(start, self._in_blocks(tensors))
 
     def _at_stage_0(self, name: str, start: int, stop: int) -> dict[str, Tensor]:
         saved, number = self._model["optimizer"], self._numbers[name]
