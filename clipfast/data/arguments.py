@@ -1,5 +1,6 @@
 """What the loaders are given, checked at construction rather than at the first batch."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,6 +23,30 @@ def check_place(rank: Any, world_size: Any) -> tuple[int, int]:
     world_size = whole_number("world_size", world_size, 1)
     rank = whole_number("rank", rank, 0, world_size - 1, f"of world_size={world_size} ranks")
     return rank, world_size
+
+
+def check_position(saved: Mapping[str, Any], ours: Mapping[str, Any], may_lack: str = "") -> None:
+    """A saved position in the data still has a meaning.
+
+    Args:
+        saved: what it was saved with.
+        ours: what the order of the data depends on, by name.
+        may_lack: a name that older positions do not have.
+
+    Raises:
+        ValueError: something is another; the message says what.
+    """
+    changed = [
+        f"{name} was {saved.get(name)}, is {value}"
+        for name, value in ours.items()
+        if saved.get(name) != value and (name in saved or name != may_lack)
+    ]
+    if changed:
+        raise ValueError(
+            "the saved position in the data does not fit this run: "
+            + "; ".join(changed)
+            + ". Resume with the same settings, or start a new run from its weights"
+        )
 
 
 def check_device(device: Any) -> torch.device:

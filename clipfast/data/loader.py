@@ -19,6 +19,7 @@ from clipfast.data.arguments import (
     check_dtype,
     check_micro_batch,
     check_place,
+    check_position,
     check_scale,
 )
 from clipfast.data.batch import ImageTextBatch
@@ -324,19 +325,8 @@ class TrainLoader(_Loader):
         Raises:
             ValueError: data, batch size, seed or window changed, so the position has no meaning.
         """
-        ours = self._identity()
-        changed = [
-            f"{name} was {state.get(name)}, is {value}"
-            for name, value in ours.items()
-            # States of before there was a fingerprint have none.
-            if state.get(name) != value and (name in state or name != "shards")
-        ]
-        if changed:
-            raise ValueError(
-                "the saved position in the data does not fit this run: "
-                + "; ".join(changed)
-                + ". Resume with the same settings, or start a new run from its weights"
-            )
+        # States of before there was a fingerprint have none.
+        check_position(state, self._identity(), may_lack="shards")
         self._consumed = state["epoch"] * self.batches_per_epoch + state["index"]
         self.learn(
             Skipped(shard, row, self.shards[shard], key, reason)

@@ -16,6 +16,7 @@ from clipfast.data.arguments import (
     check_dtype,
     check_micro_batch,
     check_place,
+    check_position,
 )
 from clipfast.data.batch import ImageTextBatch
 from clipfast.data.encoded import Skipped
@@ -127,17 +128,7 @@ class SyntheticLoader:
         Raises:
             ValueError: data, batch size or seed changed, so the position has no meaning.
         """
-        changed = [
-            f"{name} was {state.get(name)}, is {value}"
-            for name, value in self._identity().items()
-            if state.get(name) != value
-        ]
-        if changed:
-            raise ValueError(
-                "the saved position in the data does not fit this run: "
-                + "; ".join(changed)
-                + ". Resume with the same settings, or start a new run from its weights"
-            )
+        check_position(state, self._identity())
         self._consumed = state["epoch"] * self.batches_per_epoch + state["index"]
 
     def _identity(self) -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """Bytes that the collectives of a training step move: the one formula, for plans and for tests.
 
-P parameters of w bytes each, W ranks, k micro-batches of which f are encoded twice:
+P parameters of w bytes each, W ranks, k micro-batches:
 
     stage   gradients                      weights
     0       all_reduce P w                 -
     1       all_reduce P w                 all_gather P w, after the update
     2       all_reduce P w, k times        all_gather P w, after the update
     3       reduce_scatter P w, k times    all_gather of the small ones after the update; of the
-                                           others once a step, or (2 k + f) times where k > 1
+                                           others once a step, or 3 k times where k > 1
 
 DeepSpeed 0.19 reduces a whole bucket at stages 1 and 2 too, where a reduce_scatter would do. At
 stage 3 it keeps what it gathered until the backward pass where a step is one forward and one
 backward pass, as long as fewer than 1e9 parameters lie between; every model of the package is
-smaller. Gradients travel in the weights' type, also where they are summed in float32.
+smaller. No graphs are kept there: each micro-batch is encoded twice. Gradients travel in the
+weights' type, also where they are summed in float32.
 
 Not counted: numbers of some bytes per step (norms, overflow, requests to stop), what the first
 steps agree on, evaluation, checkpoints. ``Transfer.sent`` gives bytes on the wire.

@@ -1,4 +1,4 @@
-"""How DeepSpeed's checkpoints reach the disk and come back: hashed, synced, read without trust."""
+"""How a rank's part of a checkpoint reaches the disk: hashed, synced, at once or later."""
 
 import logging
 import os
@@ -7,9 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
-
-from clipfast.checkpoint import Entry, load_trusted
+from clipfast.checkpoint import Entry
 from clipfast.checkpoint.tensor_file import dump_tensors
 from clipfast.engine.checkpoint.host_copies import HostCopies
 from clipfast.sink import Sink
@@ -17,8 +15,8 @@ from clipfast.sink import Sink
 _log = logging.getLogger(__name__)
 
 
-class CheckpointFiles(CheckpointEngine):
-    """What DeepSpeed calls to write and read each file of a checkpoint, one on every rank.
+class CheckpointFiles:
+    """Writes the files of a checkpoint; stands in an engine where DeepSpeed has its own writer.
 
     A file that cannot be written raises nothing: the other ranks wait for this one in collectives
     of the same save. ``error`` tells afterwards.
@@ -29,7 +27,6 @@ class CheckpointFiles(CheckpointEngine):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._given_up = threading.Event()
         self.begin()
 
@@ -47,15 +44,9 @@ class CheckpointFiles(CheckpointEngine):
         self._copies = copies
         self._waiting: list[tuple[Any, str]] = []
 
-    def create(self, info: Any) -> None:
-        """Called before a save."""
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Make a folder."""
-        try:
-            os.makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self.failed(error)
+    def is_decoupled(self) -> bool:
+        """Asked by DeepSpeed, after steps and at its end: it has nothing to wait for."""
+        return False
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write one file, or let it wait."""
@@ -84,18 +75,6 @@ class CheckpointFiles(CheckpointEngine):
     def give_up(self) -> None:
         """Let the save under way fail soon: nobody waits for it any more."""
         self._given_up.set()
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file.
-
-        Raises:
-            Refused: it would run something.
-        """
-        return load_trusted(path, map_location)
-
-    def commit(self, info: Any) -> bool:
-        """Called after a save."""
-        return True
 
     def failed(self, error: OSError) -> None:
         """Keep the first failure."""
