@@ -14,6 +14,7 @@ from clipfast.data.batch import TrainingData
 from clipfast.engine.agreement import require_same, weights_hash
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import initialise_engine
+from clipfast.engine.launch import Process
 from clipfast.engine.optimizer import build_optimizer
 from clipfast.engine.plan import RunPlan
 from clipfast.models import CLIP, create_model, load_weights, read_metadata
@@ -104,13 +105,21 @@ def share_norms(plan: RunPlan, model: nn.Module) -> None:
         plan: of the run.
         model: of the run.
     """
-    norm, ranks = plan.norm, plan.process.world_size
-    group = None
+    norm, group = plan.norm, None
     if norm.ranks > 1:
-        neighbours = [range(first, first + norm.ranks) for first in range(0, ranks, norm.ranks)]
-        made = [dist.new_group(list(each)) for each in neighbours]
-        group = made[plan.process.rank // norm.ranks]
+        group = _neighbours(plan.process, norm.ranks)
     share_statistics(model, groups=norm.groups, group=group, once_a_step=norm.once_a_step)
+
+
+def _neighbours(process: Process, count: int) -> dist.ProcessGroup | None:
+    if count == process.world_size:
+        # Beside gradients that are on their way: NCCL keeps the order within one group alone.
+        return dist.group.WORLD
+    made = [
+        dist.new_group(list(range(first, first + count)))
+        for first in range(0, process.world_size, count)
+    ]
+    return made[process.rank // count]
 
 
 @dataclass(frozen=True)
@@ -141,7 +150,8 @@ class Builders:
         # Weights stay contiguous: DeepSpeed broadcasts them as bytes and flattens them in that
         # order. The images' channels_last is what convolutions follow.
         model = self.model(plan)
-        # DeepSpeed would hand out those of rank 0, and nobody would know.
-        require_same(plan.process, {"starting weights": weights_hash(model)})
+        if plan.process.world_size > 1:
+            # DeepSpeed would hand out those of rank 0, and nobody would know.
+            require_same(plan.process, {"starting weights": weights_hash(model)})
         model = model.to(plan.process.device)
         return self.engine(plan, model, self.optimizer(plan, model))

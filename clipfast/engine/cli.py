@@ -138,7 +138,8 @@ def main(
         _log.warning(line)
 
     try:
-        meeting = meet(process.rank, process.world_size, facts=facts(plan))
+        told = facts(plan) if process.world_size > 1 else {}
+        meeting = meet(process.rank, process.world_size, facts=told)
     except ConfigError as error:
         refuse(error, speaks=True)
     watchdog = Watchdog(process, config.watchdog_seconds, meeting)

@@ -2,12 +2,14 @@
 
 import socket
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from clipfast.engine import ConfigError
 from clipfast.engine.agreement import require_same, require_same_weights, weights_hash
+from clipfast.engine.builders import Builders
 from clipfast.engine.facts import contradictions, facts, source_hash
 from tests.engine.plans import plan
 from tests.ranks import run_ranks
@@ -86,3 +88,18 @@ def test_facts_are_the_same_on_all_ranks_of_a_run_and_name_what_is_not():
     other = {**theirs, "torch": "2.0", "sources of clipfast": "another"}
     assert len(contradictions(mine, other)) == 2
     assert contradictions(mine, {})[-1] == f"and {len(mine) - 6} more"
+
+
+def test_a_rank_alone_compares_no_weights(monkeypatch):
+    def unwanted(model: nn.Module) -> str:
+        raise AssertionError("hashed for nobody")
+
+    monkeypatch.setattr("clipfast.engine.builders.weights_hash", unwanted)
+    parts = Builders(
+        model=lambda plan: nn.Linear(2, 2),
+        optimizer=lambda plan, model: None,
+        engine=lambda plan, model, optimizer: "built",
+    )
+    assert parts.build_engine(plan()) == "built"
+    with pytest.raises(AssertionError, match="hashed for nobody"):
+        parts.build_engine(plan(ranks=2))

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from clipfast.engine import ConfigError, ModelOptions
+from clipfast.engine.builders import share_norms
 from clipfast.engine.norms import NormPlan, plan_norms
 from clipfast.engine.typed import idle_options
 from clipfast.models import create_model
@@ -130,3 +132,18 @@ def test_statistics_of_parts_do_not_depend_on_what_was_in_memory():
         expected.lerp_(part.mean((0, 2, 3)), 0.1)
     torch.testing.assert_close(norm.running_mean, expected)
     assert norm.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [({"sync_bn": True}, []), ({"bn_batch": 32}, []), ({"bn_batch": 16}, [[0, 1], [2, 3]])],
+)
+def test_ranks_that_all_share_statistics_do_so_in_the_group_of_gradients(
+    monkeypatch, options, made
+):
+    """NCCL may wait for ever for two groups at once: it keeps the order within one."""
+    found = []
+    monkeypatch.setattr("torch.distributed.new_group", lambda ranks: found.append(ranks))
+    model = ModelOptions("RN-tiny", compile="none", **options)
+    share_norms(plan(ranks=4, rank=2, model=model), nn.Module())
+    assert found == made
