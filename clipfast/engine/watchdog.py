@@ -66,8 +66,16 @@ class Watchdog:
         self._heard = threading.Event()
         self._lock = threading.Lock()
         self._verdict: Verdict | None = None
-        if process.world_size > 1 and patience > 0 and hasattr(os, "pidfd_open"):
-            self._start(process, patience, meeting)
+        if process.world_size > 1 and patience > 0:
+            if _can_watch():
+                self._start(process, patience, meeting)
+            elif process.is_main:
+                print(
+                    "Nobody watches over the ranks: that takes Linux 5.3 or newer, and a container "
+                    "that allows pidfd_open",
+                    file=sys.stderr,
+                    flush=True,
+                )
         meeting.close()
 
     def keep_logs(self, folder: Path) -> None:
@@ -192,6 +200,14 @@ class Watchdog:
         time.sleep(_LAST_WORDS_SECONDS)
         # The main thread may wait for a rank that is gone, where nothing else reaches it.
         _end(self._verdict.status)
+
+
+def _can_watch() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _end(status: int) -> None:

@@ -1,5 +1,6 @@
 """What guard, hub and rank make of single messages, without processes."""
 
+import errno
 import os
 import selectors
 import socket
@@ -14,6 +15,7 @@ from clipfast.watchman.guard import Guard, Setup
 from clipfast.watchman.hub import Hub
 from clipfast.watchman.record import SIZE
 from clipfast.watchman.wire import Line
+from tests.engine.plans import plan
 
 
 def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
@@ -96,3 +98,16 @@ def test_a_rank_that_is_ended_for_another_leaves_no_line_unwritten(monkeypatch):
     with pytest.raises(SystemExit, match="3"):
         watched._take({"k": "verdict", "kind": "dead", "text": "rank 1 is dead", "status": 3})
     assert out.flushed
+
+
+def test_a_kernel_that_cannot_watch_ends_no_run(monkeypatch, capsys):
+    def missing(pid: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    for rank in range(2):
+        process = plan(ranks=2, rank=rank).process
+        watched = Watchdog(process, 60.0, Meeting("token", [("localhost", 1)]))
+        assert watched.verdict(0) is None
+        watched.close()
+    assert capsys.readouterr().err.count("Nobody watches over the ranks") == 1
