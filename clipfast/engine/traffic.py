@@ -15,8 +15,9 @@ backward pass, as long as fewer than 1e9 parameters lie between; every model of 
 smaller. No graphs are kept there: each micro-batch is encoded twice. Gradients travel in the
 weights' type, also where they are summed in float32.
 
-Not counted: numbers of some bytes per step (norms, overflow, requests to stop), what the first
-steps agree on, evaluation, checkpoints. ``Transfer.sent`` gives bytes on the wire.
+Not counted: numbers of some bytes per step (norms, overflow, requests to stop), batch statistics
+that ranks share, what the first steps agree on, evaluation, checkpoints. ``Transfer.sent`` gives
+bytes on the wire.
 """
 
 from collections.abc import Iterable
