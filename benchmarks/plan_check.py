@@ -30,12 +30,13 @@ CASES: tuple[Case, ...] = (
     ("ViT-tiny", 128, 1, None, 0, "selective"),
     ("ViT-tiny", 128, 1, None, 0, "full"),
     ("ViT-tiny", 128, 2, 16, 1, "full"),
-    ("ViT-B/32", 32, 1, None, 0, "none"),
-    ("ViT-B/32", 32, 1, None, 0, "full"),
+    ("ViT-B/32", 16, 1, None, 0, "none"),
+    ("ViT-B/32", 16, 1, None, 0, "full"),
+    ("ViT-B/32", 32, 2, None, 0, "none"),
     ("ViT-B/32", 32, 2, None, 1, "none"),
-    ("RN50", 16, 1, None, 0, "none"),
-    ("RN50", 16, 1, None, 0, "selective"),
-    ("RN50", 16, 2, None, 1, "none"),
+    ("RN50", 4, 1, None, 0, "none"),
+    ("RN50", 4, 1, None, 0, "selective"),
+    ("RN50", 8, 2, None, 1, "none"),
 )
 
 

@@ -1,12 +1,12 @@
 """Bytes that a rank needs at its peak, by part; and the largest micro-batch that they leave."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from clipfast.data.loader import kept_on
 from clipfast.engine.plan import RunPlan
-from clipfast.engine.recomputation import Count, activation_peak
+from clipfast.engine.recomputation import HOLES, Count, activation_peak, has_holes
 from clipfast.engine.state_bytes import StateBytes, state_bytes
 from clipfast.models import CLIP
 
@@ -26,6 +26,9 @@ class RankBytes:
         images: of a micro-batch, in the type that the towers read.
         decoder: crops in bytes, of a micro-batch, of those that are decoded ahead, and of what is
             kept for a second pass.
+        flattened: of gradients, laid in a row for their reduction once activations are gone.
+        holes: what a CPU's heap grows beyond what is alive, see `recomputation.HOLES`.
+        process: programs and libraries, where they were measured.
     """
 
     states: StateBytes
@@ -34,19 +37,23 @@ class RankBytes:
     features: int
     images: int
     decoder: int
+    flattened: int = 0
+    holes: int = 0
+    process: int = 0
 
     @property
     def passing(self) -> int:
         """The peak of what a step makes and lets go: in micro-batches no activation is alive while
         the loss is computed."""
         if self.features:
-            return self.features + max(self.activations, self.loss)
-        return self.activations + self.loss
+            return self.features + max(self.activations, self.loss, self.flattened)
+        return max(self.activations + self.loss, self.flattened)
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.states.total + self.passing + self.images + self.decoder
+        live = self.states.total + self.passing + self.images + self.decoder
+        return live + self.holes + self.process
 
 
 def rank_bytes(
@@ -69,8 +76,9 @@ def rank_bytes(
     most = kept_on(plan.process.device, planned.memory if planned else None) if is_cut else 0
     kept = min(plan.local_batch * image, most)
     pixels = plan.micro_batch * image
-    return RankBytes(
-        states=states or rank_states(plan),
+    states = states or rank_states(plan)
+    counted = RankBytes(
+        states=states,
         activations=count(plan, caption_tokens),
         loss=plan.objective.peak_bytes(
             plan.local_batch, plan.config.batch_size, width, plan.dtype, plan.process.device
@@ -79,7 +87,13 @@ def rank_bytes(
         features=2 * plan.local_batch * width * (plan.dtype.itemsize + 8) * is_cut,
         images=pixels * plan.dtype.itemsize,
         decoder=pixels * (1 + DECODED_AHEAD) + kept,
+        # At stage 0 DeepSpeed copies them into one tensor, whatever the bucket's size says.
+        flattened=states.gradients * (plan.stage == 0 and plan.process.world_size > 1),
     )
+    if not has_holes(plan):
+        return counted
+    goes = counted.passing + states.gradients + states.passing
+    return replace(counted, holes=int(HOLES * goes))
 
 
 def rank_states(plan: RunPlan) -> StateBytes:

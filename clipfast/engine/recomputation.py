@@ -13,13 +13,17 @@ from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.state_bytes import state_bytes
 from clipfast.models import CLIP
-from clipfast.models.activations import activation_bytes
+from clipfast.models.activations import ActivationBytes, activation_bytes
 
-# Left free for what is not counted: workspaces, decoded images, fragmentation. On a CPU the process
-# was measured to hold 0.1 to 0.4 GB more than the allocator had given out.
+# Left free for what is not counted: workspaces, decoded images.
 MARGIN, SLACK = 0.1, 500_000_000
 # What a compiled bottleneck keeps, by what it keeps uncompiled: counted by saved tensors.
 COMPILED_GROWTH = 1.15
+
+# Of what a step makes and lets go on a CPU, what glibc's heap grows beyond it: freed blocks lie
+# between those in use and are too small for the next one. Taken from RN-tiny and ViT-tiny on one
+# rank, 0.50 and 0.34; see docs/planning.md.
+HOLES = 0.4
 
 Count = Callable[[RunPlan, int], int]
 """(plan, tokens of every caption) -> bytes of activations at their peak."""
@@ -64,7 +68,7 @@ def resolve_recomputation(
 
 
 def activation_peak(plan: RunPlan, caption_tokens: int) -> int:
-    """Bytes of activations of one micro-batch at their peak.
+    """Bytes of activations of one micro-batch at their peak, beside all gradients.
 
     Args:
         plan: of the run, its mode of recomputation known.
@@ -77,8 +81,29 @@ def activation_peak(plan: RunPlan, caption_tokens: int) -> int:
         plan.recompute,
         caption_tokens=caption_tokens,
         device=plan.process.counted_on,
-    ).peak
-    return int(counted * COMPILED_GROWTH) if plan.compile else counted
+    )
+    peak = peak_beside_gradients(plan, counted)
+    return int(peak * COMPILED_GROWTH) if plan.compile else peak
+
+
+def peak_beside_gradients(plan: RunPlan, counted: ActivationBytes) -> int:
+    """What activations add to a rank that has room for all gradients.
+
+    On a CPU a step's gradients take the place of activations that are gone. On a GPU, where no run
+    was compared, the whole of both is counted; and so it is where gradients stay from one
+    micro-batch to the next, or are passed on as they come.
+
+    Args:
+        plan: of the run.
+        counted: of its micro-batch.
+    """
+    replaces = has_holes(plan) and plan.micro_batches == 1 and plan.stage < 2
+    return counted.peak - counted.overlap * replaces
+
+
+def has_holes(plan: RunPlan) -> bool:
+    """Whether the run's memory is a heap of the CPU's."""
+    return plan.process.device.type == "cpu" and plan.process.planned is None
 
 
 def fastest_that_fits(
@@ -116,16 +141,20 @@ def _available(plan: RunPlan, free: Callable[[Process], int]) -> int:
     """Bytes for activations on the rank that has the fewest."""
     with torch.device("meta"):
         model = CLIP(plan.architecture)
-    taken = state_bytes(plan, model).total
+    states = state_bytes(plan, model)
+    loss = 0
     if plan.micro_batches == 1:
-        taken += plan.objective.peak_bytes(
+        loss = plan.objective.peak_bytes(
             plan.local_batch,
             plan.config.batch_size,
             plan.architecture.embed_dim,
             plan.dtype,
             plan.process.device,
         )
-    available = int((free(plan.process) - SLACK) * (1 - MARGIN)) - taken
+    available = int((free(plan.process) - SLACK) * (1 - MARGIN)) - states.total - loss
+    if has_holes(plan):
+        holes = HOLES * (states.gradients + states.passing + loss)
+        available = int((available - holes) / (1 + HOLES))
     shared = torch.tensor(available, dtype=torch.int64, device=plan.process.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MIN)
     return int(shared.item())

@@ -32,10 +32,13 @@ class ActivationBytes(NamedTuple):
     Attributes:
         kept: alive between the two passes.
         peak: the most at any time.
+        overlap: of the gradients of weights, bytes that come only after as much of the activations
+            has gone: both together are never more than peak + gradients - overlap.
     """
 
     kept: int
     peak: int
+    overlap: int = 0
 
 
 @renamed_argument("checkpoint", "recompute")
@@ -111,18 +114,21 @@ def _count(
     with fake_pass(config, batch, dtype, length, device) as towers, _LiveBytes() as live:
         features = (towers.encode_text(), towers.encode_image())
         kept = live.now
+        for parameter in towers.model.parameters():
+            parameter.register_post_accumulate_grad_hook(live.note_gradient)
         total: Any = sum(f.float().sum() for f in features)
         del features
         total.backward()
-    return ActivationBytes(kept, live.peak)
+    return ActivationBytes(kept, live.peak, live.peak + live.gradients - live.peak_of_both)
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operators made inside and that something still holds."""
+    """Bytes of the storages that operators made inside and that something still holds; and those of
+    the weights' gradients, which are dropped here and kept by a run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.gradients = self.peak_of_both = 0
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -142,7 +148,13 @@ class _LiveBytes(TorchDispatchMode):
         self._known[storage] = size
         self.now += size
         self.peak = max(self.peak, self.now)
+        self.peak_of_both = max(self.peak_of_both, self.now + self.gradients)
         weakref.finalize(storage, self._let_go, size)
+
+    def note_gradient(self, parameter: Tensor) -> None:
+        """Its gradient is whole, and was dropped just before."""
+        self.gradients += parameter.nbytes
+        self.peak_of_both = max(self.peak_of_both, self.now + self.gradients)
 
     def _let_go(self, size: int) -> None:
         self.now -= size

@@ -74,7 +74,7 @@ def check(question: Question, clock: ClockName = "wall") -> Check:
         plan,
         planned,
         max(times),
-        rates.measured.process + need.total,
+        rates.process + need.total,
         max(peaks),
     )
 

@@ -70,6 +70,11 @@ class MeasuredRates:
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
 
+    @property
+    def process(self) -> int:
+        """See `Rates`."""
+        return self.measured.process
+
     def compute(self, plan: RunPlan, caption_tokens: int, states: StateBytes) -> dict[str, float]:
         """See `Rates`."""
         found, k = self.measured, plan.micro_batches

@@ -10,13 +10,16 @@ from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.rank_bytes import RankBytes, largest_micro_batch, rank_bytes
 from clipfast.engine.recomputation import (
     COMPILED_GROWTH,
+    HOLES,
     MARGIN,
     SLACK,
     fastest_that_fits,
     free_bytes,
+    has_holes,
+    peak_beside_gradients,
 )
 from clipfast.models import Architecture
-from clipfast.models.activations import activation_bytes
+from clipfast.models.activations import ActivationBytes, activation_bytes
 from clipfast.plan.machines import MACHINES, Machine
 from clipfast.plan.question import Question, decided, on_machine
 
@@ -88,7 +91,9 @@ def linear_peak(plan: RunPlan, caption_tokens: int) -> int:
     # Both halves have the same bytes: counted once.
     dtype = torch.bfloat16 if plan.dtype == torch.float16 else plan.dtype
     counts = {
-        size: _counted(plan.architecture, size, dtype, plan.recompute, caption_tokens)
+        size: peak_beside_gradients(
+            plan, _counted(plan.architecture, size, dtype, plan.recompute, caption_tokens)
+        )
         for size in (low, high)
     }
     slope = (counts[high] - counts[low]) / max(1, high - low)
@@ -99,8 +104,8 @@ def linear_peak(plan: RunPlan, caption_tokens: int) -> int:
 @cache
 def _counted(
     architecture: Architecture, batch: int, dtype: torch.dtype, mode: str, tokens: int
-) -> int:
-    return activation_bytes(architecture, batch, dtype, mode, caption_tokens=tokens).peak
+) -> ActivationBytes:
+    return activation_bytes(architecture, batch, dtype, mode, caption_tokens=tokens)
 
 
 def choose_mode(question: Question, plan: RunPlan) -> RunPlan:
@@ -115,15 +120,18 @@ def choose_mode(question: Question, plan: RunPlan) -> RunPlan:
     with on_machine(question.machine):
         beside = rank_bytes(plan.with_recompute("none"), question.caption_tokens, count=_nothing)
     room = available_bytes(question.machine, plan) - beside.total
+    if has_holes(plan):
+        room = int(room / (1 + HOLES))
     return fastest_that_fits(plan, room, question.caption_tokens, linear_peak)
 
 
-def memory(question: Question, plan: RunPlan) -> Memory:
+def memory(question: Question, plan: RunPlan, process: int = 0) -> Memory:
     """What a rank needs, in every mode and at every stage.
 
     Args:
         question: what is planned.
         plan: as `choose_mode` returns it.
+        process: bytes of programs and libraries, where they were measured.
     """
     tokens, most = question.caption_tokens, available_bytes(question.machine, plan)
     with on_machine(question.machine):
@@ -131,17 +139,18 @@ def memory(question: Question, plan: RunPlan) -> Memory:
         modes = tuple(
             Mode(
                 each,
-                rank_bytes(each, tokens, count=linear_peak),
-                largest_micro_batch(each, most, tokens, linear_peak),
+                replace(rank_bytes(each, tokens, count=linear_peak), process=process),
+                largest_micro_batch(each, most - process, tokens, linear_peak),
             )
             for each in asked
         )
-        need = rank_bytes(plan, tokens, count=linear_peak)
+        need = replace(rank_bytes(plan, tokens, count=linear_peak), process=process)
         stages = {}
         for stage in (0, 1, 2, 3):
             other = _at_stage(plan, stage)
             if other is not None:
-                stages[stage] = rank_bytes(other, tokens, count=linear_peak).total
+                counted = rank_bytes(other, tokens, count=linear_peak)
+                stages[stage] = counted.total + process
     return Memory(most, plan, need, modes, stages, _cards(question, plan.recompute))
 
 

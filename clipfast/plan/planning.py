@@ -129,7 +129,7 @@ def plan_decided(
         time=time,
         sent=bytes_sent(step_traffic(plan, model), question.gpus),
         supply=supply(batch, time.seconds, question.kilobytes, question.decoded_per_core),
-        memory=memory(question, plan) if with_memory else None,
+        memory=memory(question, plan, rates.process) if with_memory else None,
         rates=rates,
     )
 

@@ -14,6 +14,11 @@ from clipfast.plan.machines import Machine
 class Rates(Protocol):
     """What a plan asks of a machine."""
 
+    @property
+    def process(self) -> int:
+        """Bytes that a rank holds of programs and libraries; 0 where the machine's room leaves them
+        out already."""
+
     def compute(self, plan: RunPlan, caption_tokens: int, states: StateBytes) -> dict[str, float]:
         """Seconds of each part of a step."""
 
@@ -32,6 +37,11 @@ class StatedRates:
     def __init__(self, machine: Machine, utilisation: float) -> None:
         self._machine = machine
         self._utilisation = utilisation
+
+    @property
+    def process(self) -> int:
+        """See `Rates`."""
+        return 0
 
     def compute(self, plan: RunPlan, caption_tokens: int, states: StateBytes) -> dict[str, float]:
         """See `Rates`."""

@@ -78,5 +78,8 @@ def _bytes(need: RankBytes) -> dict[str, int]:
         "features": need.features,
         "images": need.images,
         "decoder": need.decoder,
+        "flattened": need.flattened,
+        "holes": need.holes,
+        "process": need.process,
         "total": need.total,
     }

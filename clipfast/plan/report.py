@@ -11,6 +11,13 @@ from clipfast.plan.text import digits, seconds, share, size, table
 # Shares of the peak at which a step's time is told beside the stated one.
 _SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
+# Parts that only some runs have.
+_WHERE_THEY_ARE = (
+    "gradients in a row, in place of activations",
+    "holes of the heap",
+    "process",
+)
+
 
 def report(planned: Planned) -> list[str]:
     """The whole plan.
@@ -60,10 +67,17 @@ def memory_table(memory: Memory) -> list[str]:
         "features of all micro-batches": [need.features for need in needs],
         "images": [need.images for need in needs],
         "decoder": [need.decoder for need in needs],
+        "gradients in a row, in place of activations": [need.flattened for need in needs],
+        "holes of the heap": [need.holes for need in needs],
+        "process": [need.process for need in needs],
         "needed at the peak": [need.total for need in needs],
         "may be taken": [memory.available] * len(needs),
     }
-    rows = [[name, *map(size, values)] for name, values in parts.items()]
+    rows = [
+        [name, *map(size, values)]
+        for name, values in parts.items()
+        if name not in _WHERE_THEY_ARE or any(values)
+    ]
     largest = [str(mode.largest or "none") for mode in memory.modes]
     rows.append(["largest micro-batch", *largest])
     return table(["memory of a rank", *(mode.plan.recompute for mode in memory.modes)], rows)

@@ -8,6 +8,7 @@ from clipfast.engine import Config, ConfigError, ModelOptions
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.rank_bytes import largest_micro_batch, rank_bytes
+from clipfast.engine.recomputation import HOLES
 from clipfast.loss.workspace import planned_memory, share_of
 from tests.engine.plans import EXACT, PAPER, plan
 
@@ -53,6 +54,19 @@ def test_rank_bytes_of_micro_batches_hold_features_instead_of_activations():
     assert whole.passing == whole.activations + whole.loss
     assert cut.passing == cut.features + max(cut.activations, cut.loss)
     assert whole.images == 8 * cut.images == 64 * 3 * 64**2 * 4
+
+
+def test_rank_bytes_on_a_cpu_hold_what_its_heap_grows_beyond_what_lives():
+    here, card = plan(batch_size=64), planned(A100, ranks=1, precision="fp32", batch_size=64)
+    ours, theirs = rank_bytes(here, 20), rank_bytes(card, 20)
+    assert ours.holes == int(HOLES * (ours.passing + ours.states.gradients + ours.states.passing))
+    assert theirs.holes == theirs.process == 0
+    assert ours.total - ours.holes == (
+        ours.states.total + ours.passing + ours.images + ours.decoder
+    )
+    # Of two ranks at stage 0 gradients lie in a row once activations are gone.
+    both = rank_bytes(plan(batch_size=2, ranks=2, stage=0), 20)
+    assert both.passing == both.flattened == both.states.gradients > both.activations
 
 
 def test_largest_micro_batch_fits_and_the_next_one_does_not():

@@ -10,15 +10,16 @@ from clipfast.engine import Config, DataConfig, ModelOptions
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import RunPlan, decide
 from clipfast.engine.recomputation import (
+    HOLES,
     MARGIN,
     SLACK,
+    activation_peak,
     free_bytes,
     resolve_recomputation,
 )
 from clipfast.engine.state_bytes import state_bytes
 from clipfast.loss.workspace import needed_bytes
 from clipfast.models import create_model
-from clipfast.models.activations import activation_bytes
 from clipfast.models.catalogue import get_config
 from clipfast.tokenizer import tokenize_with_lengths
 
@@ -36,8 +37,7 @@ def needs(loader) -> dict[str, int]:
     """Bytes of activations in each mode."""
     tokens = loader.caption_tokens()
     return {
-        mode: activation_bytes(get_config("RN-tiny"), 64, FP32, mode, caption_tokens=tokens).peak
-        for mode in ("none", "selective", "full")
+        mode: activation_peak(plan(mode, "none"), tokens) for mode in ("none", "selective", "full")
     }
 
 
@@ -48,10 +48,11 @@ def plan(recompute: str, compile: str = "auto", **options) -> RunPlan:
 
 
 def resolved_with(activations: float, loader: TrainLoader, made: RunPlan) -> RunPlan:
-    """A plan resolved where this much is left for activations."""
+    """A plan resolved where this much is left for activations, beside a heap's holes."""
     with torch.device("meta"):
-        states = state_bytes(made, create_model("RN-tiny")).total
-    free = int((states + activations) / (1 - MARGIN) + SLACK)
+        states = state_bytes(made, create_model("RN-tiny"))
+    holes = HOLES * (activations + states.gradients + states.passing)
+    free = int((states.total + activations + holes) / (1 - MARGIN) + SLACK)
     return resolve_recomputation(made, loader, free=lambda process: free)
 
 
@@ -75,7 +76,8 @@ def test_resolve_recomputation_takes_the_fastest_mode_that_fits(loader, needs, p
     assert "--micro-batch 32 should fit" in found.recompute_note
     # A micro-batch needs its own activations alone.
     halves = plan("auto", micro_batch=32)
-    assert resolved_with(needs["none"] * 0.6, loader, halves).recompute == "none"
+    half = activation_peak(plan("none", "none", micro_batch=32), loader.caption_tokens())
+    assert resolved_with(half * 1.1, loader, halves).recompute == "none"
 
 
 def test_resolve_recomputation_counts_compiled_blocks_where_the_run_compiles(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from clipfast.models import create_model
+from clipfast.models import create_model, num_parameters
 from clipfast.models.activations import activation_bytes, fastest_recompute
 from clipfast.models.catalogue import get_config
 from tests.models.helpers import random_images
@@ -14,10 +14,10 @@ from tests.models.helpers import random_images
 BATCH = 16
 
 
-def allocated(name: str, mode: str) -> tuple[int, int]:
+def allocated(name: str, mode: str, keeps_gradients: bool = False) -> tuple[int, int]:
     """Bytes kept after a forward pass and at most in use, by torch's allocator."""
     model = create_model(name, recompute=mode)
-    for parameter in model.parameters():
+    for parameter in () if keeps_gradients else model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     images = random_images(BATCH, model.config.vision.image_size)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -49,6 +49,15 @@ def test_activation_bytes_equal_what_the_allocator_saw(name: str, mode: str) -> 
     assert counted.kept == pytest.approx(kept, rel=0.03)
     # Convolutions make tensors of their own inside, which only a real run sees.
     assert counted.peak == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["RN-tiny", "ViT-tiny"])
+def test_activation_bytes_beside_gradients_equal_what_the_allocator_saw(name: str) -> None:
+    peak = allocated(name, "none", keeps_gradients=True)[1]
+    counted = activation_bytes(get_config(name), BATCH, torch.float32, "none")
+    gradients = 4 * num_parameters(create_model(name))
+    assert counted.overlap > 0
+    assert counted.peak + gradients - counted.overlap == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])

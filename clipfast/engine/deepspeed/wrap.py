@@ -49,6 +49,9 @@ def initialise_engine(
             optimizer=optimizer,
             config=deepspeed_settings(plan) if settings is None else settings,
         )
+    if plan.stage == 0 and plan.process.world_size == 1:
+        # With nobody to reduce with, DeepSpeed still copies all gradients into one tensor and back.
+        engine.enable_backward_allreduce = False
     forget_first_step(engine)
     keep_clipped_norm(engine)
     engine.gradient_norms = GradientNorms(engine, towers, plan.stage)
