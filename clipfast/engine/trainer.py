@@ -352,7 +352,6 @@ class Trainer:
             "cpu_products": self._cpu_products,
             "config": plain(self.plan.config),
             "micro_batch": plan.micro_batch,
-            "engine": self.engine.contents.state(),
         }
 
         if plan.stage < 3:

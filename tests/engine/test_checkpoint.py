@@ -31,7 +31,10 @@ def test_checkpoints_keep_the_last_and_say_what_is_in_them(tmp_path):
     assert names(path) == [NAME, "rank00000.safetensors", "rank00001.safetensors"]
     manifest = Manifest.read(path)
     assert (manifest.run, manifest.counter, manifest.step) == ("a-run", 2, 30)
-    assert (manifest.layout, manifest.state) == (saved.layout, {"loader": {"epoch": 30}})
+    assert (manifest.layout, manifest.state) == (
+        saved.layout,
+        {"loader": {"epoch": 30}, "engine": engine.state()},
+    )
     assert saved.latest() == path
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipfast.ops.batch_norm import Sharing, Tail, plain, shared_batch_norm, shared_statistics
 from clipfast.ops.batch_norm import shared as module
+from tests.needs import need
 from tests.ops.test_batch_norm import DTYPES, EPS, TAILS, make, needs_extension, run, truth
 
 SHAPES = [(6, 7, 4, 2), (4, 64, 8, 6), (6, 80, 2, 2)]
@@ -45,7 +46,7 @@ def part_by_part(groups: int):
 def form(request):
     """The operators as they are called, or their plain forms in their places."""
     if request.param == "compiled":
-        pytest.importorskip("clipfast._C")
+        need("extension")
         yield
         return
     forms = (plain.apply, plain.gradient_sums, plain.gradient_x)

@@ -3,7 +3,7 @@
 Times and published runs are among the tables of ``benchmarks/report.py``. Memory in every mode
 takes half a minute to count, so its tables are written by
 
-    python -m benchmarks.parts.tables.planning
+    python -c 'from benchmarks.parts.tables.planning import write_memory; write_memory()'
 """
 
 from __future__ import annotations
@@ -99,7 +99,3 @@ def _time(planned: Planned) -> str:
 
 def _run(planned: Planned) -> str:
     return markdown(["of the run", "planned"], run_rows(planned))
-
-
-if __name__ == "__main__":
-    write_memory()

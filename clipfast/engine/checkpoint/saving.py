@@ -131,7 +131,7 @@ class Saving:
         try:
             files = self._patiently(self._fill, engine, partial, None)
             written = self._gather(files, partial)
-            place = (self._place, partial, step, state, written)
+            place = (self._place, partial, step, _whole(state, engine), written)
             self._on_main(lambda: self._patiently(*place), partial)
         except KeyboardInterrupt:
             engine.checkpoint_engine.give_up()
@@ -152,7 +152,7 @@ class Saving:
             self._begun,
             partial,
             step,
-            copy.deepcopy(dict(state)),
+            copy.deepcopy(_whole(state, engine)),
             files,
             self._worker.submit(files.write_copies),
         )
@@ -290,3 +290,8 @@ def _wait_for(work: "Future[Any]") -> None:
             break
         progress.again()
     work.result()
+
+
+def _whole(state: Mapping[str, Any], engine: Any) -> dict[str, Any]:
+    """With what the engine has beside its tensors."""
+    return {**state, "engine": engine.contents.state()}

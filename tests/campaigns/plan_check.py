@@ -1,7 +1,7 @@
 """What the planner says of this machine, against runs of it: memory of a rank, and time of a step.
 
-    python benchmarks/plan_check.py                   # on a quiet machine, by the clock
-    python benchmarks/plan_check.py --clock cpu       # beside other programs, by processor time
+    python -m tests.campaigns.plan_check                # on a quiet machine, by the clock
+    python -m tests.campaigns.plan_check --clock cpu    # beside others, by processor time
 
 Operators are timed by themselves in processes of their own, and the step that is checked is not
 among what a plan is made of. A step whose loss is no number ends the check. Prints a table.
