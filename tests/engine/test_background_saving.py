@@ -101,7 +101,7 @@ def test_a_save_in_the_background_stands_once_steps_have_taken_it_there(tmp_path
     path = advance(saved)
     assert path == saved.latest() == tmp_path / "step00000020"
     assert saved.saving.step is None
-    assert Manifest.read(path).state == {"loader": {"epoch": 1}}
+    assert Manifest.read(path).state["loader"] == {"epoch": 1}
     files = [safetensors.torch.load_file(p / "rank00000.safetensors") for p in (at_once, path)]
     assert torch.equal(
         *(file[f"weight/{p.name}[0:5000]"] for file, p in zip(files, (at_once, path), strict=True))
