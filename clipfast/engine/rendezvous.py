@@ -171,11 +171,8 @@ def _join(rank: int, address: str, port: int, deadline: float) -> Any:
     made: list[Any] = []
 
     def connect() -> None:
-        # A connection that is lost in a crowd of ranks is tried again.
-        until = time.monotonic() + ANSWER_SECONDS
-        while not made and time.monotonic() < until:
-            with suppress(dist.DistNetworkError, dist.DistStoreError, RuntimeError):
-                made.append(TCPStore(address, port, is_master=False, wait_for_workers=False))
+        with suppress(dist.DistNetworkError, dist.DistStoreError, RuntimeError):
+            made.append(TCPStore(address, port, is_master=False, wait_for_workers=False))
 
     # A thread, because its own timeout is none against a server that accepts and says nothing.
     thread = threading.Thread(target=connect, name="clipfast-rendezvous", daemon=True)
