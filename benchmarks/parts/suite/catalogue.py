@@ -180,10 +180,17 @@ _CUDA = (
     _rows(CEILINGS, "rates of products and of a copy", "ceilings --device cuda", 25),
     _tests(
         "tests",
-        "the operators' tests on the GPU",
-        "tests/ops -m gpu",
+        "the tests of operators, optimizer and models on the GPU",
+        "tests/ops tests/optim tests/models -m gpu",
         150,
         CLIPFAST_REQUIRE="cuda,triton",
+    ),
+    _tests(
+        "training",
+        "short runs at every stage of ZeRO, in every precision",
+        "tests/engine -m gpu",
+        120,
+        CLIPFAST_REQUIRE="cuda",
     ),
     _rows(
         "loss",
