@@ -23,6 +23,8 @@ RUN = (
     "--logging.no-progress",
 )
 BF16 = ("--precision", "bf16")
+# And the type that weights without masters have.
+PRECISIONS = {"fp32": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
@@ -30,11 +32,10 @@ pytestmark = [
 ]
 
 
-def train(folder: Path, *options: str) -> tuple[Path, str]:
-    """A run of the same 64 pairs: its folder, and what it printed."""
-    command = [sys.executable, "-m", "tests.engine.one_batch", *RUN]
+def start(*arguments: str) -> str:
+    """Run the program; returns what it printed."""
     done = subprocess.run(
-        [*command, "--logging.dir", str(folder), *options],
+        [sys.executable, "-m", "tests.engine.one_batch", *arguments],
         env=environment(),
         cwd=REPOSITORY,
         capture_output=True,
@@ -43,31 +44,45 @@ def train(folder: Path, *options: str) -> tuple[Path, str]:
         check=False,
     )
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return folder / "emoji", done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def train(folder: Path, *options: str) -> tuple[Path, str]:
+    """A run of the same 64 pairs: its folder, and what it printed."""
+    words = start(*RUN, "--logging.dir", str(folder), *options)
+    return folder / "emoji", words
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(folder / "final.safetensors")
 
 
-@pytest.mark.parametrize("optimizer", [(), PAPER], ids=["exact", "paper"])
 @pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_learns_at_every_stage_in_every_precision_and_goes_on(
-    tmp_path, stage, precision, optimizer
-):
-    options = ["--micro-batch", "16", "--zero-stage", stage, "--precision", precision, *optimizer]
-    folder, _ = train(tmp_path, *options, "--checkpoint.every-steps", "8")
-    whole = losses(folder)
-    # From log 64 = 4.16 on. Loss scaling may skip the first steps of fp16.
-    assert whole[0] > 3.5
-    assert whole[-1] < 0.3
-    text = weights(folder)["text_projection"]
-    half = torch.float16 if precision == "fp16" else torch.bfloat16
-    assert torch.equal(text, text.to(half).float()) == bool(optimizer)
-    train(tmp_path, *options, "--resume", str(folder / "checkpoints" / "step00000008"))
-    # Kernels of a GPU may add in another order.
-    assert losses(folder)[8:] == pytest.approx(whole[8:], rel=0.05, abs=0.01)
+def test_a_gpu_learns_at_every_stage_in_every_precision_and_goes_on(tmp_path, stage):
+    given = ["--logging.dir", str(tmp_path), "--micro-batch", "16", "--zero-stage", stage]
+    runs = {}
+    for precision in PRECISIONS:
+        for name, optimizer in (("exact", ()), ("paper", PAPER)):
+            run = f"{name}-{precision}"
+            options = [*RUN, *given, "--precision", precision, *optimizer]
+            saved = str(tmp_path / run / "checkpoints" / "step00000008")
+            runs[run] = [*options, "--logging.name", run, "--checkpoint.every-steps", "8"]
+            runs[f"{run}-resumed"] = [*options, "--logging.name", f"{run}-resumed"]
+            runs[f"{run}-resumed"] += ["--resume", saved]
+    (tmp_path / "runs.json").write_text(json.dumps([*runs.values()]))
+    start(str(tmp_path / "runs.json"))
+    for precision, half in PRECISIONS.items():
+        for name in ("exact", "paper"):
+            folder = tmp_path / f"{name}-{precision}"
+            whole = losses(folder)
+            # From log 64 = 4.16 on. Loss scaling may skip the first steps of fp16.
+            assert whole[0] > 3.5
+            assert whole[-1] < 0.3, folder.name
+            text = weights(folder)["text_projection"]
+            assert torch.equal(text, text.to(half).float()) == (name == "paper")
+            # Kernels of a GPU may add in another order.
+            again = losses(tmp_path / f"{folder.name}-resumed")
+            assert again == pytest.approx(whole[8:], rel=0.05, abs=0.01), folder.name
 
 
 @pytest.mark.parametrize(("before", "after"), [("1", "3"), ("3", "2"), ("2", "0")])

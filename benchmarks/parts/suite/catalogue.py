@@ -188,8 +188,8 @@ _CUDA = (
     _tests(
         "training",
         "short runs at every stage of ZeRO, in every precision",
-        "tests/engine -m gpu",
-        120,
+        "tests/engine/test_gpu.py",
+        150,
         CLIPFAST_REQUIRE="cuda",
     ),
     _rows(
