@@ -33,8 +33,8 @@ def check(shape, dtype, device="cpu"):
     assert y.shape == truth.shape
     for result in (y, grad_x):
         assert result.is_contiguous(memory_format=torch.channels_last)
-    # A window of values near +1 and -1 sums to less than its terms: the bound is theirs. Sums are in
-    # float32, and each addition rounds once.
+    # A window of values near +1 and -1 sums to less than its terms: the bound is theirs.
+    # Sums are in float32, and each addition rounds once.
     step = torch.finfo(dtype).eps
     size = F.avg_pool2d(x.detach().double().abs(), kernel)
     sums = (kernel**2 - 1) / 2 * torch.finfo(torch.float32).eps
