@@ -2,12 +2,14 @@
 
 import os
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from clipfast.doctor.exchange import Exchange, StoreExchange
-from clipfast.doctor.finding import Finding, failure, ok
+from clipfast.doctor.finding import Finding, failure, ok, warning
 from clipfast.engine.config import ConfigError
+from clipfast.engine.interface import address_towards
 from clipfast.engine.launch import Process
 from clipfast.engine.rendezvous import agent_holds_the_store, meet
 
@@ -39,12 +41,47 @@ def meet_all(process: Process, patience: float) -> tuple[Exchange, list[Finding]
         problem = taken_port(int(os.environ["MASTER_PORT"]))
     if problem is not None:
         return alone, [problem]
+    slow = slow_names(rank)
     try:
         meet(rank, world_size, patience).close()
-        return StoreExchange(rank, world_size), [ok(f"{world_size} ranks met at {where}")]
+        met = [ok(f"{world_size} ranks met at {where}"), *slow]
+        return StoreExchange(rank, world_size), met
     except (ConfigError, RuntimeError) as error:
         words, _, remedy = str(error).partition(". ")
-        return alone, [failure(words, remedy or _REMEDY, [rank])]
+        return alone, [failure(words, remedy or _REMEDY, [rank]), *slow]
+
+
+def slow_names(rank: int, patience: float = 1.0) -> list[Finding]:
+    """Whether the name of this node's address is told soon. torch's store asks for the name of each
+    rank that connects, one after another, and logs it.
+
+    Args:
+        rank: this one.
+        patience: seconds.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own = address_towards(address, port)
+    # As its listener sees addresses of the fourth version.
+    seen = own if ":" in own else f"::ffff:{own}"
+
+    def look() -> None:
+        with suppress(OSError):
+            socket.getnameinfo((seen, port), 0)
+
+    asking = threading.Thread(target=look, name="clipfast-names", daemon=True)
+    asking.start()
+    asking.join(patience)
+    if not asking.is_alive():
+        return []
+    return [
+        warning(
+            f"no name server told the name of {own}, an address of {socket.gethostname()}, within "
+            f"{patience:.0f} s: ranks that connect wait for it, one after another",
+            "Let one answer for addresses too, or shorten the wait on every node: "
+            "RES_OPTIONS='timeout:1 attempts:1'",
+            [rank],
+        )
+    ]
 
 
 def unfit_address(address: str, hosts: bool) -> Finding | None:

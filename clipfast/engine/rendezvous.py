@@ -25,8 +25,10 @@ from clipfast.engine import interface
 from clipfast.engine.config import ConfigError
 from clipfast.engine.facts import contradictions, disagreement
 
-# Between ranks that are there: a store on this or another node answers in far less.
-ANSWER_SECONDS = 5.0
+# A store answers in milliseconds, but not while torch looks up the names of ranks that connect, one
+# by one: where no name server answers, each takes the resolver's patience, mostly 10 s.
+ANSWER_SECONDS = 60.0
+_CONNECT_SECONDS = 5.0
 # Nodes of a large job start minutes apart.
 MEET_SECONDS = 1800.0
 _NEWS_SECONDS = 30.0
@@ -37,6 +39,10 @@ _GROUP_TIMEOUT = timedelta(minutes=30)
 _PORT_REMEDY = (
     "Give a free port, the same on all nodes: deepspeed --master_port PORT, or torchrun "
     "--rdzv-endpoint HOST:PORT"
+)
+_SAYS_NOTHING = (
+    "takes connections and says nothing; rank 0 would be as silent where no name server answers: "
+    "python -m clipfast.doctor looks"
 )
 # Held so that the port stays ours until torch's group shares the store.
 _store: Any = None
@@ -177,16 +183,22 @@ def _join(rank: int, address: str, port: int, deadline: float) -> Any:
     # A thread, because its own timeout is none against a server that accepts and says nothing.
     thread = threading.Thread(target=connect, name="clipfast-rendezvous", daemon=True)
     thread.start()
-    thread.join(ANSWER_SECONDS)
+
+    def has_ended() -> bool:
+        thread.join(_POLL_SECONDS)
+        return not thread.is_alive()
+
+    where = f"{address}:{port}"
+    _until(has_ended, _answer_by(deadline), lambda: f"rank {rank} waits: {where} {_SAYS_NOTHING}")
     if not made:
-        raise _foreign(f"{address}:{port}")
+        raise _foreign(where, "" if has_ended() else f" It {_SAYS_NOTHING}.")
     return made[0]
 
 
 def _wait_for_port(rank: int, address: str, port: int, deadline: float) -> None:
     def is_open() -> bool:
         try:
-            socket.create_connection((address, port), timeout=ANSWER_SECONDS).close()
+            socket.create_connection((address, port), timeout=_CONNECT_SECONDS).close()
         except socket.gaierror as error:
             raise ConfigError(
                 f"MASTER_ADDR={address}: {error.strerror}. Give a name or an address of the first "
@@ -236,7 +248,7 @@ def _sign_in(rank: int, store: Any, greeting: dict[str, Any], where: str, deadli
     elif not _until(
         lambda: store.check(["greeting"]),
         # torchrun's store is there before rank 0 is.
-        deadline if agent_holds_the_store() else time.monotonic() + ANSWER_SECONDS,
+        deadline if agent_holds_the_store() else _answer_by(deadline),
         lambda: f"rank {rank} waits for rank 0",
     ):
         raise _foreign(where)
@@ -297,10 +309,14 @@ def _refuse_all(rank: int, store: Any, message: str) -> None:
     raise ConfigError(message)
 
 
-def _foreign(where: str) -> ConfigError:
+def _answer_by(deadline: float) -> float:
+    return min(deadline, time.monotonic() + ANSWER_SECONDS)
+
+
+def _foreign(where: str, silence: str = "") -> ConfigError:
     return ConfigError(
-        f"what answers at {where} is not rank 0 of this run, but another program or another run. "
-        f"{_PORT_REMEDY}"
+        f"what answers at {where} is not rank 0 of this run, but another program or another run."
+        f"{silence} {_PORT_REMEDY}"
     )
 
 

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
+from clipfast.doctor.meeting import slow_names
 from tests.doctor.ranks import (
     examine,
     one_gpu_for_both,
@@ -190,3 +192,23 @@ def test_a_check_that_does_not_exist_is_named_with_those_that_do(tmp_path):
     ((status, printed),) = examine(tmp_path, (variables, ["--only", "dsk", "limits"]))
     assert status == 1
     assert "--only dsk: no such check; there are installed, operators, flags" in printed
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.0])
+def test_a_name_server_that_does_not_answer_for_addresses_is_told_of(monkeypatch, seconds):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    asked = []
+
+    def look(address, flags):
+        asked.append(address[0])
+        time.sleep(seconds)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getnameinfo", look)
+    found = slow_names(3, patience=0.2)
+    assert asked == ["::ffff:127.0.0.1"]
+    assert [each.level for each in found] == ["warning"] * (seconds > 0)
+    for each in found:
+        assert "no name server told the name of 127.0.0.1" in each.seen
+        assert each.ranks == (3,)
