@@ -4,8 +4,9 @@
     python -m tests.campaigns.plan_check_gpu --limit 30 --models ViT-B/32
 
 One rank, random pairs. Memory is torch's peak of what is allocated. The plan's time is at the
-stated utilisation, so the ratio says what utilisation the run has. Each case runs with blocks compiled and
-not: a step of the engine beside that of `benchmarks/step_throughput.py` says what the rest takes.
+stated utilisation, so the ratio says what utilisation the run has. Each case runs with blocks
+compiled and not: a step of the engine beside that of `benchmarks/step_throughput.py` says what the
+rest takes.
 A case that fails or takes too long is named, and the others go on.
 """
 
