@@ -24,6 +24,8 @@ _HOME = {
     "l2_normalize": "clipfast.ops",
     "patch_open_clip": "clipfast.integrations",
     "FusedAdamW": "clipfast.optim",
+    "preprocess": "clipfast.eval.single",
+    "ZeroShot": "clipfast.eval.zeroshot",
 }
 
 __all__ = ["__version__", *_HOME]

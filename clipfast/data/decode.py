@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +17,38 @@ from torch import Tensor
 from clipfast.data.check import Limits, check_images
 from clipfast.data.encoded import EncodedBatch
 from clipfast.data.judge import DaliDecoder, build_pipeline
-from clipfast.data.reader import ShardReader
 from clipfast.data.resizing import Resizer
-from clipfast.data.skipping import Substitutes
 from clipfast.ops.resize import is_compiled
 
 _QUEUE_DEPTH = 2
 # Looking for what cannot be decoded: a shape that the index would refuse is no reason.
 _ANY_SIZE = Limits(min_side=1, max_aspect=1e9, max_pixels=10**12)
+
+
+class NamesBroken(Protocol):
+    """What can name a sample: a ``ShardReader``, or whatever else the files come from."""
+
+    def broken(self, shard: int, row: int, reason: str) -> Exception:
+        """The error for a sample that does not decode: which one, why, and what to do.
+
+        Args:
+            shard: its shard.
+            row: its row in that shard.
+            reason: why.
+        """
+        ...
+
+
+class Settles(Protocol):
+    """What puts something in the place of broken samples, as ``Substitutes`` does."""
+
+    def settle(self, batch: EncodedBatch) -> EncodedBatch:
+        """The batch without its faults.
+
+        Args:
+            batch: the next of the stream.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -121,12 +145,12 @@ class Decoder:
     def __init__(
         self,
         source: Iterator[EncodedBatch],
-        reader: ShardReader,
+        reader: NamesBroken,
         batch_size: int,
         image_size: int,
         device: torch.device,
         threads: int,
-        substitutes: Substitutes | None = None,
+        substitutes: Settles | None = None,
     ) -> None:
         self._reader = reader
         self._device = device

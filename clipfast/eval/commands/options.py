@@ -1,0 +1,127 @@
+"""Options that several subcommands share, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.models import LoadedModel, load_model
+from clipfast.eval.sharing import Sharing
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The model, and where it computes.
+
+    Args:
+        parser: of a subcommand; `loaded_model` and `encoder_of` read these options.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--weights",
+        required=True,
+        help="a file of weights, a run's folder, or a checkpoint's folder",
+    )
+    group.add_argument("--model", help="its name, such as ViT-B/32; default: as the weights tell")
+    group.add_argument(
+        "--activation",
+        choices=("quick_gelu", "gelu"),
+        help="of the model, where the weights do not tell",
+    )
+    group.add_argument("--batch-size", type=int, default=64, help="images at a time on one rank")
+    group.add_argument("--device", help="cpu, cuda or cuda:N; default: a GPU where there is one")
+    group.add_argument("--precision", choices=tuple(_DTYPES), default="fp32")
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=min(8, len(os.sched_getaffinity(0))),
+        help="CPU threads that decode",
+    )
+
+
+def add_set_options(parser: argparse.ArgumentParser) -> None:
+    """The labelled set: ``clipfast.eval.sets.open_set`` takes these.
+
+    Args:
+        parser: of a subcommand.
+    """
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", required=True, help="a folder, shards, or NAME:FOLDER")
+    group.add_argument("--split", default="test")
+    group.add_argument("--classnames", type=Path, help="file with a class name per line")
+    group.add_argument("--templates", type=Path, help="file with prompts, {c} in the name's place")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Where results go.
+
+    Args:
+        parser: of a subcommand.
+    """
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, default=Path("results"), help="folder of the results")
+    group.add_argument("--language", default="en", help="of names and prompts, for the results")
+    group.add_argument(
+        "--skip-existing", action="store_true", help="leave alone what has a result already"
+    )
+
+
+def loaded_model(options: argparse.Namespace) -> LoadedModel:
+    """The model of ``add_model_options``.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError: the weights cannot be read, or are not of that model.
+    """
+    return load_model(options.model, options.weights, activation=options.activation)
+
+
+def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder:
+    """The encoder of ``add_model_options``; under a launcher its ranks share the work.
+
+    Args:
+        options: as parsed.
+        loaded: of ``loaded_model``.
+
+    Raises:
+        ValueError: an option is out of its range, or a device is not here.
+    """
+    sharing = launched()
+    return ImageEncoder(
+        loaded.model,
+        loaded.preprocessing,
+        options.batch_size,
+        options.device or _device(),
+        _DTYPES[options.precision],
+        sharing.rank,
+        sharing.world_size,
+        options.threads,
+    )
+
+
+@functools.cache
+def launched() -> Sharing:
+    """This process among those of ``torchrun``; its process group is there afterwards."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Sharing()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Sharing(dist.get_rank(), dist.get_world_size())
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "cpu"
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    torch.cuda.set_device(device)
+    return device

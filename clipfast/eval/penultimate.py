@@ -1,0 +1,72 @@
+"""Features before the last projection of an image tower, which probes are fitted to.
+
+The paper takes "the features before the linear projection to the embedding space". In a ViT that is
+the class token behind the last layer norm. In a ResNet the projection is the last product of the
+attention pooling, so it is the pooled heads before that product, 32 times as wide as the stem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from clipfast.models import CLIP, AttentionPool2d
+from clipfast.models.attention_pool import attention_pool
+from clipfast.models.resnet import ModifiedResNet
+from clipfast.models.vit import VisionTransformer
+
+
+def penultimate(model: CLIP, images: Tensor) -> Tensor:
+    """Features before the projection.
+
+        ViT:     ln_post(transformer(t)[0])
+        ResNet:  [head_1 ... head_n] of the attention pooling
+
+    Args:
+        model: in evaluation mode.
+        images: ``[B, 3, S, S]``, normalised, on the model's device.
+
+    Returns:
+        ``[B, C]``: the width of a ViT's token, or of a ResNet's last stage.
+
+    Raises:
+        ValueError: the image tower is of another kind.
+
+    Source: Radford et al. 2021, appendix A.3.
+    """
+    visual = model.visual
+    if isinstance(visual, VisionTransformer):
+        return _caught(model, images, visual.ln_post, lambda given, made: made)
+    if isinstance(visual, ModifiedResNet):
+        pool = visual.attnpool
+        return _caught(model, images, pool, lambda given, made: _heads(pool, given))
+    raise ValueError(
+        f"the image tower {type(visual).__name__} does not tell which features come before its "
+        "projection: ask for layer='projected'"
+    )
+
+
+def _caught(
+    model: CLIP, images: Tensor, module: nn.Module, take: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """What `take` makes of a module's argument and result while the tower runs."""
+    found = []
+    handle = module.register_forward_hook(lambda _, given, made: found.append(take(given[0], made)))
+    try:
+        model.encode_image(images)
+    finally:
+        handle.remove()
+    return found[0]
+
+
+def _heads(pool: AttentionPool2d, x: Tensor) -> Tensor:
+    q, k, v = pool.q_proj, pool.k_proj, pool.v_proj
+    return attention_pool(
+        *(x, pool.positional_embedding),
+        *(q.weight, q.bias, k.weight, k.bias, v.weight, v.bias),
+        c_weight=torch.eye(pool.embed_dim, dtype=q.weight.dtype, device=q.weight.device),
+        c_bias=None,
+        num_heads=pool.num_heads,
+    )

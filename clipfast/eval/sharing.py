@@ -1,0 +1,65 @@
+"""How ranks share the rows of one set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """One rank among several that each take one contiguous part.
+
+    Args:
+        rank: this one.
+        world_size: how many there are; beyond 1 torch's process group must be there.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def part(self, rows: int) -> range:
+        """The rows of this rank; sizes differ by one at most.
+
+        Args:
+            rows: how many there are in all.
+        """
+        return range(rows * self.rank // self.world_size, rows * (self.rank + 1) // self.world_size)
+
+    def gather(self, mine: Tensor, rows: int) -> Tensor:
+        """All rows, of the parts of all ranks. A collective.
+
+        Args:
+            mine: ``[len(part(rows)), ...]``, on the CPU.
+            rows: how many there are in all.
+
+        Returns:
+            ``[rows, ...]`` on the CPU, the same on every rank.
+        """
+        if self.world_size == 1:
+            return mine
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        sizes = [len(Sharing(rank, self.world_size).part(rows)) for rank in range(self.world_size)]
+        longest = max(sizes)
+        padded = mine.new_zeros(longest, *mine.shape[1:], device=device)
+        padded[: len(mine)] = mine
+        gathered = padded.new_empty(longest * self.world_size, *mine.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        blocks = gathered.cpu().split(longest)
+        return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+
+    def gather_objects(self, mine: Any) -> list[Any]:
+        """What each rank has, in rank order. A collective.
+
+        Args:
+            mine: anything small that pickles.
+        """
+        if self.world_size == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, mine)
+        return found
