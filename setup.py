@@ -193,6 +193,7 @@ def read_version() -> str:
 os.chdir(ROOT)
 PACKAGES = find_packages(include=["clipfast", "clipfast.*"])
 PACKAGES += ["clipfast.kernels", *(f"clipfast.kernels.{name}" for name in find_packages("kernels"))]
+PACKAGE_DATA = {"clipfast": ["assets/**/*", "data/sample/**/*", "eval/sets/words/**/*"]}
 
 if __name__ == "__main__":
     setup(
@@ -203,7 +204,7 @@ if __name__ == "__main__":
         python_requires=">=3.10",
         packages=PACKAGES,
         package_dir={"clipfast.kernels": "kernels"},
-        package_data={"clipfast": ["assets/**/*", "data/sample/**/*"]},
+        package_data=PACKAGE_DATA,
         install_requires=[
             "torch>=2.11",
             "numpy",

@@ -1,6 +1,7 @@
 """A folder of images: one subfolder per class."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +9,26 @@ import numpy as np
 from clipfast.data.kinds import image_extensions
 from clipfast.eval.sets.files import ImageFiles
 from clipfast.eval.sets.found import FoundSet
+from clipfast.eval.sets.naming import sorted_names
 
 _log = logging.getLogger(__name__)
 
 
-def read_folder(path: Path, split: str) -> FoundSet:
+def read_folder(path: Path, splits: Sequence[str]) -> FoundSet:
     """Images of ``path/SPLIT/CLASS/`` or, without such a split, of ``path/CLASS/``.
 
-    Labels follow the sorted names of the subfolders, and images their sorted paths, at any depth
-    below their class. Hidden files are passed over. Other files that are no images are counted
-    in the log.
+    Labels follow the sorted names of the subfolders; numerals are sorted by their number. Images
+    follow their sorted paths, at any depth below their class. Hidden files are passed over. Other
+    files that are no images are counted in the log.
 
     Args:
         path: of the folder.
-        split: taken where the folder has a subfolder of this name that holds subfolders.
+        splits: names of the split. The first is taken that is a subfolder with subfolders.
 
     Raises:
         ValueError: there is no subfolder, or no image in one.
     """
-    top = path / split if _folders(path / split) else path
+    top = next((path / split for split in splits if _folders(path / split)), path)
     classes = _folders(top)
     if not classes:
         raise ValueError(
@@ -51,7 +53,7 @@ def read_folder(path: Path, split: str) -> FoundSet:
         name=path.resolve().name,
         labels=np.array(labels, np.int64),
         encoded=ImageFiles(paths),
-        classnames=tuple(folder.name.replace("_", " ") for folder in classes),
+        label_names=tuple(folder.name for folder in classes),
         beside=path,
     )
 
@@ -59,10 +61,8 @@ def read_folder(path: Path, split: str) -> FoundSet:
 def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         return []
-    return sorted(
-        (each for each in path.iterdir() if each.is_dir() and not each.name.startswith(".")),
-        key=lambda each: each.name,
-    )
+    names = [each.name for each in path.iterdir() if each.is_dir()]
+    return [path / name for name in sorted_names([n for n in names if not n.startswith(".")])]
 
 
 def _images(folder: Path) -> tuple[list[str], list[str]]:

@@ -13,9 +13,10 @@ class FoundSet:
 
     Attributes:
         name: that the layout itself tells, such as a folder's.
-        labels: as those of ``LabelledSet``.
+        labels: as those of ``LabelledSet``; without names they are numbers that others gave.
         encoded: gives the i-th image, as a file.
-        classnames: that the layout itself tells; None where it tells none.
+        label_names: what the layout calls the labels, such as the names of folders; None where
+            labels are numbers.
         attributes: further columns.
         beside: folder that may hold ``classnames.txt`` and
             ``zeroshot_classification_templates.txt``.
@@ -24,6 +25,6 @@ class FoundSet:
     name: str
     labels: np.ndarray
     encoded: Callable[[int], bytes]
-    classnames: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
     attributes: Mapping[str, np.ndarray] = field(default_factory=dict)
     beside: Path | None = None

@@ -1,15 +1,18 @@
 """Open a data set from what a person wrote: its place on disk, and perhaps its name."""
 
+import re
 from pathlib import Path
 
 from clipfast.eval.sets.captiontable import read_caption_table
+from clipfast.eval.sets.catalogue import CATALOGUE, Entry, find_entry, plain_name
 from clipfast.eval.sets.folders import read_folder
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.kinds import CaptionedSet, LabelledSet
-from clipfast.eval.sets.prompts import USUAL_TEMPLATES, read_classnames, read_templates
+from clipfast.eval.sets.named import give_words
+from clipfast.names import did_you_mean
 
-CLASSNAMES_FILE = "classnames.txt"
-TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+# A name in front of a path: "wds/vtab/cifar10:data". Not the scheme of "mem://shards".
+_NAMED = re.compile(r"([A-Za-z0-9][\w./+-]+):(?!//)(.+)", re.DOTALL)
 
 
 def open_set(
@@ -22,30 +25,24 @@ def open_set(
     """Open labelled images.
 
     Args:
-        source: a folder with one subfolder per class.
+        source: a path, or a name and a path as in ``food101:FOLDER``. The name is one of the
+            catalogue, which then gives class names, templates and metric; its results are filed
+            under the name as it is written. The path is a folder with one subfolder per class.
         split: which part, such as ``test``.
-        classnames: a file with one name a line, in the order of the labels; default
-            ``classnames.txt`` in the folder, else the subfolders' names, ``_`` read as a blank.
-        templates: a file with one prompt a line, with the slot ``{c}``; default
-            ``zeroshot_classification_templates.txt`` in the folder, else "a photo of a {c}.".
+        classnames: a file with one name a line, in the order of the labels; or the name of a list
+            that comes with the package. Default ``classnames.txt`` in the folder, else the
+            catalogue's, else the subfolders' names, ``_`` read as a blank.
+        templates: a file with one prompt a line, with the slot ``{c}``; or the name of a list, such
+            as ``imagenet1k_best7``. Default ``zeroshot_classification_templates.txt`` in the
+            folder, else the catalogue's, else "a photo of a {c}.".
 
     Raises:
         ValueError: the source cannot be read or has no images, or its words do not fit its labels.
             Says where, and what to do.
     """
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        raise ValueError(f"{source!r} is no folder; give one with one subfolder per class")
-    found = read_folder(path, split)
-    return LabelledSet(
-        name=found.name,
-        split=split,
-        classnames=_classnames(found, classnames),
-        templates=_templates(found, templates),
-        labels=found.labels,
-        encoded=found.encoded,
-        attributes=found.attributes,
-    )
+    name, entry, place = _parts(source)
+    found = _find(place, split, entry)
+    return give_words(found, name or found.name, split, entry, classnames, templates)
 
 
 def open_captions(
@@ -66,29 +63,30 @@ def open_captions(
     return read_caption_table(path, split, Path(root) if root is not None else path.parent)
 
 
-def _classnames(found: FoundSet, given: Path | None) -> tuple[str, ...]:
-    path = given or _beside(found, CLASSNAMES_FILE)
-    if path is None:
-        if found.classnames is None:
+def _parts(source: str) -> tuple[str | None, Entry | None, str]:
+    """The name, its entry, and the path."""
+    named = None if Path(source).expanduser().exists() else _NAMED.fullmatch(source)
+    if named is None:
+        if plain_name(source) in CATALOGUE:
             raise ValueError(
-                f"data set {found.name!r} tells no class names; give a file with one a line "
-                "(--classnames)"
+                f"{source!r} is a name without a place; say where the data set lies: "
+                f"{source}:FOLDER"
             )
-        return found.classnames
-    names = read_classnames(path)
-    if found.classnames is not None and len(names) != len(found.classnames):
+        return None, None, source
+    name, place = named.groups()
+    entry = find_entry(name)
+    if entry is None:
         raise ValueError(
-            f"{str(path)!r} has {len(names)} class names, and data set {found.name!r} has "
-            f"{len(found.classnames)} classes; give one line per class, in the order of the labels"
+            f"{source!r}: there is no data set {name!r}.{did_you_mean(name, CATALOGUE)} Give the "
+            f"path alone, or one of {', '.join(CATALOGUE)}"
         )
-    return names
+    return name, entry, place
 
 
-def _templates(found: FoundSet, given: Path | None) -> tuple[str, ...]:
-    path = given or _beside(found, TEMPLATES_FILE)
-    return USUAL_TEMPLATES if path is None else read_templates(path)
-
-
-def _beside(found: FoundSet, name: str) -> Path | None:
-    path = None if found.beside is None else found.beside / name
-    return path if path is not None and path.is_file() else None
+def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise ValueError(f"{place!r} does not exist; look at its path")
+    # ImageNet's own test labels are secret: all test on its validation images.
+    splits = [split, "val"] if entry is not None and split == "test" else [split]
+    return read_folder(path, splits)

@@ -1,5 +1,6 @@
 """Class names and prompt templates: files of lines, and what must hold of them."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,15 +8,20 @@ SLOT = "{c}"
 # Of a data set that nobody gave templates for.
 USUAL_TEMPLATES = (f"a photo of a {SLOT}.",)
 
+_log = logging.getLogger(__name__)
+
 
 def read_classnames(path: str | Path) -> tuple[str, ...]:
     """Class names of a file, one a line, in the order of the labels.
 
     Raises:
-        ValueError: the file cannot be read, a line is empty, or a name stands twice.
+        ValueError: the file cannot be read, or has no name.
     """
     names = _lines(path)
     check_classnames(names, str(path))
+    empty = [number for number, name in enumerate(names, 1) if not name]
+    if empty:
+        _log.warning("%s: the class of line %d has an empty name", path, empty[0])
     return names
 
 
@@ -31,20 +37,17 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 
 
 def check_classnames(names: Sequence[str], where: str) -> None:
-    """Refuse class names that are none.
+    """Refuse a list without class names. One may be empty: CLEVR's "{c} shapes." has such.
 
     Args:
         names: in the order of the labels.
         where: they stand, for the message.
 
     Raises:
-        ValueError: there is none, or one is empty.
+        ValueError: there is none.
     """
-    if not names:
+    if not any(names):
         raise ValueError(f"{where}: no class names; give a file with one a line (--classnames)")
-    for number, name in enumerate(names, 1):
-        if not name.strip():
-            raise ValueError(f"{where}, class name {number}: it is empty; write one name a line")
 
 
 def check_templates(templates: Sequence[str], where: str) -> None:
@@ -57,7 +60,7 @@ def check_templates(templates: Sequence[str], where: str) -> None:
     Raises:
         ValueError: there is none, or one has no slot ``{c}``.
     """
-    if not templates:
+    if not any(templates):
         raise ValueError(f"{where}: no templates; give a file with one a line (--templates)")
     for number, template in enumerate(templates, 1):
         if SLOT not in template:
@@ -77,4 +80,4 @@ def _lines(path: str | Path) -> tuple[str, ...]:
             f"{str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8"
         ) from None
     # str.splitlines would also cut at characters that a name may hold.
-    return tuple(line.rstrip("\r") for line in text.rstrip("\r\n").split("\n")) if text else ()
+    return tuple(line.strip() for line in text.rstrip().split("\n"))
