@@ -5,8 +5,10 @@ from pathlib import Path
 
 from clipfast.eval.sets.captiontable import read_caption_table
 from clipfast.eval.sets.catalogue import CATALOGUE, Entry, find_entry, plain_name
+from clipfast.eval.sets.cifar import find_cifar, find_sheets
 from clipfast.eval.sets.folders import read_folder
 from clipfast.eval.sets.found import FoundSet
+from clipfast.eval.sets.idx import find_idx
 from clipfast.eval.sets.kinds import CaptionedSet, LabelledSet
 from clipfast.eval.sets.named import give_words
 from clipfast.names import did_you_mean
@@ -27,7 +29,8 @@ def open_set(
     Args:
         source: a path, or a name and a path as in ``food101:FOLDER``. The name is one of the
             catalogue, which then gives class names, templates and metric; its results are filed
-            under the name as it is written. The path is a folder with one subfolder per class.
+            under the name as it is written. The path is a folder with one subfolder per class, or
+            a published archive of CIFAR-10, CIFAR-100 or MNIST.
         split: which part, such as ``test``.
         classnames: a file with one name a line, in the order of the labels; or the name of a list
             that comes with the package. Default ``classnames.txt`` in the folder, else the
@@ -89,4 +92,14 @@ def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
         raise ValueError(f"{place!r} does not exist; look at its path")
     # ImageNet's own test labels are secret: all test on its validation images.
     splits = [split, "val"] if entry is not None and split == "test" else [split]
-    return read_folder(path, splits)
+    return _archived(path, split, entry) or read_folder(path, splits)
+
+
+def _archived(path: Path, split: str, entry: Entry | None) -> FoundSet | None:
+    """A published archive of raw pixels, where this is one."""
+    if entry is not None and entry.name in ("cifar10", "cifar100"):
+        found = find_cifar(entry.name, path, split)
+        if found is None and entry.name == "cifar10":
+            found = find_sheets(path, split)
+        return found
+    return find_idx(path, split) if path.is_dir() else None
