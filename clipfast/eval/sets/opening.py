@@ -11,7 +11,10 @@ from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.idx import find_idx
 from clipfast.eval.sets.kinds import CaptionedSet, LabelledSet
 from clipfast.eval.sets.named import give_words
+from clipfast.eval.sets.shards import find_shards, read_captioned, read_labelled
 from clipfast.names import did_you_mean
+
+_LABELLED_FORMS = "give a folder with one subfolder per class, shards (*.tar), or an archive"
 
 # A name in front of a path: "wds/vtab/cifar10:data". Not the scheme of "mem://shards".
 _NAMED = re.compile(r"([A-Za-z0-9][\w./+-]+):(?!//)(.+)", re.DOTALL)
@@ -29,8 +32,9 @@ def open_set(
     Args:
         source: a path, or a name and a path as in ``food101:FOLDER``. The name is one of the
             catalogue, which then gives class names, templates and metric; its results are filed
-            under the name as it is written. The path is a folder with one subfolder per class, or
-            a published archive of CIFAR-10, CIFAR-100 or MNIST.
+            under the name as it is written. The path is a folder with one subfolder per class,
+            webdataset shards with ``.cls`` (in CLIP_benchmark's layout, or a pattern such as
+            ``shards/{0..9}.tar``), or a published archive of CIFAR-10, CIFAR-100 or MNIST.
         split: which part, such as ``test``.
         classnames: a file with one name a line, in the order of the labels; or the name of a list
             that comes with the package. Default ``classnames.txt`` in the folder, else the
@@ -62,7 +66,11 @@ def open_captions(
         ValueError: the source cannot be read, or a row has no image or no caption. Says where, and
             what to do.
     """
-    path = Path(source).expanduser()
+    name, _, place = _parts(source)
+    shards = find_shards(place, split)
+    if shards is not None:
+        return read_captioned(shards, name or shards.name, split)
+    path = Path(place).expanduser()
     return read_caption_table(path, split, Path(root) if root is not None else path.parent)
 
 
@@ -88,11 +96,20 @@ def _parts(source: str) -> tuple[str | None, Entry | None, str]:
 
 def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
     path = Path(place).expanduser()
+    if path.exists():
+        archived = _archived(path, split, entry)
+        if archived is not None:
+            return archived
+    shards = find_shards(place, split)
+    if shards is not None:
+        return read_labelled(shards)
     if not path.exists():
         raise ValueError(f"{place!r} does not exist; look at its path")
+    if not path.is_dir():
+        raise ValueError(f"{place!r} is no data set that is read here: {_LABELLED_FORMS}")
     # ImageNet's own test labels are secret: all test on its validation images.
     splits = [split, "val"] if entry is not None and split == "test" else [split]
-    return _archived(path, split, entry) or read_folder(path, splits)
+    return read_folder(path, splits)
 
 
 def _archived(path: Path, split: str, entry: Entry | None) -> FoundSet | None:
