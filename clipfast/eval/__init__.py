@@ -8,7 +8,8 @@
 
     register("spread", lambda data: Spread())
 
-``--eval.names retrieval spread`` then measures both while a model trains.
+``--eval.names retrieval spread`` then measures both while a model trains. ``python -m
+clipfast.eval``, and ``run`` from Python, measure a model from the file of its weights.
 """
 
 from clipfast.eval.distinct import Distinct
@@ -16,6 +17,7 @@ from clipfast.eval.evaluation import Encoder, Evaluation, Measured, Pairs, PairS
 from clipfast.eval.ranking import RECALL_AT, chance, pair_ranks, recalls, right_ranks
 from clipfast.eval.registry import EvaluationData, list_evaluations, register
 from clipfast.eval.retrieval import Retrieval, RetrievalEvaluation
+from clipfast.eval.running import run
 
 __all__ = [
     "RECALL_AT",
@@ -34,4 +36,5 @@ __all__ = [
     "recalls",
     "register",
     "right_ranks",
+    "run",
 ]

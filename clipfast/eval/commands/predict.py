@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipfast.eval.commands.options import add_model_options, loaded_model
+from clipfast.eval.sets.prompts import read_classnames, read_templates
 from clipfast.eval.zeroshot.classifier import ONE_PROMPT
 from clipfast.eval.zeroshot.predictor import ZeroShot
 
@@ -42,8 +43,9 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: an image or the weights cannot be read, or names or prompts are unfit.
     """
-    names = _names(options.names)
-    templates = _lines(options.templates) if options.templates else ONE_PROMPT
+    given = options.names
+    names = _names(given) if isinstance(given, str) else tuple(given)
+    templates = read_templates(options.templates) if options.templates else ONE_PROMPT
     classify = ZeroShot(
         loaded_model(options),
         names,
@@ -61,11 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
-def _names(given: str) -> list[str]:
+def _names(given: str) -> tuple[str, ...]:
     if given.endswith(".txt"):
-        return _lines(Path(given))
-    return [name.strip() for name in given.split(",")]
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return read_classnames(given)
+    return tuple(name.strip() for name in given.split(","))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.sets.prompts import SLOT, USUAL_TEMPLATES, check_classnames, check_templates
 
-SLOT = "{c}"
-# What a class name is asked as where no prompt is given.
+# What a class name is asked as where it stands alone.
 BARE = (SLOT,)
-ONE_PROMPT = ("a photo of a {c}.",)
+ONE_PROMPT = USUAL_TEMPLATES
 
 
 def build_classifier(
@@ -36,42 +35,8 @@ def build_classifier(
 
     Source: Radford et al. 2021, section 3.1.4.
     """
-    check_names(names)
-    check_templates(templates)
+    check_classnames(names, "class names")
+    check_templates(templates, "templates")
     texts = [template.replace(SLOT, name) for name in names for template in templates]
     features = F.normalize(encoder.texts(texts), dim=-1)
     return F.normalize(features.view(len(names), len(templates), -1).mean(1), dim=-1)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Class names that a classifier can be made of.
-
-    Raises:
-        ValueError: with what is wrong and where.
-    """
-    if isinstance(names, str) or not len(names):
-        raise ValueError(f"class names are a list of one text at least; got {names!r}")
-    for number, name in enumerate(names):
-        if not name.strip():
-            raise ValueError(f"class {number} has an empty name: give it one")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ValueError(
-            f"the class name {twice[0]!r} stands {Counter(names)[twice[0]]} times: two classes of "
-            "one name cannot be told apart by texts; tell them apart, such as 'crane (bird)'"
-        )
-
-
-def check_templates(templates: Sequence[str]) -> None:
-    """Prompts that class names can be put into.
-
-    Raises:
-        ValueError: with what is wrong and where.
-    """
-    if isinstance(templates, str) or not len(templates):
-        raise ValueError(f"templates are a list of one text at least; got {templates!r}")
-    for number, template in enumerate(templates):
-        if SLOT not in template:
-            raise ValueError(
-                f"template {number} is {template!r} and has no slot {SLOT} for the class name: "
-                "every class would have the same text"
-            )

@@ -1,0 +1,76 @@
+"""``zeroshot``: classification by the names of classes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipfast.eval.commands.options import (
+    add_model_options,
+    add_output_options,
+    add_set_options,
+    encoder_of,
+    loaded_model,
+)
+from clipfast.eval.results import ResultFile
+from clipfast.eval.sets import open_set
+from clipfast.eval.zeroshot.cache import ClassifierCache
+from clipfast.eval.zeroshot.classification import TASK, classify
+from clipfast.eval.zeroshot.table import table
+
+
+def add(subparsers: Any) -> None:
+    """Add the subcommand.
+
+    Args:
+        subparsers: of the command line.
+    """
+    text = "classify images by the names of their classes"
+    parser = subparsers.add_parser("zeroshot", help=text, description=text)
+    add_model_options(parser)
+    add_set_options(parser)
+    add_output_options(parser)
+    parser.add_argument(
+        "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Classify, print a table, and write the result.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        What the file of the result holds.
+
+    Raises:
+        ValueError: data or weights cannot be read or do not fit.
+        OSError: the result cannot be written.
+    """
+    images = open_set(
+        options.data,
+        split=options.split,
+        classnames=options.classnames,
+        templates=options.templates,
+    )
+    name = options.model
+    loaded = None
+    if name is None or not options.skip_existing:
+        loaded = loaded_model(options)
+        name = loaded.name
+    file = ResultFile(options.out, images.name, name, str(options.weights), TASK, options.language)
+    if options.skip_existing and (existing := file.existing()) is not None:
+        print(f"{file.path} is there already")
+        return existing
+    loaded = loaded or loaded_model(options)
+    encoder = encoder_of(options, loaded)
+    found = classify(encoder, images, ClassifierCache(options.cache or options.out / "classifiers"))
+    more = found.as_json()
+    if encoder.sharing.rank:
+        return {"metrics": found.main.metrics, **more}
+    written = file.write(found.main.metrics, more)
+    print(*table(found), sep="\n")
+    print(f"written: {file.path}")
+    return written

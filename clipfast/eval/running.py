@@ -1,0 +1,62 @@
+"""Every subcommand of ``python -m clipfast.eval`` as a function."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from clipfast.names import did_you_mean
+
+
+def run(task: str, **options: Any) -> dict[str, Any]:
+    """Evaluate as ``python -m clipfast.eval TASK`` does.
+
+        found = clipfast.eval.run("zeroshot", weights="final.safetensors", data="pets/")
+        found["metrics"]["acc1"]
+
+    Args:
+        task: a subcommand, such as "zeroshot".
+        options: those of the subcommand, ``--batch-size 8`` as ``batch_size=8``.
+
+    Returns:
+        What the subcommand found; of tasks that write a result, what the file holds.
+
+    Raises:
+        ValueError: no such task or option, an option is missing or is none of its choices, or what
+            the subcommand refuses.
+        OSError: a result cannot be written.
+    """
+    import importlib
+
+    from clipfast.eval.commands import COMMANDS
+
+    if task not in COMMANDS:
+        hint = did_you_mean(task, COMMANDS)
+        raise ValueError(f"no evaluation {task!r}.{hint} There are: {', '.join(COMMANDS)}")
+    command = importlib.import_module(f"clipfast.eval.commands.{task}")
+    return command.run(_namespace(task, command, options))
+
+
+def _namespace(task: str, command: Any, options: dict[str, Any]) -> argparse.Namespace:
+    subparsers = argparse.ArgumentParser().add_subparsers(dest="command")
+    command.add(subparsers)
+    actions = {
+        action.dest: action for action in subparsers.choices[task]._actions if action.dest != "help"
+    }
+    for name in options:
+        if name not in actions:
+            hint = did_you_mean(name, actions)
+            raise ValueError(f"{task} has no option {name!r}.{hint} It has: {', '.join(actions)}")
+    namespace = argparse.Namespace(command=task)
+    for name, action in actions.items():
+        if name not in options and action.required:
+            raise ValueError(f"{task} needs {name}=: {action.help}")
+        value = options.get(name, action.default)
+        if action.choices is not None and value is not None and value not in action.choices:
+            known = ", ".join(map(repr, action.choices))
+            raise ValueError(f"{name} must be one of {known}; got {value!r}")
+        # Numbers are as they are; text is read as on the command line.
+        if callable(action.type) and isinstance(value, str):
+            value = action.type(value)
+        setattr(namespace, name, value)
+    return namespace

@@ -1,0 +1,242 @@
+"""Zero-shot classification of a labelled set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.intervals import clopper_pearson
+from clipfast.eval.ranking import cosines
+from clipfast.eval.sets import LabelledSet
+from clipfast.eval.zeroshot.answers import answers
+from clipfast.eval.zeroshot.cache import ClassifierCache
+from clipfast.eval.zeroshot.classifier import BARE, ONE_PROMPT
+from clipfast.eval.zeroshot.metrics import (
+    average_precision,
+    average_precision_11_points,
+    confusion,
+    mean_per_class_recall,
+    recall_per_class,
+    roc_auc,
+)
+
+TASK = "zeroshot_classification"
+# Sets with more classes have no table of confusions in their results.
+_MOST_CONFUSED = 100
+_FEWEST_FOR_5 = 5
+
+Metrics = dict[str, float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What one classifier is worth.
+
+    Attributes:
+        metrics: by CLIP_benchmark's names where it has them; shares in [0, 1]. None: undefined for
+            this set.
+        intervals: Clopper-Pearson, 99.5%, of the metrics that are shares of images.
+        per_class: of each class its name and what is known of it.
+        confusion: images of a class (row) that were taken for a class (column); None for sets of
+            many classes, or of several classes per image.
+    """
+
+    metrics: Metrics
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Zero-shot classification of one set.
+
+    Attributes:
+        dataset: its name.
+        split: of it.
+        images: that were judged.
+        unreadable: why others do not decode, by their places.
+        templates: number of prompts of the ensemble.
+        prompts: by "names", "one prompt" and "ensemble", what class names alone, in
+            "a photo of a {c}.", and in the set's own prompts are worth.
+        seconds: that images and texts took.
+    """
+
+    dataset: str
+    split: str
+    images: int
+    unreadable: dict[int, str]
+    templates: int
+    prompts: dict[str, Judged]
+    seconds: dict[str, float]
+
+    @property
+    def main(self) -> Judged:
+        """Of the set's own prompts."""
+        return self.prompts["ensemble"]
+
+    @property
+    def images_per_second(self) -> float:
+        """Images decoded and encoded per second, over all ranks."""
+        return (self.images + len(self.unreadable)) / self.seconds["images"]
+
+    def as_json(self) -> dict[str, Any]:
+        """What stands in the results beside CLIP_benchmark's keys."""
+        return {
+            "split": self.split,
+            "images": self.images,
+            "unreadable": {str(place): reason for place, reason in self.unreadable.items()},
+            "templates": self.templates,
+            "intervals": self.main.intervals,
+            "prompts": {name: judged.metrics for name, judged in self.prompts.items()},
+            "per_class": self.main.per_class,
+            "confusion": self.main.confusion,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+
+
+def classify(
+    encoder: ImageEncoder, images: LabelledSet, cache: ClassifierCache | None = None
+) -> Classification:
+    """Classify the images of a set by its class names. A collective.
+
+    Images are encoded once, and judged by three classifiers.
+
+    Args:
+        encoder: of the model.
+        images: the set.
+        cache: of classifiers; None: each is built.
+
+    Returns:
+        The same on every rank.
+
+    Raises:
+        ValueError: no image of the set decodes, or a feature is not finite.
+
+    Source: Radford et al. 2021, section 3.1.
+    """
+    cache = cache or ClassifierCache(None)
+    begin = time.perf_counter()
+    classifiers = {
+        name: cache.classifier(encoder, images.name, images.classnames, templates)
+        for name, templates in (
+            ("names", BARE),
+            ("one prompt", ONE_PROMPT),
+            ("ensemble", images.templates),
+        )
+    }
+    between = time.perf_counter()
+    features = encoder.images(images)
+    seconds = {"texts": between - begin, "images": time.perf_counter() - between}
+    unreadable = dict(encoder.unreadable)
+    kept = torch.ones(len(images), dtype=torch.bool)
+    kept[list(unreadable)] = False
+    if not kept.any():
+        raise ValueError(
+            f"{images.name}: none of {len(images)} images decodes; the first: "
+            f"{unreadable[min(unreadable)]}"
+        )
+    features, labels = features[kept], torch.from_numpy(images.labels)[kept]
+    scale = encoder.model.logit_scale.detach().float().exp().item()
+    for what, values in (
+        ("image", features),
+        *((f"text ({n})", c) for n, c in classifiers.items()),
+    ):
+        _check_finite(images.name, what, values)
+    prompts = {
+        name: _judged(features, classifier, labels, images.classnames, scale)
+        for name, classifier in classifiers.items()
+    }
+    return Classification(
+        dataset=images.name,
+        split=images.split,
+        images=len(features),
+        unreadable=unreadable,
+        templates=len(images.templates),
+        prompts=prompts,
+        seconds=seconds,
+    )
+
+
+def _check_finite(dataset: str, what: str, features: Tensor) -> None:
+    broken = int((~features.isfinite().all(1)).sum())
+    if broken:
+        raise ValueError(
+            f"{dataset}: {broken} {what} features of {len(features)} are not finite: the weights "
+            "are of a run that diverged, or overflow in this precision (--precision fp32)"
+        )
+
+
+def _judged(
+    features: Tensor, classifier: Tensor, labels: Tensor, names: Sequence[str], scale: float
+) -> Judged:
+    if labels.ndim == 2:
+        return _judged_several(cosines(features, classifier), labels, names)
+    classes = len(names)
+    said = answers(features, classifier, labels, scale)
+    right = [int((said.rank < k).sum()) for k in (1, _FEWEST_FOR_5)]
+    acc1, acc5 = (count / len(labels) for count in right)
+    has_5 = classes >= _FEWEST_FOR_5
+    metrics: Metrics = {
+        "acc1": acc1,
+        "acc5": acc5 if has_5 else None,
+        "mean_per_class_recall": mean_per_class_recall(said.predicted, labels, classes),
+        "mean_acc1_acc5": (acc1 + acc5) / 2 if has_5 else None,
+        "log_loss": -said.log_probability.mean().item(),
+    }
+    if classes == 2:
+        metrics["roc_auc"] = roc_auc(said.margin, labels == 1)
+    intervals = {
+        name: clopper_pearson(count, len(labels))
+        for name, count in zip(("acc1", "acc5"), right, strict=True)
+        if metrics[name] is not None
+    }
+    table = confusion(said.predicted, labels, classes) if classes <= _MOST_CONFUSED else None
+    return Judged(
+        metrics,
+        intervals,
+        _per_class(said.predicted, labels, names),
+        None if table is None else table.tolist(),
+    )
+
+
+def _per_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:
+    samples, right = (c.tolist() for c in recall_per_class(predicted, labels, len(names)))
+    return [
+        {
+            "name": name,
+            "images": of,
+            "right": hits,
+            "recall": hits / of if of else None,
+            "interval": clopper_pearson(hits, of) if of else None,
+        }
+        for name, of, hits in zip(names, samples, right, strict=True)
+    ]
+
+
+def _judged_several(scores: Tensor, labels: Tensor, names: Sequence[str]) -> Judged:
+    """Of images with several classes: each class is a search of its own."""
+    columns = list(zip(scores.T, labels.T, strict=True))
+    per_class: list[dict[str, Any]] = [
+        {"name": name, "images": int(truth.sum())}
+        for name, (_, truth) in zip(names, columns, strict=True)
+    ]
+    metrics: Metrics = {}
+    for key, measure in (
+        ("average_precision", average_precision),
+        ("average_precision_11_points", average_precision_11_points),
+    ):
+        values = [measure(found, truth) for found, truth in columns]
+        # A class without an image has none.
+        known = [value for value in values if value is not None]
+        metrics[f"mean_{key}"] = sum(known) / len(known) if known else None
+        for entry, value in zip(per_class, values, strict=True):
+            entry[key] = value
+    return Judged(metrics, per_class=per_class)
