@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps, UnidentifiedImageError
+from PIL.Image import Image
 from torch import Tensor
 
 from clipfast.arguments import WrongKindError, shown
 from clipfast.data.rgb import open_rgb, to_rgb
-from clipfast.data.unreadable import why_broken
+from clipfast.data.unreadable import why_broken, why_unreadable
 from clipfast.eval.encoding import check_preprocessing
 from clipfast.eval.models import LoadedModel
 from clipfast.models import CLIP
 from clipfast.ops.resize import resize_crops
 from clipfast.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def preprocess(model: CLIP | LoadedModel) -> Callable[[Any], Tensor]:
@@ -71,7 +70,7 @@ def _pixels(image: Any) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(image))
     if isinstance(image, Tensor):
         return _from_tensor(image)
-    if hasattr(image, "getbands"):
+    if isinstance(image, Image):
         return _from_pillow(image)
     raise WrongKindError(
         "an image is a Pillow image, a tensor or array uint8 [H, W, 3] or [3, H, W], a path, or "
@@ -82,13 +81,13 @@ def _pixels(image: Any) -> Tensor:
 def _from_bytes(data: bytes, name: str) -> Tensor:
     try:
         return _from_pillow(open_rgb(data))
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} cannot be read: {why_unreadable(data)}") from None
     except Exception as error:  # Pillow raises many kinds
         raise ValueError(f"{name} cannot be read: {why_broken(data, error)}") from error
 
 
 def _from_pillow(image: Image) -> Tensor:
-    from PIL import ImageOps
-
     rgb = to_rgb(ImageOps.exif_transpose(image))
     return torch.from_numpy(np.array(rgb))
 
