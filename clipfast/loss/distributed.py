@@ -186,13 +186,43 @@ def start_gather(local: Tensor, shares: BatchShares) -> Tensor:
     return pending if overlaps(local) else wait(pending, shares)
 
 
-def start_lone_gather(local: Tensor, shares: BatchShares) -> Tensor:
-    """As `start_gather`, for one that no other collective starts beside before it is finished: it
-    is left under way on a CPU too where `hides_on_a_cpu` says so.
+def start_gather_of_both(
+    rows: Tensor, values: Tensor, shares: BatchShares
+) -> tuple[Tensor, Tensor]:
+    """Start gathering rows and a value of each. No other collective may start before
+    `finish_gather_of_both`: where `hides_on_a_cpu` says so they are one message, alone under way.
+
+    Args:
+        rows: [B, D] of this rank.
+        values: [B], of any type.
+        shares: B of every rank.
+
+    Returns:
+        Both, on their way as `start_gather` says; the second is empty where the first holds it.
     """
-    if shares.group_name is not None and not overlaps(local) and hides_on_a_cpu():
-        return _gathering(local, shares)
-    return start_gather(local, shares)
+    if shares.group_name is None or overlaps(rows) or not hides_on_a_cpu():
+        pending = start_gather(values, shares)
+        return start_gather(rows, shares), pending
+    columns = [each.contiguous().view(torch.uint8) for each in (rows, values[:, None])]
+    return _gathering(torch.cat(columns, 1), shares), values.new_empty(0)
+
+
+def finish_gather_of_both(
+    rows: Tensor, values: Tensor, shares: BatchShares, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Wait for `start_gather_of_both`: [G, D] and [G] in rank order.
+
+    Args:
+        rows, values: as it returned them.
+        shares: the same.
+        dtype: of the rows.
+    """
+    rows = finish_gather(rows, shares)
+    if values.numel() or shares.group_name is None:
+        return rows, finish_gather(values, shares)
+    width = rows.shape[1] - values.element_size()
+    both = rows[:, :width].contiguous(), rows[:, width:].contiguous()
+    return both[0].view(dtype), both[1].view(values.dtype)[:, 0]
 
 
 def _gathering(local: Tensor, shares: BatchShares) -> Tensor:

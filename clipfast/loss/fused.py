@@ -119,9 +119,9 @@ class _StartTexts(torch.autograd.Function):
         if plan.shares.is_assumed:
             zero = distributed.require_equal_batches(text_features, plan.shares)
             factor, norm = factor + zero, norm + zero
-        vectors = distributed.start_gather(factor if plan.normalize else norm, plan.shares)
-        # The large one last: it alone may be under way on a CPU while the image tower runs.
-        gathered = distributed.start_lone_gather(work, plan.shares)
+        gathered, vectors = distributed.start_gather_of_both(
+            work, factor if plan.normalize else norm, plan.shares
+        )
         if gathered is text_features:
             # An input cannot be handed out: nothing was copied, nothing is on its way.
             gathered = text_features.new_empty(0)
@@ -176,8 +176,7 @@ class _StripLoss(torch.autograd.Function):
         work, inverse_norm, factor, norm = _prepare(image_features, plan)
         cosines = ops.diagonal(image_features, text_features, inverse_norm, text_inverse_norm)
         texts = text_features if gathered.numel() == 0 else gathered
-        texts = distributed.finish_gather(texts, shares)
-        vectors = distributed.finish_gather(vectors, shares)
+        texts, vectors = distributed.finish_gather_of_both(texts, vectors, shares, work.dtype)
         column_factor = vectors if plan.normalize else torch.ones_like(vectors)
         bound = logit_scale.abs()
         if not plan.normalize:

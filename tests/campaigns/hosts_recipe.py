@@ -17,7 +17,7 @@ register_model(
 def config() -> Config:
     """The cheapest run otherwise, with few collectives beside the gather."""
     model, zero = ModelOptions("RN-hosts"), ZeroConfig(stage=0)
-    return replace(cheapest(), model=model, zero=zero, batch_size=64)
+    return replace(cheapest(), model=model, zero=zero, batch_size=256)
 
 
 if __name__ == "__main__":

@@ -220,13 +220,31 @@ def test_clip_loss_has_one_collective_under_way_at_a_time_on_the_cpu():
 
 def test_clip_loss_leaves_one_gather_behind_the_image_tower_on_a_cpu_that_is_told_so():
     for events in run_ranks(2, _order, False, "hidden"):
-        # Norms are there before the features are sent; the tower runs, then these are waited for.
-        norms = ["all_gather_into_tensor", "wait_tensor"]
-        assert events[:5] == ["texts", *norms, "all_gather_into_tensor", "images"]
+        # Features and norms are one message. The tower runs, then it is waited for.
+        assert events[:4] == ["texts", "all_gather_into_tensor", "images", "wait_tensor"]
         under_way = 0
         for event in events:
             under_way += (event in STARTS) - (event == "wait_tensor" and under_way > 0)
             assert under_way <= 1
+
+
+def _both_ways(dtype):
+    sizes = [5, 3]
+    found = []
+    for way in ("awaited", "hidden"):
+        os.environ[distributed.VARIABLE] = way
+        features = make_features(sizes[torch.distributed.get_rank()], 7, dtype)
+        images, texts = (x.requires_grad_() for x in features)
+        gathered = gather_texts(texts, batch_sizes=sizes)
+        loss = clip_loss(images, gathered, torch.full((1,), 3.0))
+        loss.backward()
+        found.append([loss.detach(), images.grad, texts.grad])
+    return [torch.equal(a, b) and bool(a.isfinite().all()) for a, b in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gather_behind_the_image_tower_brings_the_same_bits_to_uneven_ranks(dtype):
+    assert run_ranks(2, _both_ways, dtype) == [[True] * 3] * 2
 
 
 def test_a_gather_on_a_cpu_is_hidden_or_awaited(monkeypatch):
