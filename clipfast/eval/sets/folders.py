@@ -11,38 +11,52 @@ from clipfast.eval.sets.files import ImageFiles
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.naming import sorted_names
 
+# What folders of splits are called.
+_SPLITS = ("train", "trainval", "val", "valid", "validation", "test")
+
 _log = logging.getLogger(__name__)
 
 
 def read_folder(path: Path, splits: Sequence[str]) -> FoundSet:
     """Images of ``path/SPLIT/CLASS/`` or, without such a split, of ``path/CLASS/``.
 
-    Labels follow the sorted names of the subfolders; numerals are sorted by their number. Images
-    follow their sorted paths, at any depth below their class. Hidden files are passed over. Other
-    files that are no images are counted in the log.
+    Labels follow the sorted names of the subfolders, those of all splits together; numerals are
+    sorted by their number. Images follow their sorted paths, at any depth below their class. Hidden
+    files are passed over. Other files that are no images are counted in the log.
 
     Args:
         path: of the folder.
         splits: names of the split. The first is taken that is a subfolder with subfolders.
 
     Raises:
-        ValueError: there is no subfolder, or no image in one.
+        ValueError: there is no subfolder, no image in one, or no such split among others.
     """
-    top = next((path / split for split in splits if _folders(path / split)), path)
-    classes = _folders(top)
+    top = next((path / split for split in splits if _classes(path / split)), path)
+    classes = _classes(top)
     if not classes:
         raise ValueError(
             f"folder {str(path)!r} has no subfolders: it needs one per class, with its images in it"
         )
+    if top == path and all(name in _SPLITS and _classes(path / name) for name in classes):
+        raise ValueError(
+            f"folder {str(path)!r} has the splits {', '.join(classes)}; got {splits[0]!r}"
+        )
+    if top != path:
+        # All splits give the classes their places: labels of one mean the same in another.
+        here = classes
+        siblings = [path / split for split in _SPLITS]
+        classes = sorted_names(list({name for each in (top, *siblings) for name in _classes(each)}))
+        absent = [name for name in classes if name not in here]
+        if absent:
+            _log.warning("%s: %d classes have no folder, such as %s", top, len(absent), absent[0])
     paths: list[str] = []
     labels: list[int] = []
     others: list[str] = []
-    for label, folder in enumerate(classes):
-        images, passed = _images(folder)
-        if not images:
+    for label, name in enumerate(classes):
+        images, passed = _images(top / name)
+        if not images and (top / name).is_dir():
             raise ValueError(
-                f"class folder {str(folder)!r} holds no image; a class without images would shift "
-                "no label, so remove the folder or fill it"
+                f"class folder {str(top / name)!r} holds no image; fill it, or remove it"
             )
         paths += images
         labels += [label] * len(images)
@@ -53,16 +67,17 @@ def read_folder(path: Path, splits: Sequence[str]) -> FoundSet:
         name=path.resolve().name,
         labels=np.array(labels, np.int64),
         encoded=ImageFiles(paths),
-        label_names=tuple(folder.name for folder in classes),
+        label_names=tuple(classes),
         beside=path,
     )
 
 
-def _folders(path: Path) -> list[Path]:
+def _classes(path: Path) -> list[str]:
+    """Names of the subfolders, sorted."""
     if not path.is_dir():
         return []
     names = [each.name for each in path.iterdir() if each.is_dir()]
-    return [path / name for name in sorted_names([n for n in names if not n.startswith(".")])]
+    return sorted_names([name for name in names if not name.startswith(".")])
 
 
 def _images(folder: Path) -> tuple[list[str], list[str]]:

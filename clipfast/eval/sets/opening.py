@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from clipfast.eval.sets.captionfolders import find_caption_file
+from clipfast.eval.sets.captionjson import read_caption_json
 from clipfast.eval.sets.captiontable import read_caption_table
 from clipfast.eval.sets.catalogue import CATALOGUE, Entry, find_entry, plain_name
 from clipfast.eval.sets.cifar import find_cifar, find_sheets
@@ -10,11 +12,16 @@ from clipfast.eval.sets.folders import read_folder
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.idx import find_idx
 from clipfast.eval.sets.kinds import CaptionedSet, LabelledSet
+from clipfast.eval.sets.labelledtable import read_labelled_table
 from clipfast.eval.sets.named import give_words
 from clipfast.eval.sets.shards import find_shards, read_captioned, read_labelled
+from clipfast.eval.sets.tables import is_table
 from clipfast.names import did_you_mean
 
-_LABELLED_FORMS = "give a folder with one subfolder per class, shards (*.tar), or an archive"
+_LABELLED_FORMS = (
+    "give a folder with one subfolder per class, shards (*.tar), a table (.csv, .tsv, .jsonl, "
+    ".parquet) or a published archive"
+)
 
 # A name in front of a path: "wds/vtab/cifar10:data". Not the scheme of "mem://shards".
 _NAMED = re.compile(r"([A-Za-z0-9][\w./+-]+):(?!//)(.+)", re.DOTALL)
@@ -34,7 +41,8 @@ def open_set(
             catalogue, which then gives class names, templates and metric; its results are filed
             under the name as it is written. The path is a folder with one subfolder per class,
             webdataset shards with ``.cls`` (in CLIP_benchmark's layout, or a pattern such as
-            ``shards/{0..9}.tar``), or a published archive of CIFAR-10, CIFAR-100 or MNIST.
+            ``shards/{0..9}.tar``), a table of paths and labels (``.csv``, ``.tsv``, ``.jsonl``,
+            ``.parquet``), or a published archive of CIFAR-10, CIFAR-100 or MNIST.
         split: which part, such as ``test``.
         classnames: a file with one name a line, in the order of the labels; or the name of a list
             that comes with the package. Default ``classnames.txt`` in the folder, else the
@@ -58,9 +66,13 @@ def open_captions(
     """Open images with captions.
 
     Args:
-        source: a CSV with a column of image paths and one of captions; an image may have many rows.
-        split: the name that results get.
-        root: folder that relative paths start from; default that of the table.
+        source: a path, or a name and a path as in ``flickr30k:FOLDER``. The path is a table of
+            image paths and captions, with several rows or several columns per image; Karpathy's
+            JSON; COCO's annotations; a folder that holds one of these; or webdataset shards with
+            ``.txt``, a caption a line.
+        split: which part, where the source has several.
+        root: folder that relative paths start from; default that of the table, or a folder of
+            images below it.
 
     Raises:
         ValueError: the source cannot be read, or a row has no image or no caption. Says where, and
@@ -71,7 +83,11 @@ def open_captions(
     if shards is not None:
         return read_captioned(shards, name or shards.name, split)
     path = Path(place).expanduser()
-    return read_caption_table(path, split, Path(root) if root is not None else path.parent)
+    if path.is_dir():
+        path, folder = find_caption_file(path, split), path
+        name = name or folder.resolve().name
+    read = read_caption_json if path.suffix.lower() == ".json" else read_caption_table
+    return read(path, name or path.stem, split, None if root is None else Path(root).expanduser())
 
 
 def _parts(source: str) -> tuple[str | None, Entry | None, str]:
@@ -105,6 +121,8 @@ def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
         return read_labelled(shards)
     if not path.exists():
         raise ValueError(f"{place!r} does not exist; look at its path")
+    if path.is_file() and is_table(path):
+        return read_labelled_table(path, split)
     if not path.is_dir():
         raise ValueError(f"{place!r} is no data set that is read here: {_LABELLED_FORMS}")
     # ImageNet's own test labels are secret: all test on its validation images.

@@ -41,6 +41,17 @@ def test_open_set_takes_the_split_of_a_folder(tmp_path):
     for split, value in (("train", 1), ("test", 2)):
         opened = open_set(str(tmp_path), split=split)
         assert [red(opened.encoded(0)), len(opened)] == [value, 1]
+    with pytest.raises(ValueError, match="has the splits test, train; got 'val'"):
+        open_set(str(tmp_path), split="val")
+
+
+def test_open_set_gives_a_class_one_label_in_all_splits(tmp_path, caplog):
+    for name in ("train/a", "train/b", "test/b", "test/c"):
+        picture(tmp_path / name / "0.png", 1)
+    opened = open_set(str(tmp_path), split="test")
+    assert (opened.classnames, opened.labels.tolist()) == (("a", "b", "c"), [1, 2])
+    assert "1 classes have no folder, such as a" in caplog.text
+    assert open_set(str(tmp_path), split="train").labels.tolist() == [0, 1]
 
 
 def test_open_set_keeps_a_class_that_is_called_as_a_split(tmp_path):
