@@ -87,7 +87,10 @@ def fit(
     expected = (targets.classes, rows.dim)
     if prior is not None and tuple(prior.shape) != expected:
         raise ValueError(f"prior: expected {list(expected)}, got {list(prior.shape)}")
-    form = _Form(targets, present_classes(targets, classnames))
+    # A prior alone says enough of a class without rows, unless its bias may fall for ever.
+    every = prior is not None and not bias
+    present = list(range(targets.classes)) if every else present_classes(targets, classnames)
+    form = _Form(targets, present)
     packed_prior = form.pack_weight(prior)
     space = _row_space(rows)
     with _full_float32():

@@ -15,6 +15,7 @@ Evaluate = Callable[[Tensor, Tensor], Evaluated]
 Precondition = Callable[[Tensor, Tensor, Tensor], Tensor]
 _PATIENCE = 50
 _SMALLER = 0.9
+_SMALL_LOSS = 0.1  # below it a loss is a difference of logits, which are rounded too
 _NOISE = 1e-7  # of a value: a loss is computed in float32
 
 
@@ -173,7 +174,7 @@ def minimise(
         taken, done = [], set()
         for i, p in enumerate(active):
             value, slope_there, slope_here, norm = (row[i] for row in seen)
-            noise = _NOISE * abs(values[p])
+            noise = _NOISE * max(abs(values[p]), _SMALL_LOSS)
             search = searches[p]
             taken.append(search.judge(values[p], slope_here, value, slope_there, noise))
             if taken[-1]:

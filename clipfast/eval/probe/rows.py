@@ -100,6 +100,10 @@ class Rows:
         for first in range(0, len(self), count):
             yield first, self._kept[first : first + count]
 
+    def drop(self) -> None:
+        """Forget the copy in memory; a later pass reads the rows again."""
+        self._kept = None
+
     def device_tensor(self, values: Any) -> Tensor:
         """Some numbers as float64 beside the rows."""
         return torch.as_tensor(values, dtype=torch.float64).to(self.device)
