@@ -16,7 +16,8 @@ Precondition = Callable[[Tensor, Tensor, Tensor], Tensor]
 _PATIENCE = 50
 _SMALLER = 0.9
 _SMALL_LOSS = 0.1  # below it a loss is a difference of logits, which are rounded too
-_NOISE = 1e-7  # of a value: a loss is computed in float32
+_ROUNDING = 1e-6  # of a value: float32 logits of some tens
+_FALL = 1e-7  # of a value, that counts as one
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Progress:
             value: there.
             norm: of the gradient there.
         """
-        falls = value < self.value - _NOISE * abs(self.value) or norm < _SMALLER * self.norm
+        falls = value < self.value - _FALL * abs(self.value) or norm < _SMALLER * self.norm
         self.idle = 0 if falls else self.idle + 1
         self.value, self.norm = min(value, self.value), min(norm, self.norm)
 
@@ -174,7 +175,7 @@ def minimise(
         taken, done = [], set()
         for i, p in enumerate(active):
             value, slope_there, slope_here, norm = (row[i] for row in seen)
-            noise = _NOISE * max(abs(values[p]), _SMALL_LOSS)
+            noise = _ROUNDING * max(abs(values[p]), _SMALL_LOSS)
             search = searches[p]
             taken.append(search.judge(values[p], slope_here, value, slope_there, noise))
             if taken[-1]:
