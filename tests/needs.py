@@ -119,7 +119,7 @@ def _program(name: str) -> str | None:
 
 
 def _service(name: str) -> str | None:
-    """A package that only shows runs: no test run has to have it."""
+    """A package at the edge, which shows runs or reads tables: no test run has to have it."""
     return None if _is_importable(name) else f"{name} is not installed (pip install {name})"
 
 
@@ -135,6 +135,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "make": functools.partial(_program, "make"),
     "mount": _mount,
     "nvcc": functools.partial(_program, "nvcc"),
+    "pyarrow": functools.partial(_service, "pyarrow"),
     "trackio": functools.partial(_service, "trackio"),
     "triton": _triton,
     "wandb": functools.partial(_service, "wandb"),

@@ -13,7 +13,7 @@ from clipfast.names import did_you_mean
 # Metrics, by the keys of the results.
 ACCURACY = "acc1"
 MEAN_PER_CLASS = "mean_per_class_recall"
-ELEVEN_POINT_MAP = "map_11_point"
+ELEVEN_POINT_MAP = "mean_average_precision_11_points"
 ROC_AUC = "roc_auc"
 MEAN_OF_TOP_1_AND_5 = "mean_acc1_acc5"
 
@@ -101,7 +101,10 @@ _ENTRIES = (
     _paper("sun397", "SUN397", 397, 19_850, 19_850),
     _paper("cars", "Stanford Cars", 196, 8_144, 8_041),
     _paper("fgvc_aircraft", "FGVC Aircraft", 100, 6_667, 3_333, MEAN_PER_CLASS),
-    _paper("voc2007", "Pascal VOC 2007 Classification", 20, 5_011, 4_952, ELEVEN_POINT_MAP),
+    _paper(
+        "voc2007", "Pascal VOC 2007 Classification", 20, 5_011, 4_952, ELEVEN_POINT_MAP,
+        note="Its metric needs all labels of an image; crops of single objects have an accuracy.",
+    ),
     _paper("dtd", "Describable Textures", 47, 3_760, 1_880),
     _paper("pets", "Oxford-IIIT Pets", 37, 3_680, 3_669, MEAN_PER_CLASS),
     _paper("caltech101", "Caltech-101", 102, 3_060, 6_085, MEAN_PER_CLASS),

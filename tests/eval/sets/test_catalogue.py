@@ -33,7 +33,7 @@ def test_catalogue_metrics_are_those_of_table_9():
     per_class = "mean_per_class_recall"
     assert other == {
         **dict.fromkeys(("fgvc_aircraft", "pets", "caltech101", "flowers"), per_class),
-        "voc2007": "map_11_point",
+        "voc2007": "mean_average_precision_11_points",
         "kinetics700": "mean_acc1_acc5",
         "hateful_memes": "roc_auc",
     }

@@ -1,6 +1,7 @@
 """Tables of image paths and labels; further columns are attributes."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -112,9 +113,11 @@ def test_as_column_tells_numbers_from_texts(cells, kind, values):
     assert column.tolist() == values
 
 
+@pytest.mark.needs("pyarrow")
 def test_open_set_reads_parquet(folder):
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
     columns = {
         "path": ["img/a.png", "img/b.png"],
         "label": [1, 0],
@@ -135,6 +138,6 @@ def test_open_set_reads_parquet(folder):
 
 def test_open_set_says_what_parquet_needs(folder, monkeypatch):
     (folder / "x.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ValueError, match="needs pyarrow to be read: pip install pyarrow"):
         open_set(str(folder / "x.parquet"))
