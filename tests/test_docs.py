@@ -96,6 +96,8 @@ def check_command(block: Block, words: list[str]) -> None:
     elif words[:3] == ["python", "-m", "clipfast.plan"]:
         ours, rest = build_parser().parse_known_args(words[3:])
         recipe_parses(ours.recipe, rest)
+    elif words[:3] == ["python", "-m", "clipfast.eval"]:
+        assert options_in(words[4:]) <= options_of("clipfast.eval", words[3]), block
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
@@ -117,11 +119,10 @@ def options_in(words: list[str]) -> set[str]:
 
 
 @cache
-def options_of(module: str) -> set[str]:
+def options_of(module: str, *subcommand: str) -> set[str]:
     """The options that ``python -m module --help`` names."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", module, *subcommand, "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return set(re.findall(r"--[a-z][a-z-]*", done.stdout))
 
@@ -263,7 +264,8 @@ def all_options() -> set[str]:
     found |= set(re.findall(r"--[a-z][a-z-]*", launcher_help()))
     for script in (ROOT / "recipes" / "launch").glob("*.sbatch"):
         found |= set(re.findall(r"(?m)^#SBATCH (--[a-z-]+)", script.read_text()))
-    for script in (ROOT / "benchmarks").rglob("*.py"):
+    commands = ROOT / "clipfast" / "eval" / "commands"
+    for script in (*(ROOT / "benchmarks").rglob("*.py"), *commands.glob("*.py")):
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
 
