@@ -8,10 +8,14 @@ RECALL_AT = (1, 5, 10)
 # Features become multiples of 2**-26. Products of two such rows are then integers below 2**53,
 # which float64 adds without rounding: the sum is the same in any order.
 _GRID = 2.0**26
+# Compared at a time.
+_PAIRS = 8192
 
 
 @torch.no_grad()
-def right_ranks(queries: Tensor, candidates: Tensor, right: Tensor, chunk: int = 512) -> Tensor:
+def right_ranks(
+    queries: Tensor, candidates: Tensor, right: Tensor, chunk: int = 512, block: int = 65_536
+) -> Tensor:
     """Wrong candidates before each query's best right one, sorted by cosine similarity.
 
         b_i    = the first of the right candidates whose S_ij is largest
@@ -19,31 +23,39 @@ def right_ranks(queries: Tensor, candidates: Tensor, right: Tensor, chunk: int =
 
     Candidates of equal similarity keep their order, so a collapsed model scores chance, not 1.
     Similarities are exact on a grid of 2**-26. They depend neither on the number of threads nor on
-    ``chunk``, and equal features have equal similarities. A row that is zero or not finite has no
-    direction: its similarity is 0 to all.
+    ``chunk`` and ``block``, and equal features have equal similarities. A row that is zero or not
+    finite has no direction: its similarity is 0 to all.
 
     Args:
         queries: ``[Q, D]``.
         candidates: ``[N, D]``, same device.
         right: ``[K, 2]`` int64, pairs of a query and a right candidate; each query has one at
             least.
-        chunk: queries compared at a time: the memory used is ``chunk * N`` doubles.
+        chunk: queries compared at a time.
+        block: candidates compared at a time. Beside the features the memory used is
+            ``chunk * block + (chunk + block) * D`` doubles.
 
     Returns:
         ``[Q]`` int64, 0 for the best.
     """
-    device = queries.device
-    queries, candidates = _on_grid(queries), _on_grid(candidates)
-    right = right.to(device)
+    right = right.to(queries.device)
     right = right[right[:, 0].argsort(stable=True)]
-    starts = torch.arange(0, len(queries) + chunk, chunk, device=device)
+    top, place = _best_right(queries, candidates, right)
+    starts = torch.arange(0, len(queries) + chunk, chunk, device=queries.device)
     bounds = torch.searchsorted(right[:, 0].contiguous(), starts).tolist()
-    ranks = [torch.empty(0, dtype=torch.int64, device=device)]
-    for number, start in enumerate(range(0, len(queries), chunk)):
-        similarity = queries[start : start + chunk] @ candidates.T
-        query, answer = right[bounds[number] : bounds[number + 1]].T
-        ranks.append(_ranks(similarity, query - start, answer))
-    return torch.cat(ranks)
+    ahead = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for first in range(0, len(candidates), block):
+        columns = _on_grid(candidates[first : first + block])
+        order = torch.arange(first, first + len(columns), device=queries.device)
+        for number, start in enumerate(range(0, len(queries), chunk)):
+            rows = slice(start, start + chunk)
+            similarity = _on_grid(queries[rows]) @ columns.T
+            query, answer = right[bounds[number] : bounds[number + 1]].T
+            here = (answer >= first) & (answer < first + len(columns))
+            similarity[query[here] - start, answer[here] - first] = -torch.inf
+            mine, before = top[rows, None], order < place[rows, None]
+            ahead[rows] += ((similarity > mine) | ((similarity == mine) & before)).sum(1)
+    return ahead
 
 
 @torch.no_grad()
@@ -134,15 +146,15 @@ def _on_grid(features: Tensor) -> Tensor:
     return (rows / length.float()).mul(_GRID).round().nan_to_num(0.0, 0.0, 0.0)
 
 
-def _ranks(similarity: Tensor, query: Tensor, answer: Tensor) -> Tensor:
-    """Ranks ``[Q]`` from similarities ``[Q, N]``, which are overwritten where they are right."""
-    rows, columns = similarity.shape
-    found = similarity[query, answer]
-    top = similarity.new_full((rows,), -torch.inf).scatter_reduce(0, query, found, "amax")
-    is_top = found == top[query]
-    place = torch.full((rows,), columns, device=similarity.device)
-    place = place.scatter_reduce(0, query[is_top], answer[is_top], "amin")
-    similarity[query, answer] = -torch.inf
-    before = torch.arange(columns, device=similarity.device) < place[:, None]
-    ahead = (similarity > top[:, None]) | ((similarity == top[:, None]) & before)
-    return ahead.sum(1)
+def _best_right(queries: Tensor, candidates: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest similarity to a right candidate, ``[Q]``, and the first place that has it."""
+    found = [torch.empty(0, dtype=torch.float64, device=queries.device)]
+    for pairs in right.split(_PAIRS):
+        query, answer = pairs.T
+        found.append((_on_grid(queries[query]) * _on_grid(candidates[answer])).sum(1))
+    similarity, (query, answer) = torch.cat(found), right.T
+    top = similarity.new_full((len(queries),), -torch.inf)
+    top = top.scatter_reduce(0, query, similarity, "amax")
+    is_top = similarity == top[query]
+    place = torch.full((len(queries),), len(candidates), device=queries.device)
+    return top, place.scatter_reduce(0, query[is_top], answer[is_top], "amin")

@@ -71,13 +71,14 @@ def test_pair_ranks_equal_a_stable_sort():
     assert 5 < want.count_nonzero() < 37
 
 
+@pytest.mark.parametrize("block", [1, 7, 83, 1000])
 @pytest.mark.parametrize("chunk", CHUNKS)
-def test_right_ranks_equal_a_stable_sort_with_several_right_candidates(chunk):
+def test_right_ranks_equal_a_stable_sort_with_several_right_candidates(chunk, block):
     torch.manual_seed(1)
     queries, candidates = torch.randn(61, 12), torch.randn(83, 12)
     right = relation(61, 83)
     want = ranks_by_sorting(queries, candidates, right)
-    assert right_ranks(queries, candidates, right, chunk).tolist() == want
+    assert right_ranks(queries, candidates, right, chunk, block).tolist() == want
 
 
 def test_right_ranks_of_no_query_are_empty():
@@ -116,7 +117,8 @@ def test_right_ranks_are_the_same_for_any_chunk_threads_and_part(threads):
     assert want.count_nonzero() > 100
     for number, chunk in itertools.product((1, 2, 3, 4), CHUNKS):
         threads(number)
-        assert torch.equal(right_ranks(queries, candidates, right, chunk), want)
+        for block in (60, 65_536):
+            assert torch.equal(right_ranks(queries, candidates, right, chunk, block), want)
         for parts in (2, 3):
             ranks = []
             for part in range(parts):
