@@ -16,16 +16,18 @@ pytestmark = pytest.mark.needs("nvidia.dali")
 def place(tmp_path, monkeypatch):
     """A folder with weights and a set."""
     tiny_weights(tmp_path).rename(tmp_path / "w.safetensors")
-    write_pictures(tmp_path / "pets", COUNTS)
+    write_pictures(tmp_path / "animals", COUNTS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_zeroshot_writes_what_scripts_of_clip_benchmark_read(place, capsys):
-    assert main(["zeroshot", "--weights", "w.safetensors", "--data", "pets", "--out", "res"]) == 0
-    path = place / "res" / "pets_ViT-tiny_zeroshot_classification_en.json"
+    assert (
+        main(["zeroshot", "--weights", "w.safetensors", "--data", "animals", "--out", "res"]) == 0
+    )
+    path = place / "res" / "animals_ViT-tiny_zeroshot_classification_en.json"
     found = json.loads(path.read_text())
-    assert found["dataset"] == "pets"
+    assert found["dataset"] == "animals"
     assert found["model"] == "ViT-tiny"
     assert found["pretrained"] == "w.safetensors"
     assert found["task"] == "zeroshot_classification"
@@ -42,7 +44,7 @@ def test_zeroshot_writes_what_scripts_of_clip_benchmark_read(place, capsys):
 
 
 def test_zeroshot_skips_what_is_there(place, capsys):
-    words = ["zeroshot", "--weights", "w.safetensors", "--data", "pets", "--out", "res"]
+    words = ["zeroshot", "--weights", "w.safetensors", "--data", "animals", "--out", "res"]
     assert main(words) == 0
     (path,) = (place / "res").glob("*.json")
     before = path.stat().st_mtime_ns
@@ -58,7 +60,7 @@ def test_zeroshot_skips_what_is_there(place, capsys):
 
 
 def test_zeroshot_does_not_skip_the_result_of_other_weights(place, capsys):
-    words = ["zeroshot", "--data", "pets", "--out", "res", "--skip-existing", "--weights"]
+    words = ["zeroshot", "--data", "animals", "--out", "res", "--skip-existing", "--weights"]
     assert main([*words, "w.safetensors"]) == 0
     (place / "w.safetensors").rename(place / "v.safetensors")
     assert main([*words, "v.safetensors"]) == 1
@@ -69,10 +71,10 @@ def test_zeroshot_does_not_skip_the_result_of_other_weights(place, capsys):
     ("words", "said"),
     [
         ("--data nowhere", "nowhere"),
-        ("--data pets --templates t.txt", "template 1: 'a photo' has no slot {c}"),
-        ("--data pets --classnames c.txt", "has 2 class names"),
-        ("--data pets --model RN50", "does not fit RN50"),
-        ("--data pets --batch-size 0", "batch_size"),
+        ("--data animals --templates t.txt", "template 1: 'a photo' has no slot {c}"),
+        ("--data animals --classnames c.txt", "there are 2 class names"),
+        ("--data animals --model RN50", "does not fit RN50"),
+        ("--data animals --batch-size 0", "batch_size"),
     ],
 )
 def test_zeroshot_says_what_is_wrong(place, capsys, words, said):
@@ -103,13 +105,13 @@ def test_predict_names_an_image_that_cannot_be_read(place, capsys):
 
 
 def test_run_is_the_command(place, capsys):
-    found = clipfast.eval.run("zeroshot", weights="w.safetensors", data="pets", batch_size=2)
+    found = clipfast.eval.run("zeroshot", weights="w.safetensors", data="animals", batch_size=2)
     (path,) = (place / "results").glob("*.json")
     assert json.loads(path.read_text()) == found
     names = clipfast.eval.run(
-        "predict", weights="w.safetensors", names=["cat", "dog"], images=["pets/cat/0.png"]
+        "predict", weights="w.safetensors", names=["cat", "dog"], images=["animals/cat/0.png"]
     )
-    assert names["pets/cat/0.png"]["cat"] + names["pets/cat/0.png"]["dog"] == pytest.approx(1)
+    assert names["animals/cat/0.png"]["cat"] + names["animals/cat/0.png"]["dog"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_run_is_the_command(place, capsys):
     [
         ("zero-shot", {}, "no evaluation 'zero-shot'. Did you mean 'zeroshot'"),
         ("zeroshot", {"weigths": "w"}, "no option 'weigths'. Did you mean 'weights'"),
-        ("zeroshot", {"data": "pets"}, "zeroshot needs weights="),
+        ("zeroshot", {"data": "animals"}, "zeroshot needs weights="),
         ("zeroshot", {"data": "p", "weights": "w", "precision": "x"}, "precision must be one of"),
     ],
 )

@@ -3,12 +3,17 @@
 import io
 import tarfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+from clipfast.checkpoint.fragments import fragment_name
+from clipfast.checkpoint.manifest import Entry, Manifest
+from clipfast.checkpoint.tensor_file import dump_tensors
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.models import load_model
+from clipfast.models import CLIP, create_model
 from clipfast.preprocessing import Preprocessing
 from clipfast.tokenizer import tokenize
 from tests.eval.tiny import SIZE, picture, tiny_model, tiny_weights
@@ -174,3 +179,47 @@ def test_models_of_half_precision_compute_under_autocast():
     assert half.dtype == torch.float32
     assert 0 < (half - exact).abs().max() / exact.abs().max() < 0.05
     assert next(model.parameters()).dtype == torch.float32
+
+
+def write_checkpoint(folder: Path, model: CLIP, step: int) -> Path:
+    path = folder / f"step{step:08}"
+    path.mkdir(parents=True)
+    tensors = {
+        fragment_name("weight", name, 0, value.numel()): value.detach().flatten()
+        for name, value in model.named_parameters()
+    }
+    with open(path / "rank00000.safetensors", "wb") as file:
+        dump_tensors(tensors, file)
+    shapes = {name: list(value.shape) for name, value in model.named_parameters()}
+    files = {"rank00000.safetensors": Entry((path / "rank00000.safetensors").stat().st_size, "")}
+    config = {"model": {"name": "ViT-tiny", "activation": "gelu"}}
+    Manifest(
+        run="r",
+        counter=step,
+        step=step,
+        layout={},
+        state={"engine": {"shapes": shapes}, "config": config},
+        files=files,
+    ).write(path)
+    return path
+
+
+def test_load_model_from_a_checkpoint_and_the_newest_of_a_run(tmp_path):
+    older, newer = (create_model("ViT-tiny", activation="gelu") for _ in range(2))
+    first = write_checkpoint(tmp_path / "run" / "checkpoints", older, 1)
+    write_checkpoint(tmp_path / "run" / "checkpoints", newer, 2)
+    for weights, model in ((first, older), (tmp_path / "run", newer)):
+        loaded = load_model(None, weights)
+        assert loaded.model.config.activation == "gelu"
+        assert loaded.weights == str(weights)
+        for name, value in model.named_parameters():
+            assert torch.equal(loaded.model.get_parameter(name), value)
+    with pytest.raises(ValueError, match=r"step00000001"):
+        load_model("RN-tiny", first)
+
+
+def test_load_model_from_a_damaged_checkpoint_names_it(tmp_path):
+    path = write_checkpoint(tmp_path, create_model("ViT-tiny"), 1)
+    (path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"manifest\.json.*Name an earlier checkpoint's folder"):
+        load_model(None, path)

@@ -225,18 +225,18 @@ def _judged_several(scores: Tensor, labels: Tensor, names: Sequence[str]) -> Jud
     """Of images with several classes: each class is a search of its own."""
     columns = list(zip(scores.T, labels.T, strict=True))
     per_class: list[dict[str, Any]] = [
-        {"name": name, "images": int(truth.sum())}
-        for name, (_, truth) in zip(names, columns, strict=True)
+        {"name": of, "images": int(truth.sum())}
+        for of, (_, truth) in zip(names, columns, strict=True)
     ]
     metrics: Metrics = {}
-    for key, measure in (
-        ("average_precision", average_precision),
-        ("average_precision_11_points", average_precision_11_points),
+    for key, name, measure in (
+        ("mean_average_precision", "average_precision", average_precision),
+        ("map_11_point", "average_precision_11_point", average_precision_11_points),
     ):
         values = [measure(found, truth) for found, truth in columns]
         # A class without an image has none.
         known = [value for value in values if value is not None]
-        metrics[f"mean_{key}"] = sum(known) / len(known) if known else None
+        metrics[key] = sum(known) / len(known) if known else None
         for entry, value in zip(per_class, values, strict=True):
-            entry[key] = value
+            entry[name] = value
     return Judged(metrics, per_class=per_class)

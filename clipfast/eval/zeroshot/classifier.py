@@ -36,6 +36,9 @@ def build_classifier(
     Source: Radford et al. 2021, section 3.1.4.
     """
     check_classnames(names, "class names")
+    for number, name in enumerate(names, 1):
+        if not name.strip():
+            raise ValueError(f"class name {number} is empty: a text of it would name nothing")
     check_templates(templates, "templates")
     texts = [template.replace(SLOT, name) for name in names for template in templates]
     features = F.normalize(encoder.texts(texts), dim=-1)

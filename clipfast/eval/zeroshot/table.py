@@ -11,7 +11,7 @@ _TITLES = {
     "mean_acc1_acc5": "mean of both",
     "roc_auc": "ROC AUC",
     "mean_average_precision": "mAP",
-    "mean_average_precision_11_points": "mAP, 11 points",
+    "map_11_point": "mAP, 11 points",
 }
 
 
