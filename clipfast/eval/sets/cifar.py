@@ -96,7 +96,7 @@ def find_sheets(path: Path, split: str) -> FoundSet | None:
 def _sheet(path: Path) -> np.ndarray:
     try:
         rows = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read sheet {str(path)!r}: {error}; fetch it again") from None
     if rows.shape[1] != _SIDE * _SIDE:
         raise ValueError(

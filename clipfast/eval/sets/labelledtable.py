@@ -92,9 +92,14 @@ def _labels(table: Table, column: str, names: tuple[str, ...] | None) -> np.ndar
 
 def _text(table: Table, column: str, row: int) -> str:
     cell = table.columns[column][row]
+    if isinstance(cell, list | dict | bytes):
+        raise ValueError(
+            f"{table.where(row)}: column {column!r} holds no text; write paths of image files, and "
+            "one label per row"
+        )
     text = "" if cell is None else str(cell).strip()
-    if not text or isinstance(cell, list | dict | bytes):
-        raise ValueError(f"{table.where(row)}: column {column!r} is empty or no text; fill it")
+    if not text:
+        raise ValueError(f"{table.where(row)}: column {column!r} is empty; fill it")
     return text
 
 

@@ -26,7 +26,8 @@ def place_names(
         label_names: L names that the layout has, in the order of its labels.
         classnames: C names to use.
         folders: C names that the published data set gives the folders of its classes.
-        by_position: whether the class names were written for this layout, in its order.
+        by_position: whether the class names were written for this layout, in its order. Numerals
+            that count up from 0 or 1 tell it, too.
 
     Returns:
         ``[L]`` int64, the place of each label in the class names.
@@ -49,7 +50,7 @@ def place_names(
             f"{len(classnames)} class names ({_shown(classnames)}); give one line per class, in "
             "the sorted order of the classes (--classnames)"
         )
-    if by_position or all(name.isdecimal() for name in label_names):
+    if by_position or _count_up(label_names, classnames):
         return np.arange(len(label_names))
     raise ValueError(
         f"{where}: which class is which cannot be told. They are called {_shown(label_names)}, and "
@@ -73,6 +74,18 @@ def _places(label_names: Sequence[str], known: Sequence[str]) -> np.ndarray | No
     if None in places or len(set(places)) < len(places):
         return None
     return np.array(places, np.int64)
+
+
+def _count_up(label_names: Sequence[str], classnames: Sequence[str]) -> bool:
+    """Whether labels are called 0, 1, 2, ... or 1, 2, 3, ... in the order of the class names."""
+    if not all(name.isdecimal() for name in label_names):
+        return False
+    numbers = [int(name) for name in label_names]
+    first = numbers[0]
+    # SVHN counts from 1, and its 10 is a zero, the first of the names.
+    if first not in (0, 1) or (first == 1 and classnames[0] in ("0", "zero")):
+        return False
+    return numbers == list(range(first, first + len(numbers)))
 
 
 def _letters(name: str) -> str:

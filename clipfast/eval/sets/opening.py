@@ -1,6 +1,7 @@
 """Open a data set from what a person wrote: its place on disk, and perhaps its name."""
 
 import re
+from os import PathLike, fspath
 from pathlib import Path
 
 from clipfast.eval.sets.captionfolders import find_caption_file
@@ -28,7 +29,7 @@ _NAMED = re.compile(r"([A-Za-z0-9][\w./+-]+):(?!//)(.+)", re.DOTALL)
 
 
 def open_set(
-    source: str,
+    source: str | PathLike[str],
     *,
     split: str = "test",
     classnames: Path | None = None,
@@ -55,13 +56,15 @@ def open_set(
         ValueError: the source cannot be read or has no images, or its words do not fit its labels.
             Says where, and what to do.
     """
-    name, entry, place = _parts(source)
+    name, entry, place = _parts(fspath(source))
+    if entry is not None and entry.group == "captions":
+        raise ValueError(f"data set {name!r} has captions and no classes: measure retrieval on it")
     found = _find(place, split, entry)
     return give_words(found, name or found.name, split, entry, classnames, templates)
 
 
 def open_captions(
-    source: str, *, split: str = "test", root: str | Path | None = None
+    source: str | PathLike[str], *, split: str = "test", root: str | Path | None = None
 ) -> CaptionedSet:
     """Open images with captions.
 
@@ -78,7 +81,9 @@ def open_captions(
         ValueError: the source cannot be read, or a row has no image or no caption. Says where, and
             what to do.
     """
-    name, _, place = _parts(source)
+    name, entry, place = _parts(fspath(source))
+    if entry is not None and entry.group != "captions":
+        raise ValueError(f"data set {name!r} has classes and no captions: measure zero-shot on it")
     shards = find_shards(place, split)
     if shards is not None:
         return read_captioned(shards, name or shards.name, split)

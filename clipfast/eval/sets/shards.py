@@ -145,7 +145,9 @@ def _in_folder(path: Path, split: str) -> Shards | None:
     splits = sorted(each.parent.name for each in path.glob(f"*/{NUMBER_FILE}"))
     if splits:
         raise ValueError(f"{str(path)!r} has the splits {', '.join(splits)}; got {split!r}")
-    for folder in (path / split, path):
+    # An archive that lies beside class folders is no shard.
+    flat = not any(each.is_dir() and not each.name.startswith(".") for each in path.iterdir())
+    for folder in (path / split, path) if flat else (path / split,):
         tars = sorted(folder.glob("*.tar"), key=lambda tar: (len(tar.name), tar.name))
         if tars:
             return Shards(path.resolve().name, [str(tar) for tar in tars], _kind(path), path)

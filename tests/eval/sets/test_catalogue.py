@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipfast.eval.sets import open_set
+from clipfast.eval.sets import open_captions, open_set
 from clipfast.eval.sets.catalogue import CATALOGUE, entry_of, list_sets, plain_name
 from clipfast.eval.sets.wordlists import classnames_of, folders_of, list_words, templates_of
 
@@ -105,6 +105,23 @@ def test_open_set_sorts_numerals_by_their_number(tmp_path):
     names = [str(i) for i in range(1000)]
     opened = open_set(f"imagenetv2:{folders(tmp_path / 'v', names)}")
     assert opened.labels.tolist() == list(range(1000))
+
+
+def test_open_set_refuses_numerals_that_may_mean_others(tmp_path):
+    # SVHN's own labels are 1 to 10, where 10 is the digit zero; its names begin with zero.
+    with pytest.raises(ValueError, match="which class is which cannot be told"):
+        open_set(f"svhn:{folders(tmp_path / 's', [str(i) for i in range(1, 11)])}")
+    with pytest.raises(ValueError, match="which class is which cannot be told"):
+        open_set(f"clevr_count_all:{folders(tmp_path / 'c', [str(i) for i in range(3, 11)])}")
+    opened = open_set(f"flowers:{folders(tmp_path / 'f', [str(i) for i in range(1, 103)])}")
+    assert opened.labels.tolist() == list(range(102))
+
+
+def test_open_set_and_open_captions_refuse_each_others_sets(tmp_path):
+    with pytest.raises(ValueError, match="'flickr30k' has captions and no classes"):
+        open_set(f"flickr30k:{tmp_path}")
+    with pytest.raises(ValueError, match="'wds/mnist' has classes and no captions"):
+        open_captions(f"wds/mnist:{tmp_path}")
 
 
 def test_open_set_refuses_folders_whose_classes_cannot_be_told(tmp_path):

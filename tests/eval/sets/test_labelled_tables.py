@@ -131,6 +131,9 @@ def test_open_set_reads_parquet(folder):
     np.testing.assert_array_equal(opened.attributes["age"], [31, np.nan])
     captions = open_captions(str(folder / "x.parquet"))
     assert (list(captions.captions), captions.image_of.tolist()) == (["x", "y", "z"], [0, 0, 1])
+    parquet.write_table(pa.table({"image": [b"x"], "label": [0]}), folder / "z.parquet")
+    with pytest.raises(ValueError, match="column 'image' holds no text; write paths"):
+        open_set(folder / "z.parquet")
     (folder / "y.parquet").write_bytes(b"none")
     with pytest.raises(ValueError, match="is no Parquet file"):
         open_set(str(folder / "y.parquet"))
