@@ -14,6 +14,7 @@ from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.ranking import cosines
 from clipfast.eval.sets import LabelledSet
+from clipfast.eval.sets.catalogue import find_entry
 from clipfast.eval.zeroshot.answers import answers
 from clipfast.eval.zeroshot.cache import ClassifierCache
 from clipfast.eval.zeroshot.classifier import BARE, ONE_PROMPT
@@ -62,6 +63,7 @@ class Classification:
         split: of it.
         images: that were judged.
         unreadable: why others do not decode, by their places.
+        metric: key of the metric that counts: the paper's for its data sets.
         templates: number of prompts of the ensemble.
         prompts: by "names", "one prompt" and "ensemble", what class names alone, in
             "a photo of a {c}.", and in the set's own prompts are worth.
@@ -72,6 +74,7 @@ class Classification:
     split: str
     images: int
     unreadable: dict[int, str]
+    metric: str
     templates: int
     prompts: dict[str, Judged]
     seconds: dict[str, float]
@@ -92,6 +95,7 @@ class Classification:
             "split": self.split,
             "images": self.images,
             "unreadable": {str(place): reason for place, reason in self.unreadable.items()},
+            "main_metric": self.metric,
             "templates": self.templates,
             "intervals": self.main.intervals,
             "prompts": {name: judged.metrics for name, judged in self.prompts.items()},
@@ -159,10 +163,19 @@ def classify(
         split=images.split,
         images=len(features),
         unreadable=unreadable,
+        metric=_metric_of(images.name, prompts["ensemble"].metrics),
         templates=len(images.templates),
         prompts=prompts,
         seconds=seconds,
     )
+
+
+def _metric_of(dataset: str, metrics: Metrics) -> str:
+    """The metric of the catalogue; the first where the set is not there or is of another kind."""
+    entry = find_entry(dataset)
+    if entry is not None and metrics.get(entry.metric) is not None:
+        return entry.metric
+    return next(iter(metrics))
 
 
 def _check_finite(dataset: str, what: str, features: Tensor) -> None:
@@ -229,14 +242,14 @@ def _judged_several(scores: Tensor, labels: Tensor, names: Sequence[str]) -> Jud
         for of, (_, truth) in zip(names, columns, strict=True)
     ]
     metrics: Metrics = {}
-    for key, name, measure in (
-        ("mean_average_precision", "average_precision", average_precision),
-        ("map_11_point", "average_precision_11_point", average_precision_11_points),
+    for name, measure in (
+        ("average_precision", average_precision),
+        ("average_precision_11_points", average_precision_11_points),
     ):
         values = [measure(found, truth) for found, truth in columns]
         # A class without an image has none.
         known = [value for value in values if value is not None]
-        metrics[key] = sum(known) / len(known) if known else None
+        metrics[f"mean_{name}"] = sum(known) / len(known) if known else None
         for entry, value in zip(per_class, values, strict=True):
             entry[name] = value
     return Judged(metrics, per_class=per_class)

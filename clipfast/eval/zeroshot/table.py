@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from clipfast.eval.zeroshot.classification import Classification
 
 _TITLES = {
@@ -11,7 +13,7 @@ _TITLES = {
     "mean_acc1_acc5": "mean of both",
     "roc_auc": "ROC AUC",
     "mean_average_precision": "mAP",
-    "map_11_point": "mAP, 11 points",
+    "mean_average_precision_11_points": "mAP, 11 points",
 }
 
 
@@ -39,6 +41,12 @@ def table(found: Classification) -> list[str]:
         lines.append(f"{labels[key]:{first}}{row}")
     for name, (low, high) in found.main.intervals.items():
         lines.append(f"{_TITLES[name]}: {low:.2%} to {high:.2%} (99.5%, Clopper-Pearson)")
+    if found.metric != names[0]:
+        lines.append(f"{_TITLES[found.metric]} is the metric of this data set")
+    twice = Counter(entry["name"] for entry in found.main.per_class)
+    same = [f"{name!r}" for name, count in twice.items() if count > 1]
+    if same:
+        lines.append(f"several classes have the name {', '.join(same[:5])}: only one can be right")
     empty = [entry["name"] for entry in found.main.per_class if not entry["images"]]
     if empty:
         shown = ", ".join(empty[:5])

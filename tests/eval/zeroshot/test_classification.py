@@ -1,6 +1,8 @@
 """Zero-shot classification of small sets by small models."""
 
 import dataclasses
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import clipfast
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.eval.zeroshot import ClassifierCache, ZeroShot, build_classifier, classify
+from clipfast.eval.zeroshot.table import table
 from clipfast.preprocessing import Preprocessing
 from clipfast.tokenizer import tokenize
 from tests.eval.tiny import SIZE, picture, tiny_model, write_pictures
@@ -94,8 +97,11 @@ def test_classify_several_classes_per_image():
     # The last class has no image.
     assert found.metrics["mean_average_precision"] == pytest.approx(np.mean(expected))
     assert found.per_class[5]["average_precision"] is None
-    assert 0 < found.metrics["map_11_point"] <= 1
+    assert 0 < found.metrics["mean_average_precision_11_points"] <= 1
     assert "acc1" not in found.metrics
+    named = classify(encoder(model), dataclasses.replace(images, name="voc2007"))
+    assert named.metric == "mean_average_precision_11_points"
+    assert any("mAP, 11 points is the metric" in line for line in table(named))
 
 
 @pytest.mark.needs("nvidia.dali")
@@ -268,3 +274,40 @@ def test_classify_a_folder_that_open_set_opens(tmp_path):
     found = classify(encoder(), open_set(str(folder)))
     assert [entry["name"] for entry in found.main.per_class] == ["cat", "fire truck"]
     assert found.images == 3
+
+
+@pytest.mark.needs("nvidia.dali")
+def test_table_tells_of_empty_classes_and_of_names_that_stand_twice():
+    images = some_set(8)
+    names = (*NAMES[:4], "cat", "crane")
+    lines = table(classify(encoder(), dataclasses.replace(images, classnames=names)))
+    assert any("1 class(es) without an image are left out of means: crane" in x for x in lines)
+    assert any("several classes have the name 'cat'" in x for x in lines)
+
+
+@pytest.mark.needs("nvidia.dali")
+def test_classify_the_nine_categories_of_the_emoji_sample():
+    sample = Path(clipfast.__file__).parent / "data" / "sample" / "twemoji.tar"
+    with tarfile.open(sample) as tar:
+        members = {member.name: member for member in tar}
+        keys = sorted({name.split(".")[0] for name in members})
+        about = [json.load(tar.extractfile(members[f"{key}.json"])) for key in keys]
+        # "Component" holds parts of others, such as hair.
+        names = sorted({entry["category"] for entry in about} - {"Component"})
+        places = {name: label for label, name in enumerate(names)}
+        labels = np.array([places.get(entry["category"], -1) for entry in about])
+        kept = np.concatenate([np.flatnonzero(labels == label)[:7] for label in range(len(names))])
+        files = [tar.extractfile(members[f"{keys[i]}.jpg"]).read() for i in kept.tolist()]
+    images = LabelledSet(
+        "twemoji", "test", tuple(names), ("an emoji of {c}.",), labels[kept], files.__getitem__
+    )
+    found = classify(encoder(), images)
+    assert len(names) == 9
+    assert found.images == 63
+    assert not found.unreadable
+    recalls = [entry["recall"] for entry in found.main.per_class]
+    assert found.main.metrics["mean_per_class_recall"] == pytest.approx(np.mean(recalls))
+    assert found.main.metrics["acc1"] == pytest.approx(np.mean(recalls))
+    # An untrained model answers as chance does, within the interval.
+    low, high = found.main.intervals["acc1"]
+    assert low <= 1 / 9 <= high
