@@ -207,7 +207,7 @@ def _say_what_did_not_converge(lambdas: Sequence[float], found: Minimum, toleran
         warnings.warn(
             f"the largest gradient is not within {tolerance:.2g} for {len(late)} of "
             f"{len(lambdas)} lambdas ({told} iterations): raise max_iterations or the tolerance",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -108,6 +108,6 @@ def present_classes(targets: Targets, names: Sequence[str] | None = None) -> lis
         warnings.warn(
             f"{len(missing)} of {targets.classes} classes have {what} to learn from, and are never "
             f"predicted: {told}",
-            stacklevel=3,
+            stacklevel=4,
         )
     return usable.nonzero()[:, 0].tolist()

@@ -14,7 +14,13 @@ from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.probe.choose import WarmFits, choose
 from clipfast.eval.probe.classifier import Classifiers
 from clipfast.eval.probe.labels import Targets, as_targets
-from clipfast.eval.probe.metrics import ACCURACY, MEAN_PER_CLASS, check_metric, measure
+from clipfast.eval.probe.metrics import (
+    ACCURACY,
+    MEAN_PER_CLASS,
+    check_metric,
+    measure,
+    top_accuracy,
+)
 from clipfast.eval.probe.rows import Features, Part, Rows
 from clipfast.eval.probe.search import Found
 from clipfast.eval.probe.splits import cut
@@ -33,7 +39,7 @@ class Labelled:
     labels: Any
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LinearProbe:
     """What a linear probe found.
 
@@ -44,6 +50,7 @@ class LinearProbe:
         classifier: one, of train and validation rows together.
         score: the metric on the test rows.
         accuracy: there; None where a row may have several classes.
+        accuracy_5: share of test rows whose class is among the five first; None of fewer classes.
         interval: of the accuracy, Clopper-Pearson at 99.5%.
         mean_per_class_recall: over the classes that have test rows.
         test_rows: how many.
@@ -56,6 +63,7 @@ class LinearProbe:
     classifier: Classifiers
     score: float
     accuracy: float | None
+    accuracy_5: float | None
     interval: tuple[float, float] | None
     mean_per_class_recall: float | None
     test_rows: int
@@ -146,24 +154,26 @@ def linear_probe(
             {found.best: learner.found[found.best]},
         )
         classifier = last.at([found.best])
-    accuracy = interval = recall = None
+    accuracy = accuracy_5 = interval = recall = None
     if targets.is_softmax:
         accuracy, recall = (
             measure(name, classifier, test_rows, test_targets)[0]
             for name in (ACCURACY, MEAN_PER_CLASS)
         )
+        accuracy_5 = top_accuracy(classifier.scores(test_rows), test_targets, 5)
         interval = clopper_pearson(round(accuracy * len(test_targets)), len(test_targets))
     return LinearProbe(
-        metric,
-        found,
-        said,
-        classifier,
-        measure(metric, classifier, test_rows, test_targets)[0],
-        accuracy,
-        interval,
-        recall,
-        len(test_targets),
-        learner.late + last.late,
+        metric=metric,
+        found=found,
+        validation=said,
+        classifier=classifier,
+        score=measure(metric, classifier, test_rows, test_targets)[0],
+        accuracy=accuracy,
+        accuracy_5=accuracy_5,
+        interval=interval,
+        mean_per_class_recall=recall,
+        test_rows=len(test_targets),
+        late=learner.late + last.late,
     )
 
 

@@ -65,6 +65,26 @@ def of_predictions(metric: str, predicted: Tensor, targets: Targets) -> float:
     return int((predicted == targets.labels).sum()) / len(targets)
 
 
+def top_accuracy(scores: Tensor, targets: Targets, k: int) -> float | None:
+    """Share of rows whose class is among the k of the highest scores.
+
+    Args:
+        scores: ``[N, C]``; of equals the first class counts as higher.
+        targets: of one class per row.
+        k: how many.
+
+    Returns:
+        None where there are fewer classes.
+    """
+    if targets.classes < k:
+        return None
+    labels = targets.labels[:, None]
+    own = scores.gather(1, labels)
+    before = torch.arange(targets.classes) < labels
+    rank = ((scores > own) | ((scores == own) & before)).sum(1)
+    return int((rank < k).sum()) / len(targets)
+
+
 def _map11(scores: Tensor, targets: Targets) -> float:
     """Mean over the classes that have rows."""
     found = [

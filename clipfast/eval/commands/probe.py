@@ -1,0 +1,142 @@
+"""``probe``: a linear classifier on the features of a set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clipfast.eval.commands.options import (
+    add_model_options,
+    add_output_options,
+    add_set_options,
+    encoder_of,
+    loaded_model,
+)
+from clipfast.eval.probe.features import FeatureCache
+from clipfast.eval.probe.linear import LinearProbe, linear_probe
+from clipfast.eval.probe.metrics import METRICS
+from clipfast.eval.probe.search import strength
+from clipfast.eval.probe.splitsets import open_splits, usual_metric
+from clipfast.eval.results import ResultFile
+
+TASK = "linear_probe"
+
+
+def add(subparsers: Any) -> None:
+    """Add the subcommand.
+
+    Args:
+        subparsers: of the command line.
+    """
+    text = "fit a linear classifier to the features of a set"
+    parser = subparsers.add_parser("probe", help=text, description=text)
+    add_model_options(parser)
+    add_set_options(parser)
+    add_probe_options(parser)
+    group = parser.add_argument_group("probe")
+    group.add_argument(
+        "--validation-split",
+        help="split that lambda is chosen on; default: a part of the train split",
+    )
+    group.add_argument(
+        "--validation-share", type=float, default=0.2, help="of the train split, where it is cut"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of that cut")
+    add_output_options(parser)
+
+
+def add_probe_options(parser: argparse.ArgumentParser) -> None:
+    """What probes have in common.
+
+    Args:
+        parser: of a subcommand.
+    """
+    group = parser.add_argument_group("probe")
+    group.add_argument("--train-split", default="train", help="split that is learned from")
+    group.add_argument("--metric", choices=METRICS, help="default: the set's own")
+    group.add_argument(
+        "--search",
+        choices=("search", "sweep"),
+        default="search",
+        help="for lambda: the paper's search, or all 97 of them",
+    )
+    group.add_argument("--tolerance", type=float, default=1e-4, help="of the largest gradient")
+    group.add_argument(
+        "--features", type=Path, help="folder of features; default: `features` in --out"
+    )
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Encode the splits, fit, and write the result.
+
+    Args:
+        options: as parsed.
+
+    Returns:
+        What the file of the result holds.
+
+    Raises:
+        ValueError: data or weights cannot be read or do not fit.
+        OSError: features or result cannot be written.
+    """
+    splits = {"train": options.train_split, "test": options.split}
+    if options.validation_split is not None:
+        splits["validation"] = options.validation_split
+    sets = open_splits(
+        options.data, splits, classnames=options.classnames, templates=options.templates
+    )
+    test = sets["test"]
+    loaded = loaded_model(options)
+    weights = str(options.weights)
+    file = ResultFile(options.out, test.name, loaded.name, weights, TASK, options.language)
+    if options.skip_existing and (existing := file.existing()) is not None:
+        print(f"{file.path} is there already")
+        return existing
+    encoder = encoder_of(options, loaded)
+    cache = FeatureCache(options.features or options.out / "features")
+    labelled = {
+        what: cache.features(encoder, one, "penultimate").labelled(one.labels)
+        for what, one in sets.items()
+    }
+    if encoder.sharing.rank:
+        return {}
+    found = linear_probe(
+        labelled["train"],
+        labelled["test"],
+        labelled.get("validation"),
+        classnames=test.classnames,
+        metric=options.metric or usual_metric(test),
+        share=options.validation_share,
+        seed=options.seed,
+        how=options.search,
+        tolerance=options.tolerance,
+        device=encoder.device,
+    )
+    metrics, more = _as_json(found)
+    written = file.write(metrics, {"split": test.split, **more})
+    print(f"{test.name} ({test.split}), linear probe")
+    print(*found.lines, f"written: {file.path}", sep="\n")
+    return written
+
+
+def _as_json(found: LinearProbe) -> tuple[dict[str, float | None], dict[str, Any]]:
+    metrics: dict[str, float | None] = {
+        "lp_acc1": found.accuracy,
+        "lp_acc5": found.accuracy_5,
+        "lp_mean_per_class_recall": found.mean_per_class_recall,
+    }
+    if found.accuracy is None:
+        metrics["lp_map_11_point"] = found.score
+    return metrics, {
+        "chosen_by": found.metric,
+        "lambda": found.found.strength,
+        "validation": found.validation,
+        "validation_scores": [
+            {"lambda": strength(step), found.metric: value}
+            for step, value in found.found.scores.items()
+        ],
+        "test_images": found.test_rows,
+        "intervals": {} if found.interval is None else {"lp_acc1": found.interval},
+        "fits_not_converged": found.late,
+    }
