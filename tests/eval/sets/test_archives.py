@@ -116,6 +116,32 @@ def test_open_set_reads_sheets_of_cifar10(tmp_path):
         open_set(f"cifar10:{tmp_path}")
 
 
+def python_2_pickle(images, labels):
+    """The opcodes that cPickle of Python 2 writes for a batch, as those of the published archive.
+
+    Texts are byte strings (U, T), the array is a call of _reconstruct (R) with a state (b).
+    """
+    data = planes(images).tobytes()
+    count, width = planes(images).shape
+    shape = b"K" + bytes([count]) + b"M" + struct.pack("<H", width) + b"\x86"
+    element = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    element += b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array += b"(K\x01" + shape + element + b"\x89T" + struct.pack("<i", len(data)) + data + b"tb"
+    listed = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    named = b"U\x09filenames](U\x05a.pngU\x05b.pnge"
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + listed + named + b"u."
+
+
+def test_open_set_reads_pickles_of_python_2(tmp_path):
+    written = python_2_pickle(*batch(5))
+    # The bytes are what they are meant to be: the whole unpickler reads them.
+    whole = pickle.loads(written, encoding="bytes")
+    np.testing.assert_array_equal(whole[b"data"], planes(batch(5)[0]))
+    (tmp_path / "test_batch").write_bytes(written)
+    assert_holds(open_set(f"cifar10:{tmp_path}"), [5])
+
+
 class Calls:
     def __init__(self, path):
         self.path = str(path)
