@@ -55,9 +55,11 @@ def export_weights(folder: Path, manifest: Manifest, path: Path) -> int:
     tensors = dict(saved.buffers())
     for name, size in saved.parameters.items():
         parts = [_exact(stretch.tensors) for stretch in saved.read(name, 0, size)]
-        tensors[name] = torch.cat(parts).view(shapes[name])
+        # A model's own scalars have no dimension elsewhere.
+        shape = () if shapes[name] == (1,) and "." not in name else shapes[name]
+        tensors[name] = torch.cat(parts).view(shape)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
-        dump_tensors(tensors, file)
+        dump_tensors(tensors, file, _metadata(manifest))
     return len(tensors)
 
 
@@ -68,6 +70,14 @@ def _saved(folder: Path, manifest: Manifest) -> SavedTensors:
             "and --resume-with-changes, and final.safetensors holds its weights"
         )
     return SavedTensors(folder / name for name in sorted(manifest.files))
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    """What the file says of itself; nothing of a checkpoint that does not say."""
+    said = manifest.state["engine"].get("weights")
+    if not isinstance(said, dict) or not all(isinstance(text, str) for text in said.values()):
+        return {}
+    return {"format": "pt", **said}
 
 
 def _shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ The library's own writer makes a second copy of every tensor first, and writes t
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,26 +33,30 @@ class Writable(Protocol):
         """Write all of it."""
 
 
-def dump_tensors(tensors: Mapping[str, Tensor], file: Writable) -> None:
+def dump_tensors(
+    tensors: Mapping[str, Tensor], file: Writable, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as a safetensors file.
 
     Args:
         tensors: by name, on any device; each is read once, in parts, when its turn comes.
         file: as ``torch.save`` takes it.
+        metadata: texts that stand in the file's header.
 
     Raises:
         OSError: of ``file``.
     """
     # Elements lie at multiples of their size: readers map the file.
     order = sorted(tensors, key=lambda name: -tensors[name].element_size())
-    file.write(_header({name: tensors[name] for name in order}))
+    file.write(_header({name: tensors[name] for name in order}, metadata or {}))
     for name in order:
         for part in _bytes_of(tensors[name]):
             file.write(part)
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    entries, end = {}, 0
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         entries[name] = {

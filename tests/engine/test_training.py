@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from clipfast.checkpoint import Manifest
+from clipfast.checkpoint.contents import export_weights
 from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import create_model, export, load_weights, read_metadata
 from tests.engine.launching import (
@@ -236,6 +237,23 @@ def test_a_checkpoint_gives_its_weights_and_takes_other_statistics_and_weights(a
     assert losses(alone / "converted") == pytest.approx(
         losses(alone / "saved-3-mixed")[2:], rel=0.05
     )
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["saved-0", "saved-1-micro", "saved-3-mixed"])
+def test_a_checkpoint_gives_the_weights_of_the_run_and_what_they_are_of(alone, tmp_path, name):
+    folder = alone / name / "checkpoints" / "step00000004"
+    assert export_weights(folder, Manifest.read(folder), tmp_path / "out.safetensors")
+    exported = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    final = weights(alone / name)
+    assert exported.keys() == final.keys()
+    assert [key for key in final if not torch.equal(final[key], exported[key])] == []
+    found, told = (
+        read_metadata(path)
+        for path in (tmp_path / "out.safetensors", alone / name / "final.safetensors")
+    )
+    assert found == told
+    create_model.from_file(tmp_path / "out.safetensors")
 
 
 def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_path, alone):

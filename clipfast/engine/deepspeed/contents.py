@@ -26,6 +26,8 @@ from clipfast.checkpoint.fragments import (
 from clipfast.engine.deepspeed.earlier import EarlierTensors
 from clipfast.engine.deepspeed.places import Holder, adam_of, holders, shapes_of
 from clipfast.engine.launch import Process
+from clipfast.models.metadata import KEY, describe
+from clipfast.models.weights import architecture_of
 from clipfast.ops.adamw import BLOCK
 from clipfast.optim import parameter_groups
 from clipfast.optim.carry import empty_state, put_statistics, put_weight
@@ -102,6 +104,7 @@ class EngineContents:
             if scaler is not None
             else {},
             "shapes": {name: list(shape) for name, shape in shapes_of(engine.module).items()},
+            "weights": _metadata(engine),
         }
 
     def load(self, saved: Saved, state: dict[str, Any]) -> None:
@@ -268,3 +271,12 @@ def _refresh_model(engine: Any) -> None:
         for halves, masters in groups:
             for half, master in zip(halves, masters, strict=True):
                 half.data.copy_(master.data)
+
+
+def _metadata(engine: Any) -> dict[str, str]:
+    """What a file of the weights says of itself; nothing for a model that is no CLIP of ours."""
+    architecture = architecture_of(engine.module)
+    if architecture is None:
+        return {}
+    scalars = {name: start for name, start in architecture.scalars if name != "logit_scale"}
+    return {KEY: describe(architecture, scalars, int(engine.global_steps)).to_json()}
