@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from os.path import splitext
 from pathlib import Path
 
 import numpy as np
 
+from clipfast.data.folderwalk import walk_once
 from clipfast.data.kinds import image_extensions
+from clipfast.data.storage.paths import join
 from clipfast.eval.sets.files import ImageFiles
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.naming import sorted_names
@@ -53,8 +56,10 @@ def read_folder(path: Path, splits: Sequence[str]) -> FoundSet:
     labels: list[int] = []
     others: list[str] = []
     for label, name in enumerate(classes):
+        if not (top / name).is_dir():
+            continue
         images, passed = _images(top / name)
-        if not images and (top / name).is_dir():
+        if not images:
             raise ValueError(
                 f"class folder {str(top / name)!r} holds no image; fill it, or remove it"
             )
@@ -82,9 +87,15 @@ def _classes(path: Path) -> list[str]:
 
 def _images(folder: Path) -> tuple[list[str], list[str]]:
     """Paths of the images below a folder, sorted, and of what is none."""
-    files = sorted(
-        str(path) for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
-    )
+    notes: list[tuple[str, str]] = []
+    images: list[str] = []
+    others: list[str] = []
     extensions = image_extensions()
-    images = [path for path in files if Path(path).suffix.lower() in extensions]
-    return images, [path for path in files if Path(path).suffix.lower() not in extensions]
+    for at, listed in walk_once(str(folder), notes):
+        for each in listed:
+            if not each.name.startswith("."):
+                known = splitext(each.name)[1].lower() in extensions
+                (images if known and each.is_file else others).append(join(at, each.name))
+    for source, why in notes:
+        _log.warning("%s: %s", folder / source, why)
+    return sorted(images), sorted(others)

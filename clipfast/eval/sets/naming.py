@@ -1,6 +1,7 @@
 """Which class name belongs to which label. A list in another order would be wrong silently."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +70,8 @@ def sorted_names(names: Sequence[str]) -> list[str]:
 def _places(label_names: Sequence[str], known: Sequence[str]) -> np.ndarray | None:
     """Where each label stands in a list; None where one does not, or stands there twice."""
     plain = [_letters(name) for name in known]
-    place_of = {name: i for i, name in enumerate(plain) if plain.count(name) == 1}
+    often = Counter(plain)
+    place_of = {name: i for i, name in enumerate(plain) if often[name] == 1}
     places = [place_of.get(_letters(name)) for name in label_names]
     if None in places or len(set(places)) < len(places):
         return None

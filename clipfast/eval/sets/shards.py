@@ -80,8 +80,12 @@ def find_shards(place: str, split: str) -> Shards | None:
     path = Path(place).expanduser()
     if path.is_dir():
         return _in_folder(path, split)
-    is_pattern = place.endswith(".tar") or has_magic(place) or scheme_of(place) != "file"
-    if is_pattern or "{" in place or place.partition("/")[0] == "sample":
+    is_shard = place.endswith(".tar")
+    # A table may have brackets in its name.
+    if path.exists() and not is_shard:
+        return None
+    is_pattern = has_magic(place) or "{" in place or scheme_of(place) != "file"
+    if is_shard or is_pattern or place.partition("/")[0] == "sample":
         name = Path(place).parent.name if path.name != place else path.stem
         return Shards(name or "shards", _expand(place))
     return None

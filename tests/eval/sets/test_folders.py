@@ -110,5 +110,10 @@ def test_open_set_names_an_empty_class_and_an_empty_folder(folder, tmp_path):
 def test_open_set_counts_files_that_are_no_images(folder, caplog):
     (folder / "b" / "notes.md").write_text("x")
     (folder / "b" / ".hidden.png").write_text("x")
-    assert len(open_set(str(folder))) == 4
-    assert "1 files are no images, such as" in caplog.text
+    (folder / "b" / "gone.png").symlink_to(folder / "none")
+    (folder / "a_c" / "loop").symlink_to(folder / "a_c")
+    (folder / "a_c" / "linked").symlink_to(folder / "c")
+    opened = open_set(str(folder))
+    assert opened.labels.tolist() == [0, 0, 1, 1, 2]
+    assert "2 files are no images, such as" in caplog.text
+    assert "linked folder leads back up; it is not followed" in caplog.text

@@ -34,8 +34,8 @@ def write(path, rows):
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_open_set_reads_a_table_of_words(folder, suffix):
-    opened = open_set(write(folder / f"faces{suffix}", ROWS))
-    assert (opened.name, opened.classnames) == ("faces", ("cat", "dog"))
+    opened = open_set(write(folder / f"faces[1]{suffix}", ROWS))
+    assert (opened.name, opened.classnames) == ("faces[1]", ("cat", "dog"))
     assert opened.labels.tolist() == [1, 0, 1]
     assert opened.encoded(2) == (folder / "img" / "c.png").read_bytes()
     assert list(opened.attributes) == ["age", "group", "lat", "code"]
