@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,13 @@ class ImageEncoder:
         self.preprocessing = check_preprocessing(preprocessing, model)
         self.unreadable: dict[int, str] = {}
         check_batch(batch_size, preprocessing.image_size, dtype, self.device)
+
+    def alone(self) -> ImageEncoder:
+        """An encoder of the same model that shares nothing: what it is given is this rank's."""
+        encoder = copy.copy(self)
+        encoder.sharing = Sharing()
+        encoder.unreadable = {}
+        return encoder
 
     @torch.no_grad()
     def images(self, images: ImageSet, layer: Layer = "projected") -> Tensor:

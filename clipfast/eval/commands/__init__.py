@@ -5,4 +5,4 @@ found as JSON has it. ``run`` raises ``ValueError`` for what a person can mend.
 """
 
 # In the order of the help.
-COMMANDS = ("zeroshot", "probe", "fewshot", "retrieval", "predict", "pairs")
+COMMANDS = ("zeroshot", "probe", "fewshot", "retrieval", "embed", "predict", "pairs")
