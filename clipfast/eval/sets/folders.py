@@ -36,13 +36,16 @@ def read_folder(path: Path, splits: Sequence[str]) -> FoundSet:
     """
     top = next((path / split for split in splits if _classes(path / split)), path)
     classes = _classes(top)
+    if top != path and top.name in splits[1:]:
+        _log.warning("%s: there is no split %r, so %r is taken", path, splits[0], top.name)
     if not classes:
         raise ValueError(
             f"folder {str(path)!r} has no subfolders: it needs one per class, with its images in it"
         )
-    if top == path and all(name in _SPLITS and _classes(path / name) for name in classes):
+    if top == path and all(name in _SPLITS for name in classes):
+        why = "which has no subfolder per class" if splits[0] in classes else "which is none"
         raise ValueError(
-            f"folder {str(path)!r} has the splits {', '.join(classes)}; got {splits[0]!r}"
+            f"folder {str(path)!r} has the splits {', '.join(classes)}; got {splits[0]!r}, {why}"
         )
     if top != path:
         # All splits give the classes their places: labels of one mean the same in another.

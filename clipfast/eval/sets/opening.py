@@ -131,8 +131,8 @@ def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
     if not path.is_dir():
         raise ValueError(f"{place!r} is no data set that is read here: {_LABELLED_FORMS}")
     # ImageNet's own test labels are secret: all test on its validation images.
-    splits = [split, "val"] if entry is not None and split == "test" else [split]
-    return read_folder(path, splits)
+    is_imagenet = entry is not None and entry.name == "imagenet1k"
+    return read_folder(path, [split, "val"] if is_imagenet and split == "test" else [split])
 
 
 def _archived(path: Path, split: str, entry: Entry | None) -> FoundSet | None:

@@ -85,12 +85,15 @@ def test_catalogue_shifts_take_the_names_of_their_own_classes():
     assert list(shift.classnames) == expected
 
 
-def test_open_set_finds_the_class_of_a_published_folder(tmp_path):
+def test_open_set_finds_the_class_of_a_published_folder(tmp_path, caplog):
     # Two of ImageNet's folders, in the order of its labels 1 and 0.
     opened = open_set(f"imagenet1k:{folders(tmp_path / 'val', ['n01443537', 'n01440764']).parent}")
     assert opened.labels.tolist() == [0, 1]
+    assert "there is no split 'test', so 'val' is taken" in caplog.text
     assert opened.classnames == classnames_of("imagenet1k")
     assert len(opened.templates) == 80
+    with pytest.raises(ValueError, match="has the splits val; got 'test'"):
+        open_set(f"food101:{tmp_path}")
     opened = open_set(f"wds/imagenet-r:{folders(tmp_path / 'r', ['n01484850'])}")
     assert (opened.name, opened.labels.tolist()) == ("wds/imagenet-r", [1])
 

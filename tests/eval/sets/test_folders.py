@@ -43,8 +43,11 @@ def test_open_set_takes_the_split_of_a_folder(tmp_path):
     for split, value in (("train", 1), ("test", 2)):
         opened = open_set(str(tmp_path), split=split)
         assert [red(opened.encoded(0)), len(opened)] == [value, 1]
-    with pytest.raises(ValueError, match="has the splits test, train; got 'val'"):
+    with pytest.raises(ValueError, match="has the splits test, train; got 'val', which is"):
         open_set(str(tmp_path), split="val")
+    picture(tmp_path / "flat" / "test" / "0.png", 1)
+    with pytest.raises(ValueError, match="got 'test', which has no subfolder per class"):
+        open_set(str(tmp_path / "flat"))
 
 
 def test_open_set_gives_a_class_one_label_in_all_splits(tmp_path, caplog):
