@@ -96,8 +96,12 @@ def check_command(block: Block, words: list[str]) -> None:
     elif words[:3] == ["python", "-m", "clipfast.plan"]:
         ours, rest = build_parser().parse_known_args(words[3:])
         recipe_parses(ours.recipe, rest)
-    elif words[:3] == ["python", "-m", "clipfast.eval"]:
-        assert options_in(words[4:]) <= options_of("clipfast.eval", words[3]), block
+    elif "clipfast.eval" in words:
+        module = words.index("clipfast.eval")
+        if program != "python":
+            launcher_parses(program, words[1 : module + 1])
+        subcommand, *given = words[module + 1 :]
+        assert options_in(given) <= options_of("clipfast.eval", subcommand), block
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
