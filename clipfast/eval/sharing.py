@@ -47,10 +47,9 @@ class Sharing:
         longest = max(sizes)
         padded = mine.new_zeros(longest, *mine.shape[1:], device=device)
         padded[: len(mine)] = mine
-        gathered = padded.new_empty(longest * self.world_size, *mine.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded)
-        blocks = gathered.cpu().split(longest)
-        return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
+        blocks = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(blocks, padded)
+        return torch.cat([b[:size].cpu() for b, size in zip(blocks, sizes, strict=True)])
 
     def gather_objects(self, mine: Any) -> list[Any]:
         """What each rank has, in rank order. A collective.

@@ -159,6 +159,8 @@ def found_by_a_rank(rank: int = 0, world_size: int = 1, cache: str | None = None
         "metrics": dict(found.main.metrics),
         "unreadable": list(found.unreadable),
         "features": one.images(broken),
+        # A rank has nothing to encode.
+        "lone": one.images(some_set(1), "penultimate"),
         "texts": one.texts(["a", "b", "a", "c", "d e"]),
     }
 
@@ -176,7 +178,7 @@ def test_two_ranks_equal_one(tmp_path):
         assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-5)
         assert found["metrics"]["acc1"] == expected["metrics"]["acc1"]
         assert found["unreadable"] == [10]
-        for name in ("features", "texts"):
+        for name in ("features", "lone", "texts"):
             torch.testing.assert_close(
                 found[name], expected[name], rtol=1e-4, atol=1e-5, equal_nan=True
             )
