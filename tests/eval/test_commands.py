@@ -85,10 +85,11 @@ def test_zeroshot_says_what_is_wrong(place, capsys, words, said):
     assert not (place / "results").exists()
 
 
-def test_predict_prints_the_likeliest_names(place, capsys):
+@pytest.mark.parametrize("more", [[], ["--precision", "bf16", "--device", "cpu"]])
+def test_predict_prints_the_likeliest_names(place, capsys, more):
     (place / "a.png").write_bytes(picture(0))
     words = ["predict", "--weights", "w.safetensors", "--names", "cat, dog,fire truck", "a.png"]
-    assert main(words) == 0
+    assert main([*words, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "a.png"
     shares = [float(line.split("%")[0]) for line in lines[1:]]

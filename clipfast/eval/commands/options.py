@@ -100,8 +100,7 @@ def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder
         loaded.model,
         loaded.preprocessing,
         options.batch_size,
-        options.device or _device(),
-        _DTYPES[options.precision],
+        *computing(options),
         sharing.rank,
         sharing.world_size,
         options.threads,
@@ -117,6 +116,15 @@ def launched() -> Sharing:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     return Sharing(dist.get_rank(), dist.get_world_size())
+
+
+def computing(options: argparse.Namespace) -> tuple[str, torch.dtype]:
+    """The device and the type of ``add_model_options``; without ``--device`` a GPU where one is.
+
+    Args:
+        options: as parsed.
+    """
+    return options.device or _device(), _DTYPES[options.precision]
 
 
 def _device() -> str:

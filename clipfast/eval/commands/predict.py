@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipfast.eval.commands.options import add_model_options, loaded_model
+from clipfast.eval.commands.options import add_model_options, computing, loaded_model
 from clipfast.eval.sets.prompts import read_classnames, read_templates
 from clipfast.eval.zeroshot.classifier import ONE_PROMPT
 from clipfast.eval.zeroshot.predictor import ZeroShot
@@ -46,12 +46,14 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     given = options.names
     names = _names(given) if isinstance(given, str) else tuple(given)
     templates = read_templates(options.templates) if options.templates else ONE_PROMPT
+    device, dtype = computing(options)
     classify = ZeroShot(
         loaded_model(options),
         names,
         templates,
         batch_size=options.batch_size,
-        device=options.device,
+        device=device,
+        dtype=dtype,
     )
     rows = classify.predict(options.images)
     found = {}

@@ -29,6 +29,7 @@ class ZeroShot:
         templates: prompts, each with the slot ``{c}``.
         batch_size: images, or texts, at a time.
         device: where it computes; None: where the model is.
+        dtype: it computes in; other than float32 under autocast.
 
     Attributes:
         names: the class names.
@@ -47,6 +48,7 @@ class ZeroShot:
         *,
         batch_size: int = 64,
         device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         tower = model.model if isinstance(model, LoadedModel) else model
         preprocessing = (
@@ -55,7 +57,7 @@ class ZeroShot:
             else Preprocessing(tower.config.vision.image_size)
         )
         place = tower.logit_scale.device if device is None else device
-        self._encoder = ImageEncoder(tower, preprocessing, batch_size, place)
+        self._encoder = ImageEncoder(tower, preprocessing, batch_size, place, dtype)
         self._prepare = preprocess(model)
         self.names = tuple(names)
         self.weights = build_classifier(self._encoder, names, templates)

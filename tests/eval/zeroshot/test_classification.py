@@ -268,6 +268,8 @@ def test_predict_gives_probabilities_with_the_learned_scale(tmp_path):
     torch.testing.assert_close(found, (20.0 * features @ weights.T).softmax(1))
     torch.testing.assert_close(ZeroShot(model, NAMES, TEMPLATES).predict(images), found)
     assert ZeroShot(model, NAMES).predict([]).shape == (0, len(NAMES))
+    half = ZeroShot(model, NAMES, TEMPLATES, dtype=torch.bfloat16).predict(images)
+    assert 0 < (half - found).abs().max() < 0.05
 
 
 @pytest.mark.needs("nvidia.dali")
