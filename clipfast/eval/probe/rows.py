@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipfast.devices import to_device
+
 Features = Any  # [N, D] of any float type: an array, a memory-mapped one, or a tensor
 _PIECE_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 _MOMENT_ROWS = 8192
@@ -144,7 +146,7 @@ class Rows:
         for part in self.parts:
             for start in range(0, len(part), count):
                 block = part.read(start, min(start + count, len(part)))
-                rows = block.to(self.device, torch.float32, non_blocking=True)
+                rows = to_device(block, self.device).float()
                 yield first + start, rows if self.centre is None else rows - self.centre.float()
             first += len(part)
 
