@@ -3,7 +3,8 @@
 Whole probes are timed: the search for lambda on validation rows, the fit on train and validation
 rows, the accuracy on test rows. scikit-learn fits one lambda after the other with its L-BFGS, at
 most 1,000 iterations, on the same float32 features. Both stop at a gradient of 1e-4. No time is
-printed unless both are as accurate within 0.1 point and all of our fits converged.
+printed unless both are as accurate within 0.1 point with one lambda, both searches end as high, and
+all of our fits converged.
 
     python benchmarks/probe.py
     python benchmarks/probe.py --rows 50000 --dim 1024 --runs 1

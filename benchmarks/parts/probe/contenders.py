@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from benchmarks.parts.probe.problem import Problem
-from clipfast.eval.probe import Labelled, linear_probe, search, strength
+from clipfast.eval.probe import Labelled, as_rows, fit, linear_probe, search, strength
 
 TOLERANCE = 1e-4  # scikit-learn's own
 MAX_ITERATIONS = 1000
@@ -55,6 +55,27 @@ def run_clipfast(problem: Problem, device: torch.device) -> Outcome:
         )
     assert found.accuracy is not None
     return Outcome(found.accuracy, found.found.strength, found.found.scores, found.late)
+
+
+def accuracy_at(problem: Problem, strength: float, device: torch.device) -> float:
+    """Our accuracy on the test rows with a lambda that somebody else chose.
+
+    Args:
+        problem: the splits; train and validation rows are fitted.
+        strength: lambda.
+        device: where the products run.
+    """
+    parts = (problem.train, problem.validation)
+    fits = fit(
+        torch.cat([part.features for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        [strength],
+        classes=problem.classes,
+        tolerance=TOLERANCE,
+        device=device,
+    )
+    predicted = fits.classifiers.predictions(as_rows(problem.test.features, device))[0]
+    return float((predicted == problem.test.labels).double().mean())
 
 
 def sklearn_name() -> str:
