@@ -18,12 +18,14 @@ from clipfast.data.pixels import normalised
 from clipfast.devices import to_device
 from clipfast.eval.decoding import ImageSet, SetDecoder, named
 from clipfast.eval.penultimate import penultimate
+from clipfast.eval.pillow import PillowDecoder
 from clipfast.eval.sharing import Sharing
 from clipfast.models import CLIP
 from clipfast.preprocessing import Preprocessing
 from clipfast.tokenizer import tokenize_with_lengths
 
 Layer = Literal["projected", "penultimate"]
+Resize = Literal["exact", "pillow"]
 _log = logging.getLogger(__name__)
 
 
@@ -42,6 +44,8 @@ class ImageEncoder:
         rank: this one.
         world_size: number of ranks; beyond 1 torch's process group must be there.
         threads: of the CPU, that decode.
+        resize: "exact" is that of ``EvalLoader``. "pillow" gives the pixels of torchvision's
+            transforms, which OpenCLIP and CLIP_benchmark have.
 
     Attributes:
         unreadable: of the last set, why images do not decode, by their places.
@@ -61,7 +65,11 @@ class ImageEncoder:
         rank: int = 0,
         world_size: int = 1,
         threads: int = 2,
+        resize: Resize = "exact",
     ) -> None:
+        if resize not in ("exact", "pillow"):
+            raise ValueError(f"resize must be 'exact' or 'pillow'; got {resize!r}")
+        self.resize = resize
         self.device = check_device(device)
         self.dtype = check_dtype(dtype)
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -98,14 +106,7 @@ class ImageEncoder:
         if not len(images):
             raise ValueError(f"{images.name} holds no image: there is nothing to encode")
         part = self.sharing.part(len(images))
-        decoder = SetDecoder(
-            images,
-            part,
-            self.batch_size,
-            self.preprocessing.image_size,
-            self.device,
-            self.threads,
-        )
+        decoder = self._decoder(images, part)
         features = []
         with self._bar(images.name, len(images), "image") as bar:
             for crops in decoder:
@@ -191,6 +192,12 @@ class ImageEncoder:
                 bar.update(len(encoded) * self.sharing.world_size)
         every = self.sharing.gather(torch.cat(features), len(distinct))
         return every[[place[text] for text in texts]]
+
+    def _decoder(self, images: ImageSet, part: range) -> SetDecoder | PillowDecoder:
+        size = self.preprocessing.image_size
+        if self.resize == "pillow":
+            return PillowDecoder(images, part, self.batch_size, size, self.threads)
+        return SetDecoder(images, part, self.batch_size, size, self.device, self.threads)
 
     def _width(self, layer: Layer) -> int:
         if layer == "projected":

@@ -5,18 +5,22 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipfast.checkpoint.fragments import fragment_name
 from clipfast.checkpoint.manifest import Entry, Manifest
 from clipfast.checkpoint.tensor_file import dump_tensors
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.models import load_model
+from clipfast.eval.pillow import PillowDecoder
 from clipfast.models import CLIP, create_model
 from clipfast.preprocessing import Preprocessing
 from clipfast.tokenizer import tokenize
 from tests.eval.tiny import SIZE, picture, tiny_model, tiny_weights
+from tests.peers import import_open_clip
 
 need_dali = pytest.mark.needs("nvidia.dali")
 
@@ -83,6 +87,31 @@ def test_images_that_do_not_decode_are_named_and_nan(place, caplog):
         assert found.isnan().all(1).nonzero().flatten().tolist() == [place]
         kept = [i for i in range(7) if i != place]
         torch.testing.assert_close(found[kept], whole[kept], rtol=1e-4, atol=1e-5)
+
+
+def test_pillows_squares_are_those_of_open_clips_transform():
+    # Its first two: resize and crop.
+    steps = import_open_clip().transform.image_transform(SIZE, is_train=False).transforms[:2]
+    sizes = [(67, 45), (45, 67), (32, 32), (33, 32), (9, 7), (200, 33), (41, 300), (64, 64)]
+    files = [picture(i, *size) for i, size in enumerate(sizes)]
+    found = torch.cat(list(PillowDecoder(Files(files), range(len(files)), 3, SIZE, 2)))
+    for file, square in zip(files, found, strict=True):
+        expected = steps[1](steps[0](Image.open(io.BytesIO(file))))
+        np.testing.assert_array_equal(square, np.array(expected))
+
+
+@need_dali
+def test_images_by_pillow_differ_little_and_name_what_is_broken():
+    files = some_files()
+    files.files[4] = files.files[4][:300]
+    model = tiny_model()
+    exact, pillow = encoder(model), encoder(model, resize="pillow")
+    found = pillow.images(files)
+    kept = [0, 1, 2, 3, 5, 6]
+    cosines = torch.cosine_similarity(found[kept], exact.images(files)[kept])
+    assert cosines.min() > 0.99
+    assert list(pillow.unreadable) == list(exact.unreadable) == [4]
+    assert found[4].isnan().all()
 
 
 def test_images_of_an_empty_set_are_refused():

@@ -44,6 +44,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=min(8, len(os.sched_getaffinity(0))),
         help="CPU threads that decode",
     )
+    group.add_argument(
+        "--resize",
+        choices=("exact", "pillow"),
+        default="exact",
+        help="exact: as in training; pillow: the very pixels of OpenCLIP and CLIP_benchmark",
+    )
 
 
 def add_set_options(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +110,7 @@ def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder
         sharing.rank,
         sharing.world_size,
         options.threads,
+        options.resize,
     )
 
 

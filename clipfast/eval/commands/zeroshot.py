@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     loaded = loaded or loaded_model(options)
     encoder = encoder_of(options, loaded)
     found = classify(encoder, images, ClassifierCache(options.cache or options.out / "classifiers"))
-    more = found.as_json()
+    more = {**found.as_json(), "resize": options.resize}
     if encoder.sharing.rank:
         return {"metrics": found.main.metrics, **more}
     written = file.write(found.main.metrics, more)
