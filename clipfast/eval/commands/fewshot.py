@@ -115,7 +115,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for shots, mean in zip(curve.shots, curve.means, strict=True):
             metrics[f"{name}_{metric}_{shots}_shot"] = mean
     more = {name: _as_json(curve, zero_shot) for name, curve in found.items()}
-    written = file.write(metrics, {"split": test.split, "metric": metric, **more})
+    written = file.write(
+        metrics, {"split": test.split, "resize": options.resize, "metric": metric, **more}
+    )
     print(f"{test.name} ({test.split}), few images per class: {metric} over seeds {options.seeds}")
     print(*_table(found, zero_shot), f"written: {file.path}", sep="\n")
     return written

@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         device=encoder.device,
     )
     metrics, more = _as_json(found)
-    written = file.write(metrics, {"split": test.split, **more})
+    written = file.write(metrics, {"split": test.split, "resize": options.resize, **more})
     print(f"{test.name} ({test.split}), linear probe")
     print(*found.lines, f"written: {file.path}", sep="\n")
     return written

@@ -150,6 +150,7 @@ def _about(encoder: ImageEncoder, images: LabelledSet, layer: Layer) -> dict[str
         "clipfast": clipfast.__version__,
         "image tower": image_hash(encoder.model),
         "preprocessing": str(encoder.preprocessing),
+        "resize": encoder.resize,
         "dtype": str(encoder.dtype),
         "layer": layer,
         "set": images.name,

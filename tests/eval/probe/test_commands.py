@@ -168,10 +168,12 @@ def test_features_of_other_weights_layers_and_images_are_other_files(place, enco
     paths.append(cache.features(encoder, images, "projected").path)
     encoder.model.token_embedding.weight.data += 0.5
     assert cache.features(encoder, images, "projected").path == paths[-1]
+    encoder.resize = "pillow"
+    paths.append(cache.features(encoder, images, "projected").path)
     first = next((place / "colours" / "test" / "blue").iterdir())
     Image.new("RGB", (9, 9)).save(sorted(first.parent.iterdir())[0])
     paths.append(cache.features(encoder, open_set("colours", split="test"), "projected").path)
-    assert len(set(paths)) == 4
+    assert len(set(paths)) == 5
 
 
 def test_features_leave_out_images_that_do_not_decode(place, encoder, caplog):
