@@ -14,6 +14,8 @@ from clipfast.engine.launch import Process
 from clipfast.engine.rendezvous import agent_holds_the_store, meet
 
 _LISTENS = "0A"
+# Beside it slow name servers are told of.
+_ANSWER_SECONDS = 20.0
 _REMEDY = (
     "End that program, or give a free port, the same on all nodes: deepspeed --master_port PORT, "
     "or torchrun --rdzv-endpoint HOST:PORT"
@@ -43,7 +45,7 @@ def meet_all(process: Process, patience: float) -> tuple[Exchange, list[Finding]
         return alone, [problem]
     slow = slow_names(rank)
     try:
-        meet(rank, world_size, patience).close()
+        meet(rank, world_size, patience, answer=_ANSWER_SECONDS).close()
         met = [ok(f"{world_size} ranks met at {where}"), *slow]
         return StoreExchange(rank, world_size), met
     except (ConfigError, RuntimeError) as error:

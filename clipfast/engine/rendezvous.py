@@ -76,6 +76,7 @@ def meet(
     world_size: int,
     patience: float = MEET_SECONDS,
     facts: Mapping[str, str] | None = None,
+    answer: float = ANSWER_SECONDS,
 ) -> Meeting:
     """Wait until every rank is here. A collective; nothing where there is one process.
 
@@ -84,6 +85,7 @@ def meet(
         world_size: number of ranks.
         patience: seconds that ranks may start apart.
         facts: what has to be the same on every rank, by its name.
+        answer: seconds that a store may be silent.
 
     Returns:
         What they share.
@@ -99,7 +101,7 @@ def meet(
     deadline = time.monotonic() + patience
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     hosts = rank == 0 and not agent_holds_the_store()
-    base = _host(address, port) if hosts else _join(rank, address, port, deadline)
+    base = _host(address, port) if hosts else _join(rank, address, port, deadline, answer)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = PrefixStore(f"clipfast/{attempt}", base)
     towards_first = interface.address_towards(address, port)
@@ -113,7 +115,7 @@ def meet(
     }
     try:
         store.set(f"address{rank}", towards_first)
-        _sign_in(rank, store, greeting, f"{address}:{port}", deadline)
+        _sign_in(rank, store, greeting, f"{address}:{port}", deadline, answer)
         of_last = store.get(f"address{world_size - 1}").decode()
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise ConfigError(
@@ -171,7 +173,7 @@ def _host(address: str, port: int) -> Any:
         ) from error
 
 
-def _join(rank: int, address: str, port: int, deadline: float) -> Any:
+def _join(rank: int, address: str, port: int, deadline: float, answer: float) -> Any:
     """The store that rank 0, or torchrun, holds."""
     _wait_for_port(rank, address, port, deadline)
     made: list[Any] = []
@@ -189,7 +191,11 @@ def _join(rank: int, address: str, port: int, deadline: float) -> Any:
         return not thread.is_alive()
 
     where = f"{address}:{port}"
-    _until(has_ended, _answer_by(deadline), lambda: f"rank {rank} waits: {where} {_SAYS_NOTHING}")
+    _until(
+        has_ended,
+        _answer_by(deadline, answer),
+        lambda: f"rank {rank} waits: {where} {_SAYS_NOTHING}",
+    )
     if not made:
         raise _foreign(where, "" if has_ended() else f" It {_SAYS_NOTHING}.")
     return made[0]
@@ -230,7 +236,9 @@ def _invite(towards_first: str) -> Meeting:
     return Meeting(secrets.token_hex(16), [(host, port) for host in hosts], listener)
 
 
-def _sign_in(rank: int, store: Any, greeting: dict[str, Any], where: str, deadline: float) -> None:
+def _sign_in(
+    rank: int, store: Any, greeting: dict[str, Any], where: str, deadline: float, answer: float
+) -> None:
     """Tell rank 0 that this rank is here, and wait for the others.
 
     Args:
@@ -240,15 +248,16 @@ def _sign_in(rank: int, store: Any, greeting: dict[str, Any], where: str, deadli
             what rank 0's did afterwards.
         where: the store is, for a person.
         deadline: on the monotonic clock.
+        answer: seconds that the store may be silent.
     """
-    store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
+    store.set_timeout(timedelta(seconds=answer))
     world_size = greeting["world_size"]
     if rank == 0:
         store.set("greeting", json.dumps(greeting))
     elif not _until(
         lambda: store.check(["greeting"]),
         # torchrun's store is there before rank 0 is.
-        deadline if agent_holds_the_store() else _answer_by(deadline),
+        deadline if agent_holds_the_store() else _answer_by(deadline, answer),
         lambda: f"rank {rank} waits for rank 0",
     ):
         raise _foreign(where)
@@ -309,8 +318,8 @@ def _refuse_all(rank: int, store: Any, message: str) -> None:
     raise ConfigError(message)
 
 
-def _answer_by(deadline: float) -> float:
-    return min(deadline, time.monotonic() + ANSWER_SECONDS)
+def _answer_by(deadline: float, answer: float) -> float:
+    return min(deadline, time.monotonic() + answer)
 
 
 def _foreign(where: str, silence: str = "") -> ConfigError:

@@ -31,7 +31,8 @@ def test_optimizers_move_the_bytes_of_their_rows():
     rows = [row for row in read_rows("adamw") if row["list"] == "ViT-L/14"]
     assert len(rows) >= 10
     for row in rows:
-        assert counts.adamw(row["contender"], "ViT-L/14", 0).bytes == row["bytes_moved"]
+        contender = row["contender"].removesuffix("-graph")
+        assert counts.adamw(contender, "ViT-L/14", 0).bytes == row["bytes_moved"]
 
 
 def test_a_loss_takes_its_products_or_its_traffic():

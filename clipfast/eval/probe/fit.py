@@ -213,10 +213,24 @@ def _say_what_did_not_converge(lambdas: Sequence[float], found: Minimum, toleran
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    """Products without TF32, whatever a run has set."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Products without TF32, whatever a run has set.
+
+    By the newer spelling where there is one: the older one refuses to be read after the two were
+    mixed.
+    """
+    backends: list[Any] = [torch.backends.cuda, torch.backends.mkldnn]
+    places: list[Any] = [getattr(backend, "matmul", None) for backend in backends]
+    newer = [place for place in places if hasattr(place, "fp32_precision")]
+    before = [place.fp32_precision for place in newer]
+    older = None if newer else torch.get_float32_matmul_precision()
+    for place in newer:
+        place.fp32_precision = "ieee"
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for place, said in zip(newer, before, strict=True):
+            place.fp32_precision = said
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
