@@ -1,4 +1,4 @@
-"""A CLIP that classifies CIFAR-10 by the names of its classes, in 20 minutes on two CPU cores.
+"""A CLIP that classifies CIFAR-10 by the names of its classes, trained on two CPU cores.
 
 Its 50,000 training images stand beside captions of their classes' names in 18 phrasings.
 
@@ -21,7 +21,7 @@ from clipfast.engine import (
 
 
 def config() -> Config:
-    """A run of 20 minutes at most on two cores."""
+    """A run of half an hour on two cores."""
     return Config(
         model=ModelOptions("RN-tiny"),
         data=DataConfig(scale=(0.5, 1.0)),
