@@ -30,8 +30,7 @@ from tqdm import tqdm
 from clipfast.data import ShardReader
 from clipfast.data.patterns import expand
 from clipfast.eval.encoding import ImageEncoder
-from clipfast.eval.probe.features import image_hash
-from clipfast.eval.zeroshot.cache import text_hash
+from clipfast.eval.hashes import image_hash, text_hash
 from clipfast.files import whole_file, write_whole
 
 ABOUT = "embed.json"

@@ -21,6 +21,11 @@ QUICK = [
 ]
 
 
+# Radford et al. 2021, section 2.5.
+PAPER = (
+    *("--optimizer.stats", "fp16", "--optimizer.image-weights", "remainder"),
+    *("--optimizer.text-weights", "stochastic"),
+)
 # Processes whose losses are compared bit for bit must not each race the libraries for themselves.
 SAME_SUMS = {"CLIPFAST_CPU_PRODUCTS": "mkl"}
 

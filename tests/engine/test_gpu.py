@@ -9,13 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.engine.launching import REPOSITORY, environment, losses, norms, rows
+from tests.engine.launching import PAPER, REPOSITORY, environment, losses, norms, rows
 
-# Radford et al. 2021, section 2.5.
-PAPER = (
-    *("--optimizer.stats", "fp16", "--optimizer.image-weights", "remainder"),
-    *("--optimizer.text-weights", "stochastic"),
-)
 RUN = (
     *("--data.train", "synthetic:64", "--data.eval", "--batch-size", "64", "--max-steps", "12"),
     *("--optimizer.lr", "5e-4", "--schedule.warmup-steps", "2", "--checkpoint.every-steps", "0"),

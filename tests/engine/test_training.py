@@ -13,6 +13,7 @@ from clipfast.checkpoint.contents import export_weights
 from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import create_model, export, load_weights, read_metadata
 from tests.engine.launching import (
+    PAPER,
     QUICK,
     documented,
     fail,
@@ -31,11 +32,6 @@ SAVED = (*FOUR, "--checkpoint.every-steps", "2")
 IN_BACKGROUND = (
     *(*FOUR, "--checkpoint.every-steps", "1", "--checkpoint.keep", "1"),
     *("--checkpoint.background", "--checkpoint.keep-every", "2"),
-)
-# Radford et al. 2021, section 2.5.
-PAPER = (
-    *("--optimizer.stats", "fp16", "--optimizer.image-weights", "remainder"),
-    *("--optimizer.text-weights", "stochastic"),
 )
 MIXED = (
     *("--optimizer.stats", "bf16", "--optimizer.image-weights", "stochastic"),

@@ -13,8 +13,8 @@ from clipfast.eval.commands.options import (
     add_model_options,
     add_output_options,
     add_set_options,
+    begin,
     encoder_of,
-    loaded_model,
 )
 from clipfast.eval.commands.probe import add_probe_options
 from clipfast.eval.probe.features import FeatureCache
@@ -25,7 +25,6 @@ from clipfast.eval.probe.metrics import check_metric, of_predictions
 from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
 from clipfast.eval.ranking import cosines
-from clipfast.eval.results import ResultFile
 from clipfast.eval.zeroshot.cache import ClassifierCache
 
 TASK = "few_shot"
@@ -68,11 +67,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         templates=options.templates,
     )
     test = sets["test"]
-    loaded = loaded_model(options)
-    weights = str(options.weights)
-    file = ResultFile(options.out, test.name, loaded.name, weights, TASK, options.language)
-    if options.skip_existing and (existing := file.existing()) is not None:
-        print(f"{file.path} is there already")
+    file, loaded, existing = begin(options, test.name, TASK)
+    if loaded is None:
         return existing
     encoder = encoder_of(options, loaded)
     cache = FeatureCache(options.features or options.out / "features")

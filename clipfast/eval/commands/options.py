@@ -6,12 +6,15 @@ import argparse
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.models import LoadedModel, load_model
+from clipfast.eval.results import ResultFile
+from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.eval.sharing import Sharing
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,6 +92,52 @@ def loaded_model(options: argparse.Namespace) -> LoadedModel:
         ValueError: the weights cannot be read, or are not of that model.
     """
     return load_model(options.model, options.weights, activation=options.activation)
+
+
+def set_of(options: argparse.Namespace) -> LabelledSet:
+    """The set of ``add_set_options``.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError: see ``open_set``.
+    """
+    return open_set(
+        options.data,
+        split=options.split,
+        classnames=options.classnames,
+        templates=options.templates,
+    )
+
+
+def begin(
+    options: argparse.Namespace, dataset: str, task: str
+) -> tuple[ResultFile, LoadedModel | None, dict[str, Any]]:
+    """Where the result goes, and the model; no model where --skip-existing finds a result.
+
+    With --model the weights are not read to find that out.
+
+    Args:
+        options: of ``add_model_options`` and ``add_output_options``.
+        dataset: name of the set.
+        task: of the result.
+
+    Returns:
+        The file, the model or None, and what is there already.
+
+    Raises:
+        ValueError: the weights cannot be read, or what is there is of others.
+    """
+    loaded = None
+    if options.model is None or not options.skip_existing:
+        loaded = loaded_model(options)
+    name = options.model if loaded is None else loaded.name
+    file = ResultFile(options.out, dataset, name, str(options.weights), task, options.language)
+    if options.skip_existing and (existing := file.existing()) is not None:
+        print(f"{file.path} is there already")
+        return file, None, existing
+    return file, loaded or loaded_model(options), {}
 
 
 def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder:

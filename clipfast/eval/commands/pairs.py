@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipfast.eval.commands.options import add_set_options
-from clipfast.eval.sets import open_set
+from clipfast.eval.commands.options import add_set_options, set_of
 from clipfast.eval.sets.pairs import write_pairs
 
 
@@ -41,12 +40,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: the set cannot be read, or has no captions.
         OSError: a shard cannot be written.
     """
-    images = open_set(
-        options.data,
-        split=options.split,
-        classnames=options.classnames,
-        templates=options.templates,
-    )
+    images = set_of(options)
     shards = write_pairs(images, options.out, seed=options.seed, shard_size=options.shard_size)
     print(f"{len(images):,} pairs in {shards} shards: --data.train '{options.out}/*.tar'")
     return {"pairs": len(images), "shards": shards}

@@ -10,15 +10,14 @@ from clipfast.eval.commands.options import (
     add_model_options,
     add_output_options,
     add_set_options,
+    begin,
     encoder_of,
-    loaded_model,
 )
 from clipfast.eval.probe.features import FeatureCache
 from clipfast.eval.probe.linear import LinearProbe, linear_probe
 from clipfast.eval.probe.metrics import METRICS
 from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
-from clipfast.eval.results import ResultFile
 
 TASK = "linear_probe"
 
@@ -87,11 +86,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         options.data, splits, classnames=options.classnames, templates=options.templates
     )
     test = sets["test"]
-    loaded = loaded_model(options)
-    weights = str(options.weights)
-    file = ResultFile(options.out, test.name, loaded.name, weights, TASK, options.language)
-    if options.skip_existing and (existing := file.existing()) is not None:
-        print(f"{file.path} is there already")
+    file, loaded, existing = begin(options, test.name, TASK)
+    if loaded is None:
         return existing
     encoder = encoder_of(options, loaded)
     cache = FeatureCache(options.features or options.out / "features")

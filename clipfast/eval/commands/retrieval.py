@@ -9,10 +9,9 @@ from clipfast.eval.captioned import PREFIX, TASK, retrieve, table
 from clipfast.eval.commands.options import (
     add_model_options,
     add_output_options,
+    begin,
     encoder_of,
-    loaded_model,
 )
-from clipfast.eval.results import ResultFile
 from clipfast.eval.sets import open_captions
 
 
@@ -53,16 +52,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         OSError: the result cannot be written.
     """
     captioned = open_captions(options.data, split=options.split, root=options.root)
-    loaded = None
-    if options.model is None or not options.skip_existing:
-        loaded = loaded_model(options)
-    name = options.model if loaded is None else loaded.name
-    weights = str(options.weights)
-    file = ResultFile(options.out, captioned.name, name, weights, TASK, options.language)
-    if options.skip_existing and (existing := file.existing()) is not None:
-        print(f"{file.path} is there already")
+    file, loaded, existing = begin(options, captioned.name, TASK)
+    if loaded is None:
         return existing
-    encoder = encoder_of(options, loaded or loaded_model(options))
+    encoder = encoder_of(options, loaded)
     found = retrieve(encoder, captioned, options.prefix)
     if encoder.sharing.rank:
         return {"metrics": dict(found.main.metrics), **found.as_json()}

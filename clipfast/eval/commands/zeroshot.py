@@ -10,11 +10,10 @@ from clipfast.eval.commands.options import (
     add_model_options,
     add_output_options,
     add_set_options,
+    begin,
     encoder_of,
-    loaded_model,
+    set_of,
 )
-from clipfast.eval.results import ResultFile
-from clipfast.eval.sets import open_set
 from clipfast.eval.zeroshot.cache import ClassifierCache
 from clipfast.eval.zeroshot.classification import TASK, classify
 from clipfast.eval.zeroshot.table import table
@@ -49,22 +48,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: data or weights cannot be read or do not fit.
         OSError: the result cannot be written.
     """
-    images = open_set(
-        options.data,
-        split=options.split,
-        classnames=options.classnames,
-        templates=options.templates,
-    )
-    name = options.model
-    loaded = None
-    if name is None or not options.skip_existing:
-        loaded = loaded_model(options)
-        name = loaded.name
-    file = ResultFile(options.out, images.name, name, str(options.weights), TASK, options.language)
-    if options.skip_existing and (existing := file.existing()) is not None:
-        print(f"{file.path} is there already")
+    images = set_of(options)
+    file, loaded, existing = begin(options, images.name, TASK)
+    if loaded is None:
         return existing
-    loaded = loaded or loaded_model(options)
     encoder = encoder_of(options, loaded)
     found = classify(encoder, images, ClassifierCache(options.cache or options.out / "classifiers"))
     more = {**found.as_json(), "resize": options.resize}

@@ -15,10 +15,10 @@ import torch
 
 import clipfast
 from clipfast.eval.encoding import ImageEncoder, Layer
+from clipfast.eval.hashes import image_hash
 from clipfast.eval.probe.linear import Labelled
 from clipfast.eval.sets import LabelledSet
 from clipfast.files import whole_file
-from clipfast.models import CLIP
 
 _log = logging.getLogger(__name__)
 _DIGITS = 16
@@ -107,20 +107,6 @@ class FeatureCache:
             temporary.write_text(json.dumps(about, indent=1))
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.save(file, features)
-
-
-def image_hash(model: CLIP) -> str:
-    """SHA-256 of all that the features of images depend on.
-
-    Args:
-        model: with its weights; the text tower and the temperature do not count.
-    """
-    config = model.config
-    digest = hashlib.sha256(f"{config.vision} {config.activation} {config.embed_dim}".encode())
-    for name, value in sorted(model.visual.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _half(images: LabelledSet, features: np.ndarray) -> np.ndarray:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import clipfast
 from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.hashes import text_hash
 from clipfast.eval.zeroshot.classifier import build_classifier
 from clipfast.files import write_whole
-from clipfast.models import CLIP
 
 _log = logging.getLogger(__name__)
 _DIGITS = 16
@@ -73,21 +73,6 @@ class ClassifierCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(path, about, weights)
         return weights
-
-
-def text_hash(model: CLIP) -> str:
-    """SHA-256 of all that the features of texts depend on.
-
-    Args:
-        model: with its weights; the image tower and the temperature do not count.
-    """
-    config = model.config
-    digest = hashlib.sha256(f"{config.text} {config.activation} {config.embed_dim}".encode())
-    for name, value in sorted(model.state_dict().items()):
-        if not name.startswith("visual.") and name != "logit_scale":
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _about(encoder: ImageEncoder, names: Sequence[str], templates: Sequence[str]) -> str:
