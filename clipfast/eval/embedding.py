@@ -150,6 +150,7 @@ def _about(encoder: ImageEncoder, paths: Sequence[str]) -> dict[str, Any]:
         "weights": weights,
         "width": model.config.embed_dim,
         "preprocess_cfg": encoder.preprocessing.as_openclip(),
+        "resize": encoder.resize,
         "precision": str(encoder.dtype).removeprefix("torch."),
         "shards": list(paths),
     }

@@ -102,6 +102,7 @@ def test_the_command_line_writes_what_scripts_of_clip_benchmark_read(tmp_path, c
     found = retrieve(encoder(), made)
     assert written["metrics"] == pytest.approx(dict(found.main.metrics))
     assert written["task"] == "zeroshot_retrieval"
+    assert written["resize"] == "exact"
     assert written["with_prefix"]["prefix"] == "a photo of "
     said = capsys.readouterr().out
     assert "toys (test, 13 images, 24 captions)" in said

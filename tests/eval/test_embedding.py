@@ -19,9 +19,10 @@ pytestmark = pytest.mark.needs("nvidia.dali")
 COUNT, BROKEN = 8, 4
 
 
-def encoder(seed=0, rank=0, world_size=1):
+def encoder(seed=0, rank=0, world_size=1, **options):
     model, prepared = tiny_model(seed=seed), Preprocessing(SIZE)
-    return ImageEncoder(model, prepared, batch_size=4, rank=rank, world_size=world_size)
+    options |= {"batch_size": 4, "rank": rank, "world_size": world_size}
+    return ImageEncoder(model, prepared, **options)
 
 
 def write_shards(folder):
@@ -94,6 +95,8 @@ def test_embed_refuses_a_folder_of_other_weights_or_shards(tmp_path):
     embed(encoder(), shards, out)
     with pytest.raises(ValueError, match="holds features of another run: weights differs"):
         embed(encoder(seed=1), shards, out)
+    with pytest.raises(ValueError, match="holds features of another run: resize differs"):
+        embed(encoder(resize="pillow"), shards, out)
     with pytest.raises(ValueError, match="holds features of another run: shards differs"):
         embed(encoder(), shards.replace("*", "0000[01]"), out)
     (out / "embed.json").write_text("nothing")

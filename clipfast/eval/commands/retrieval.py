@@ -57,9 +57,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         return existing
     encoder = encoder_of(options, loaded)
     found = retrieve(encoder, captioned, options.prefix)
+    more = {**found.as_json(), "resize": options.resize}
     if encoder.sharing.rank:
-        return {"metrics": dict(found.main.metrics), **found.as_json()}
-    written = file.write(found.main.metrics, found.as_json())
+        return {"metrics": dict(found.main.metrics), **more}
+    written = file.write(found.main.metrics, more)
     print(*table(found), sep="\n")
     print(f"written: {file.path}")
     return written
