@@ -16,6 +16,7 @@ from clipfast.eval.commands.options import (
 )
 from clipfast.eval.zeroshot.cache import ClassifierCache
 from clipfast.eval.zeroshot.classification import TASK, classify
+from clipfast.eval.zeroshot.examples import MOST_EXAMPLES, write_examples
 from clipfast.eval.zeroshot.table import table
 
 
@@ -33,6 +34,13 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
     )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=12,
+        metavar="N",
+        help="single images with their likeliest classes, for the report; 0: none",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -48,16 +56,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: data or weights cannot be read or do not fit.
         OSError: the result cannot be written.
     """
+    if not 0 <= options.examples <= MOST_EXAMPLES:
+        raise ValueError(f"--examples is 0 to {MOST_EXAMPLES}; got {options.examples}")
     images = set_of(options)
     file, loaded, existing = begin(options, images.name, TASK)
     if loaded is None:
         return existing
     encoder = encoder_of(options, loaded)
-    found = classify(encoder, images, ClassifierCache(options.cache or options.out / "classifiers"))
+    cache = ClassifierCache(options.cache or options.out / "classifiers")
+    found = classify(encoder, images, cache, options.examples)
     more = {**found.as_json(), "resize": options.resize}
     if encoder.sharing.rank:
         return {"metrics": found.main.metrics, **more}
-    written = file.write(found.main.metrics, more)
+    pictures = write_examples(found.examples, images.encoded, file.path)
+    written = file.write(found.main.metrics, {**more, "examples": pictures})
     print(*table(found), sep="\n")
     print(f"written: {file.path}")
     return written

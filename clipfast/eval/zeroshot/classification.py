@@ -18,11 +18,13 @@ from clipfast.eval.sets.catalogue import find_entry
 from clipfast.eval.zeroshot.answers import answers
 from clipfast.eval.zeroshot.cache import ClassifierCache
 from clipfast.eval.zeroshot.classifier import BARE, ONE_PROMPT
+from clipfast.eval.zeroshot.examples import Example, pick_examples
 from clipfast.eval.zeroshot.metrics import (
     average_precision,
     average_precision_11_points,
     confusion,
     mean_per_class_recall,
+    most_confused,
     recall_per_class,
     roc_auc,
 )
@@ -30,6 +32,8 @@ from clipfast.eval.zeroshot.metrics import (
 TASK = "zeroshot_classification"
 # Sets with more classes have no table of confusions in their results.
 _MOST_CONFUSED = 100
+# Pairs of classes that are named, whatever their number.
+_PAIRS = 50
 _FEWEST_FOR_5 = 5
 
 Metrics = dict[str, float | None]
@@ -46,12 +50,14 @@ class Judged:
         per_class: of each class its name and what is known of it.
         confusion: images of a class (row) that were taken for a class (column); None for sets of
             many classes, or of several classes per image.
+        most_confused: pairs of classes that are taken for each other most often.
     """
 
     metrics: Metrics
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     per_class: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
+    most_confused: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,7 @@ class Classification:
         prompts: by "names", "one prompt" and "ensemble", what class names alone, in
             "a photo of a {c}.", and in the set's own prompts are worth.
         seconds: that images and texts took.
+        examples: single images, as many as were asked for.
     """
 
     dataset: str
@@ -78,6 +85,7 @@ class Classification:
     templates: int
     prompts: dict[str, Judged]
     seconds: dict[str, float]
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def main(self) -> Judged:
@@ -101,13 +109,17 @@ class Classification:
             "prompts": {name: judged.metrics for name, judged in self.prompts.items()},
             "per_class": self.main.per_class,
             "confusion": self.main.confusion,
+            "most_confused": self.main.most_confused,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
         }
 
 
 def classify(
-    encoder: ImageEncoder, images: LabelledSet, cache: ClassifierCache | None = None
+    encoder: ImageEncoder,
+    images: LabelledSet,
+    cache: ClassifierCache | None = None,
+    examples: int = 0,
 ) -> Classification:
     """Classify the images of a set by its class names. A collective.
 
@@ -117,6 +129,7 @@ def classify(
         encoder: of the model.
         images: the set.
         cache: of classifiers; None: each is built.
+        examples: single images that are picked, at most.
 
     Returns:
         The same on every rank.
@@ -167,6 +180,15 @@ def classify(
         templates=len(images.templates),
         prompts=prompts,
         seconds=seconds,
+        examples=pick_examples(
+            features,
+            classifiers["ensemble"],
+            labels,
+            images.classnames,
+            scale,
+            kept.nonzero()[:, 0],
+            examples,
+        ),
     )
 
 
@@ -217,6 +239,10 @@ def _judged(
         intervals,
         _per_class(said.predicted, labels, names),
         None if table is None else table.tolist(),
+        [
+            {"class": names[row], "taken_for": names[column], "images": count}
+            for row, column, count in most_confused(said.predicted, labels, classes, _PAIRS)
+        ],
     )
 
 

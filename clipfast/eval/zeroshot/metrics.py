@@ -53,6 +53,29 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     return (labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes)
 
 
+def most_confused(
+    predicted: Tensor, labels: Tensor, classes: int, most: int
+) -> list[tuple[int, int, int]]:
+    """The largest counts of ``confusion`` beside its diagonal, without that table.
+
+    Args:
+        predicted: ``[N]`` int64.
+        labels: ``[N]`` int64.
+        classes: C.
+        most: pairs at most.
+
+    Returns:
+        Class, what it is taken for, and how often; the most frequent first, equal ones in order.
+    """
+    wrong = predicted != labels
+    pairs, counts = (labels[wrong] * classes + predicted[wrong]).unique(return_counts=True)
+    best = counts.argsort(descending=True, stable=True)[:most]
+    return [
+        (*divmod(pair, classes), count)
+        for pair, count in zip(pairs[best].tolist(), counts[best].tolist(), strict=True)
+    ]
+
+
 def roc_auc(scores: Tensor, positive: Tensor) -> float | None:
     """Area under the curve of true against false positives.
 
