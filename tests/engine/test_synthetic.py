@@ -1,6 +1,8 @@
 """Training on random pairs, on two ranks, where none of the packages for data is installed."""
 
+import shutil
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from unittest import mock
 
@@ -27,14 +29,15 @@ def _without_packages(folder: str, runs: list[dict], port: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Generator[Path]:
     folder = tmp_path_factory.mktemp("synthetic")
     options = ["--data.train", "synthetic:64", "--max-steps", "4", "--model.recompute", "auto"]
     saved = ["--checkpoint.every-steps", "2", "--checkpoint.keep", "9"]
     checkpoint = str(folder / "whole/checkpoints/step00000002")
     runs = {"whole": [*options, *saved], "resumed": [*options, "--resume", checkpoint]}
     run_ranks(2, _without_packages, str(folder), [runs], free_port())
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_synthetic_training_needs_no_package_for_data_and_goes_on_exactly(folder):

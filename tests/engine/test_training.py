@@ -1,7 +1,9 @@
 """Whole runs as a user starts them: ZeRO stages, micro-batches, resume, precision, outputs."""
 
 import json
+import shutil
 import signal
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -68,8 +70,14 @@ def resumed(folder: Path, runs: dict[str, list[str]]) -> dict[str, list[str]]:
     }
 
 
+def drop_files(folder: Path, step: str) -> None:
+    """Empty checkpoints that nothing reads any more: all of them together are 5 GB."""
+    for path in folder.glob(f"*/checkpoints/{step}/*"):
+        path.unlink()
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
+def alone(tmp_path_factory) -> Generator[Path]:
     """Runs of one process. Those to compare with two ranks have batch norm in groups of a rank's
     size."""
     folder = tmp_path_factory.mktemp("alone")
@@ -112,11 +120,13 @@ def alone(tmp_path_factory) -> Path:
         ],
     }
     train_in_turn(folder, {**runs, **saved, **resumed(folder, saved), **other})
-    return folder
+    drop_files(folder, "step00000002")
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Path:
+def together(tmp_path_factory) -> Generator[Path]:
     """Runs of two ranks."""
     folder = tmp_path_factory.mktemp("together")
     runs = {}
@@ -130,7 +140,9 @@ def together(tmp_path_factory) -> Path:
     }
     saved["background"] = [*IN_BACKGROUND, "--zero-stage", "2", "--model.recompute", RECOMPUTED[2]]
     train_in_turn(folder, {**runs, **saved, **resumed(folder, saved)}, ranks=2)
-    return folder
+    drop_files(folder, "step*")
+    yield folder
+    shutil.rmtree(folder)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
