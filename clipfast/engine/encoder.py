@@ -148,9 +148,8 @@ class RunEncoder(RunData):
         longest = max(sizes)
         padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-        gathered = rows.new_empty(longest * len(sizes), *rows.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded)
-        blocks = gathered.split(longest)
+        blocks = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(blocks, padded)
         return torch.cat([block[:size] for block, size in zip(blocks, sizes, strict=True)])
 
     def _sizes(self, size: int) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from clipfast.data.command import fail
 from clipfast.eval.commands import COMMANDS
+from clipfast.eval.running import carry_out
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     try:
-        importlib.import_module(f"clipfast.eval.commands.{options.command}").run(options)
+        carry_out(importlib.import_module(f"clipfast.eval.commands.{options.command}"), options)
     except (ValueError, OSError, ImportError) as error:
         return fail(error)
     return 0

@@ -78,10 +78,10 @@ def embed(encoder: ImageEncoder, shards: str | Sequence[str], folder: Path) -> E
         write_whole(folder / ABOUT, json.dumps(about, indent=1).encode())
         for name in ("img_emb", "text_emb", "metadata"):
             (folder / name).mkdir(exist_ok=True)
-    encoder.sharing.gather_objects(None)
     sharing = encoder.sharing
+    sharing.wait()
     missing = [n for n in range(len(paths)) if not _table(folder, n).exists()]
-    encoder.sharing.gather_objects(None)  # Nobody writes before all have looked.
+    sharing.wait()  # Nobody writes before all have looked.
     reader = ShardReader(paths)
     mine = encoder.alone()
     counts = [0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from clipfast.eval.sharing import OtherRankFailed, Sharing
 from clipfast.names import did_you_mean
 
 
@@ -34,7 +35,38 @@ def run(task: str, **options: Any) -> dict[str, Any]:
         hint = did_you_mean(task, COMMANDS)
         raise ValueError(f"no evaluation {task!r}.{hint} There are: {', '.join(COMMANDS)}")
     command = importlib.import_module(f"clipfast.eval.commands.{task}")
-    return command.run(_namespace(task, command, options))
+    return carry_out(command, _namespace(task, command, options))
+
+
+def carry_out(command: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Run a subcommand. Ranks that share its work end together: what one of them fails at, the
+    others raise too.
+
+    Args:
+        command: its module. ``SHARES_WORK`` is true where its ``run`` is a collective.
+        options: as parsed.
+
+    Returns:
+        What it found.
+
+    Raises:
+        ValueError: what the subcommand refuses, here or on another rank.
+        OSError: what cannot be read or written here.
+    """
+    from clipfast.eval.commands.options import launched
+
+    # A command that a rank runs by itself must not wait for the others.
+    sharing = launched() if getattr(command, "SHARES_WORK", False) else Sharing()
+    try:
+        found: dict[str, Any] = command.run(options)
+        sharing.wait()
+    except OtherRankFailed:
+        raise
+    except Exception as error:
+        if sharing.world_size > 1:
+            sharing.tell(error)
+        raise
+    return found
 
 
 def _namespace(task: str, command: Any, options: dict[str, Any]) -> argparse.Namespace:

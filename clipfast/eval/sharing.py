@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class OtherRankFailed(ValueError):
+    """Another rank cannot go on, and says why."""
+
+
 @dataclass(frozen=True)
 class Sharing:
     """One rank among several that each take one contiguous part.
+
+    A rank that fails says so with ``tell``. The others learn it in the next collective that they
+    come to, and raise there instead of waiting for it.
 
     Args:
         rank: this one.
@@ -39,9 +48,13 @@ class Sharing:
 
         Returns:
             ``[rows, ...]`` on the CPU, the same on every rank.
+
+        Raises:
+            OtherRankFailed: one of the others did.
         """
         if self.world_size == 1:
             return mine
+        self.wait()
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         sizes = [len(Sharing(rank, self.world_size).part(rows)) for rank in range(self.world_size)]
         longest = max(sizes)
@@ -56,9 +69,38 @@ class Sharing:
 
         Args:
             mine: anything small that pickles.
+
+        Raises:
+            OtherRankFailed: one of the others did.
         """
         if self.world_size == 1:
             return [mine]
+        found = self._exchange(None, mine)
+        said = [why for why, _ in found if why is not None]
+        if said:
+            raise OtherRankFailed(said[0])
+        return [value for _, value in found]
+
+    def wait(self) -> None:
+        """Wait for all ranks. A collective.
+
+        Raises:
+            OtherRankFailed: one of the others did.
+        """
+        self.gather_objects(None)
+
+    def tell(self, error: Exception) -> None:
+        """Tell the other ranks that this one ends, in the collective that they come to next.
+
+        Args:
+            error: why.
+        """
+        # Where they are gone themselves there is nobody to tell.
+        with suppress(Exception):
+            where = f"rank {self.rank} on {socket.gethostname()}"
+            self._exchange(f"{where} failed: {error or type(error).__name__}", None)
+
+    def _exchange(self, why: str | None, mine: Any) -> list[tuple[str | None, Any]]:
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, mine)
+        dist.all_gather_object(found, (why, mine))
         return found

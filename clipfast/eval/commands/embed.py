@@ -10,6 +10,8 @@ from typing import Any
 from clipfast.eval.commands.options import add_model_options, encoder_of, loaded_model
 from clipfast.eval.embedding import embed
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.

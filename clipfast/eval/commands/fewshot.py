@@ -28,6 +28,7 @@ from clipfast.eval.ranking import cosines
 from clipfast.eval.zeroshot.cache import ClassifierCache
 
 TASK = "few_shot"
+SHARES_WORK = True
 
 
 def add(subparsers: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from clipfast.eval.results import ResultFile
 from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.eval.sharing import Sharing
 
+# One rank may fit a probe for hours while the others wait; one that fails tells them.
+_PATIENCE = timedelta(hours=12)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -170,7 +173,8 @@ def launched() -> Sharing:
     if world_size == 1:
         return Sharing()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
     return Sharing(dist.get_rank(), dist.get_world_size())
 
 

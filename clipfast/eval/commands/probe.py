@@ -20,6 +20,7 @@ from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
 
 TASK = "linear_probe"
+SHARES_WORK = True
 
 
 def add(subparsers: Any) -> None:

@@ -14,6 +14,8 @@ from clipfast.eval.commands.options import (
 )
 from clipfast.eval.sets import open_captions
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.

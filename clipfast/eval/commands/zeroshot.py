@@ -19,6 +19,8 @@ from clipfast.eval.zeroshot.classification import TASK, classify
 from clipfast.eval.zeroshot.examples import MOST_EXAMPLES, write_examples
 from clipfast.eval.zeroshot.table import table
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.

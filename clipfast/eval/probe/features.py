@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import clipfast
 from clipfast.eval.encoding import ImageEncoder, Layer
@@ -86,8 +85,7 @@ class FeatureCache:
             features = _half(images, encoder.images(images, layer).numpy())
             if is_main:
                 self._write(path, features, about)
-        if encoder.sharing.world_size > 1:
-            torch.distributed.barrier()
+        encoder.sharing.wait()
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
         # The first column tells: a row is NaN as a whole.
         readable = ~np.isnan(np.asarray(stored[:, 0]))
