@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.ranking import RECALL_AT, chance, right_ranks
+from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import CaptionedSet
 
 TASK = "zeroshot_retrieval"
@@ -44,9 +44,9 @@ class CaptionRetrieval:
         dataset, split: of the set.
         images: that decode.
         captions: of these.
-        prefix: put before each caption.
+        prefix: put before each caption; None: not measured.
         main: with the captions as they are.
-        prefixed: with the prefix.
+        prefixed: with the prefix; None without one.
         chance: recalls of a random order, named as the metrics.
         unreadable: images that do not decode, by their places: left out, with their captions.
         seconds: for images, texts and ranks.
@@ -56,25 +56,26 @@ class CaptionRetrieval:
     split: str
     images: int
     captions: int
-    prefix: str
+    prefix: str | None
     main: Recalls
-    prefixed: Recalls
+    prefixed: Recalls | None
     chance: Mapping[str, float]
     unreadable: Mapping[int, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """What stands beside CLIP_benchmark's keys."""
+        prefixed = self.prefixed and {
+            "prefix": self.prefix,
+            "metrics": dict(self.prefixed.metrics),
+            "intervals": dict(self.prefixed.intervals),
+        }
         return {
             "split": self.split,
             "images": self.images,
             "captions": self.captions,
             "intervals": dict(self.main.intervals),
-            "with_prefix": {
-                "prefix": self.prefix,
-                "metrics": dict(self.prefixed.metrics),
-                "intervals": dict(self.prefixed.intervals),
-            },
+            "with_prefix": prefixed,
             "chance": dict(self.chance),
             "unreadable": {str(place): why for place, why in self.unreadable.items()},
             "seconds": dict(self.seconds),
@@ -82,7 +83,7 @@ class CaptionRetrieval:
 
 
 def retrieve(
-    encoder: ImageEncoder, captioned: CaptionedSet, prefix: str = PREFIX
+    encoder: SetEncoder, captioned: CaptionedSet, prefix: str | None = PREFIX
 ) -> CaptionRetrieval:
     """Rank the captions of every image, and the images of every caption. A collective.
 
@@ -93,7 +94,7 @@ def retrieve(
     Args:
         encoder: of the model.
         captioned: the set.
-        prefix: put before each caption for a second measure.
+        prefix: put before each caption for a second measure; None: there is none.
 
     Raises:
         ValueError: no image decodes.
@@ -104,11 +105,11 @@ def retrieve(
     encoded = time.perf_counter()
     images, captions, image_of = _readable(images, captioned, unreadable)
     bare = encoder.texts(captions)
-    prefixed = encoder.texts([prefix + caption for caption in captions])
+    prefixed = None if prefix is None else encoder.texts([prefix + text for text in captions])
     read = time.perf_counter()
     pairs = torch.stack([torch.arange(len(captions)), image_of], 1)
     main = _recalls(encoder, images, bare, pairs)
-    with_prefix = _recalls(encoder, images, prefixed, pairs)
+    with_prefix = None if prefixed is None else _recalls(encoder, images, prefixed, pairs)
     expected = {
         f"image_retrieval_recall@{k}": chance(pairs, len(images))[f"R@{k}"] for k in RECALL_AT
     } | {
@@ -143,11 +144,10 @@ def table(found: CaptionRetrieval) -> list[str]:
         f"{found.dataset} ({found.split}, {found.images:,} images, {found.captions:,} captions)",
         f"{'':28}" + "".join(f"{f'R@{k}':>9}" for k in RECALL_AT),
     ]
-    rows = {
-        "": found.main.metrics,
-        f", {found.prefix.strip()!r} before": found.prefixed.metrics,
-        ", chance": found.chance,
-    }
+    rows = {"": found.main.metrics}
+    if found.prefix is not None and found.prefixed is not None:
+        rows[f", {found.prefix.strip()!r} before"] = found.prefixed.metrics
+    rows[", chance"] = found.chance
     for way, words in _WAYS.items():
         for more, metrics in rows.items():
             cells = "".join(f"{metrics[f'{way}_recall@{k}']:>9.2%}" for k in RECALL_AT)
@@ -176,7 +176,7 @@ def _readable(
     return images[torch.from_numpy(keep)], captions, image_of
 
 
-def _recalls(encoder: ImageEncoder, images: Tensor, texts: Tensor, pairs: Tensor) -> Recalls:
+def _recalls(encoder: SetEncoder, images: Tensor, texts: Tensor, pairs: Tensor) -> Recalls:
     """Both ways; the ranks share the queries.
 
     Args:

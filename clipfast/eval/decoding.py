@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Protocol
@@ -81,7 +81,7 @@ class SetDecoder:
         self._device = device
         self._threads = threads
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Generator[Tensor, None, None]:
         """Batches ``[B, S, S, 3]`` uint8 on the device; the last may be smaller."""
         if not len(self._part):
             return

@@ -8,7 +8,7 @@ in a hundred of a model with it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -49,7 +49,7 @@ class PillowDecoder:
         self._image_size = image_size
         self._threads = threads
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Generator[Tensor, None, None]:
         """Batches ``[B, S, S, 3]`` uint8 on the CPU; the last may be smaller."""
         with ThreadPoolExecutor(self._threads, thread_name_prefix="clipfast-pillow") as pool:
             pending: deque[list[Future[Tensor]]] = deque()

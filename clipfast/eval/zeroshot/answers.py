@@ -62,12 +62,13 @@ def answers(features: Tensor, classifier: Tensor, labels: Tensor, scale: float) 
         log_probability.append((scale * scores).log_softmax(1).gather(1, right)[:, 0])
         if len(classifier) == 2:
             margin.append(scores[:, 1] - scores[:, 0])
-    nothing = torch.empty(0, dtype=torch.float64)
+    # A rank may have no image.
+    nothing, none = torch.empty(0, dtype=torch.float64), labels[:0]
     return Answers(
         labels,
-        torch.cat(predicted),
-        torch.cat(ranks),
-        torch.cat(log_probability),
+        torch.cat([none, *predicted]),
+        torch.cat([none, *ranks]),
+        torch.cat([nothing, *log_probability]),
         torch.cat([nothing, *margin]),
     )
 

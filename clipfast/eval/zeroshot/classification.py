@@ -13,11 +13,13 @@ from torch import Tensor
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.ranking import cosines
+from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import LabelledSet
 from clipfast.eval.sets.catalogue import find_entry
-from clipfast.eval.zeroshot.answers import answers
+from clipfast.eval.sharing import Sharing
+from clipfast.eval.zeroshot.answers import Answers, answers
 from clipfast.eval.zeroshot.cache import ClassifierCache
-from clipfast.eval.zeroshot.classifier import BARE, ONE_PROMPT
+from clipfast.eval.zeroshot.classifier import BARE, ONE_PROMPT, build_classifier
 from clipfast.eval.zeroshot.examples import Example, pick_examples
 from clipfast.eval.zeroshot.metrics import (
     average_precision,
@@ -35,6 +37,7 @@ _MOST_CONFUSED = 100
 # Pairs of classes that are named, whatever their number.
 _PAIRS = 50
 _FEWEST_FOR_5 = 5
+PROMPTS = ("names", "one prompt", "ensemble")
 
 Metrics = dict[str, float | None]
 
@@ -116,20 +119,22 @@ class Classification:
 
 
 def classify(
-    encoder: ImageEncoder,
+    encoder: SetEncoder,
     images: LabelledSet,
     cache: ClassifierCache | None = None,
     examples: int = 0,
+    asked: Sequence[str] = PROMPTS,
 ) -> Classification:
     """Classify the images of a set by its class names. A collective.
 
-    Images are encoded once, and judged by three classifiers.
+    Images are encoded once, and judged by three classifiers. Ranks share the judging too.
 
     Args:
         encoder: of the model.
         images: the set.
-        cache: of classifiers; None: each is built.
+        cache: of classifiers, for an ``ImageEncoder``; None: each is built.
         examples: single images that are picked, at most.
+        asked: which of the three; "ensemble" is among them.
 
     Returns:
         The same on every rank.
@@ -139,16 +144,15 @@ def classify(
 
     Source: Radford et al. 2021, section 3.1.
     """
-    cache = cache or ClassifierCache(None)
     begin = time.perf_counter()
-    classifiers = {
-        name: cache.classifier(encoder, images.name, images.classnames, templates)
-        for name, templates in (
-            ("names", BARE),
-            ("one prompt", ONE_PROMPT),
-            ("ensemble", images.templates),
-        )
-    }
+    ways = dict(zip(PROMPTS, (BARE, ONE_PROMPT, images.templates), strict=True))
+    classifiers = {}
+    for name in asked:
+        if cache is not None and isinstance(encoder, ImageEncoder):
+            built = cache.classifier(encoder, images.name, images.classnames, ways[name])
+        else:
+            built = build_classifier(encoder, images.classnames, ways[name])
+        classifiers[name] = built
     between = time.perf_counter()
     features = encoder.images(images)
     seconds = {"texts": between - begin, "images": time.perf_counter() - between}
@@ -161,14 +165,13 @@ def classify(
             f"{unreadable[min(unreadable)]}"
         )
     features, labels = features[kept], torch.from_numpy(images.labels)[kept]
-    scale = encoder.model.logit_scale.detach().float().exp().item()
     for what, values in (
         ("image", features),
         *((f"text ({n})", c) for n, c in classifiers.items()),
     ):
         _check_finite(images.name, what, values)
     prompts = {
-        name: _judged(features, classifier, labels, images.classnames, scale)
+        name: _judged(encoder, features, classifier, labels, images.classnames)
         for name, classifier in classifiers.items()
     }
     return Classification(
@@ -185,7 +188,7 @@ def classify(
             classifiers["ensemble"],
             labels,
             images.classnames,
-            scale,
+            encoder.scale,
             kept.nonzero()[:, 0],
             examples,
         ),
@@ -210,12 +213,16 @@ def _check_finite(dataset: str, what: str, features: Tensor) -> None:
 
 
 def _judged(
-    features: Tensor, classifier: Tensor, labels: Tensor, names: Sequence[str], scale: float
+    encoder: SetEncoder,
+    features: Tensor,
+    classifier: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
 ) -> Judged:
     if labels.ndim == 2:
         return _judged_several(cosines(features, classifier), labels, names)
     classes = len(names)
-    said = answers(features, classifier, labels, scale)
+    said = _answers(encoder.sharing, features, classifier, labels, encoder.scale)
     right = [int((said.rank < k).sum()) for k in (1, _FEWEST_FOR_5)]
     acc1, acc5 = (count / len(labels) for count in right)
     has_5 = classes >= _FEWEST_FOR_5
@@ -244,6 +251,21 @@ def _judged(
             for row, column, count in most_confused(said.predicted, labels, classes, _PAIRS)
         ],
     )
+
+
+def _answers(
+    sharing: Sharing, features: Tensor, classifier: Tensor, labels: Tensor, scale: float
+) -> Answers:
+    """Each rank asks for its part of the images."""
+    part = sharing.part(len(features))
+    rows = slice(part.start, part.stop)
+    mine = answers(features[rows], classifier, labels[rows], scale)
+    gathered = {
+        name: sharing.gather(getattr(mine, name), len(features))
+        for name in ("predicted", "rank", "log_probability")
+    }
+    margin = sharing.gather(mine.margin, len(features)) if len(classifier) == 2 else mine.margin
+    return Answers(labels=labels, margin=margin, **gathered)
 
 
 def _per_class(predicted: Tensor, labels: Tensor, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets.prompts import SLOT, USUAL_TEMPLATES, check_classnames, check_templates
 
 # What a class name is asked as where it stands alone.
@@ -15,9 +15,7 @@ BARE = (SLOT,)
 ONE_PROMPT = USUAL_TEMPLATES
 
 
-def build_classifier(
-    encoder: ImageEncoder, names: Sequence[str], templates: Sequence[str]
-) -> Tensor:
+def build_classifier(encoder: SetEncoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Weights of the classifier. A collective.
 
         w_c = normalised(mean_t normalised(text(template_t with name_c)))
