@@ -193,7 +193,12 @@ def read_version() -> str:
 os.chdir(ROOT)
 PACKAGES = find_packages(include=["clipfast", "clipfast.*"])
 PACKAGES += ["clipfast.kernels", *(f"clipfast.kernels.{name}" for name in find_packages("kernels"))]
-PACKAGE_DATA = {"clipfast": ["assets/**/*", "data/sample/**/*", "eval/sets/words/**/*"]}
+PACKAGE_DATA = {
+    "clipfast": [
+        *("assets/**/*", "data/sample/**/*"),
+        *("eval/sets/words/**/*", "eval/robustness/mappings/*"),
+    ]
+}
 
 if __name__ == "__main__":
     setup(

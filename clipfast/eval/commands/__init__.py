@@ -6,4 +6,13 @@ there and true where all ranks of a launcher call ``run`` together.
 """
 
 # In the order of the help.
-COMMANDS = ("zeroshot", "probe", "fewshot", "retrieval", "embed", "predict", "pairs")
+COMMANDS = (
+    "zeroshot",
+    "probe",
+    "fewshot",
+    "retrieval",
+    "robustness",
+    "embed",
+    "predict",
+    "pairs",
+)
