@@ -197,6 +197,7 @@ PACKAGE_DATA = {
     "clipfast": [
         *("assets/**/*", "data/sample/**/*"),
         *("eval/sets/words/**/*", "eval/robustness/mappings/*"),
+        "eval/report/assets/*",
     ]
 }
 

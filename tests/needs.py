@@ -125,6 +125,7 @@ def _service(name: str) -> str | None:
 
 # Why it is absent, or None.
 THINGS: dict[str, Callable[[], str | None]] = {
+    "chromium": functools.partial(_program, "chromium"),
     "cuda-12-compiler": _cuda_12_compiler,
     "cuda-device": _cuda_device,
     "cuda-operators": _cuda_operators,

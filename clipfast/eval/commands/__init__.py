@@ -15,4 +15,5 @@ COMMANDS = (
     "embed",
     "predict",
     "pairs",
+    "report",
 )

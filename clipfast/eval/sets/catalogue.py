@@ -28,7 +28,8 @@ class Entry:
         name: how it is asked for.
         title: what the paper or its authors call it.
         group: ``paper`` for the 27 of table 9, ``shift`` for the seven shifts of ImageNet, ``vtab``
-            for others that CLIP_benchmark knows, ``captions`` for retrieval.
+            for others that CLIP_benchmark knows, ``captions`` for retrieval, ``sample`` for what
+            comes with the package.
         classes: number of them; None where the layout on disk tells.
         train_size: images to train a probe with; None where there are none, or it is not known.
         test_size: images to test on; None where it is not known.
@@ -173,6 +174,9 @@ _ENTRIES = (
           templates_list="smallnorb_label_azimuth"),
     _vtab("smallnorb_label_elevation", "smallNORB elevation", None,
           templates_list="smallnorb_label_elevation"),
+    Entry("emoji", "Emoji, by the groups of Unicode", "sample", 9, test_size=1_906,
+          classnames_list="emoji", templates_list="emoji", folders_list="emoji",
+          note="Drawings of components, such as swatches of skin, are left out."),
     # Images with captions (appendix E.1).
     Entry("flickr30k", "Flickr30k", "captions", test_size=1_000, metric="image_retrieval_recall@1"),
     Entry("flickr8k", "Flickr8k", "captions", test_size=1_000, metric="image_retrieval_recall@1"),
@@ -220,6 +224,6 @@ def list_sets(group: str | None = None) -> list[str]:
     """Names of all data sets of the catalogue, or of one group of it.
 
     Args:
-        group: ``paper``, ``shift``, ``vtab`` or ``captions``.
+        group: ``paper``, ``shift``, ``vtab``, ``captions`` or ``sample``.
     """
     return [entry.name for entry in _ENTRIES if group in (None, entry.group)]

@@ -9,6 +9,7 @@ from clipfast.eval.sets.captionjson import read_caption_json
 from clipfast.eval.sets.captiontable import read_caption_table
 from clipfast.eval.sets.catalogue import CATALOGUE, Entry, find_entry, plain_name
 from clipfast.eval.sets.cifar import find_cifar, find_sheets
+from clipfast.eval.sets.emoji import is_emoji, read_emoji
 from clipfast.eval.sets.folders import read_folder
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.idx import find_idx
@@ -43,7 +44,8 @@ def open_set(
             under the name as it is written. The path is a folder with one subfolder per class,
             webdataset shards with ``.cls`` (in CLIP_benchmark's layout, or a pattern such as
             ``shards/{0..9}.tar``), a table of paths and labels (``.csv``, ``.tsv``, ``.jsonl``,
-            ``.parquet``), or a published archive of CIFAR-10, CIFAR-100 or MNIST.
+            ``.parquet``), a published archive of CIFAR-10, CIFAR-100 or MNIST, or ``sample/noto``
+            and ``sample/twemoji``, the emoji that come with the package.
         split: which part, such as ``test``.
         classnames: a file with one name a line, in the order of the labels; or the name of a list
             that comes with the package. Default ``classnames.txt`` in the folder, else the
@@ -59,6 +61,8 @@ def open_set(
     name, entry, place = _parts(fspath(source))
     if entry is not None and entry.group == "captions":
         raise ValueError(f"data set {name!r} has captions and no classes: measure retrieval on it")
+    if is_emoji(place):
+        entry = find_entry("emoji")
     found = _find(place, split, entry)
     return give_words(found, name or found.name, split, entry, classnames, templates)
 
@@ -121,6 +125,8 @@ def _find(place: str, split: str, entry: Entry | None) -> FoundSet:
         archived = _archived(path, split, entry)
         if archived is not None:
             return archived
+    if is_emoji(place):
+        return read_emoji(place)
     shards = find_shards(place, split)
     if shards is not None:
         return read_labelled(shards)

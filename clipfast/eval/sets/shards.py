@@ -104,7 +104,7 @@ def read_labelled(shards: Shards) -> FoundSet:
         )
     several = shards.kind == "multilabel"
     read = _flags if several else _label
-    images, labels = _samples(shards, "npy" if several else "cls", read)
+    images, labels = read_samples(shards, "npy" if several else "cls", read)
     if several and len({len(each) for each in labels}) > 1:
         raise ValueError(
             f"data set {shards.name!r}: its .npy have different numbers of classes; write one flag "
@@ -130,7 +130,7 @@ def read_captioned(shards: Shards, name: str, split: str) -> CaptionedSet:
             f"data set {shards.name!r} holds labels ({TYPE_FILE} says {shards.kind}): measure "
             "zero-shot on it"
         )
-    images, captions = _samples(shards, "txt", _captions)
+    images, captions = read_samples(shards, "txt", _captions)
     counts = [len(each) for each in captions]
     return CaptionedSet(
         name=name,
@@ -187,10 +187,21 @@ def _expand(pattern: str) -> list[str]:
         raise ValueError(str(error)) from None
 
 
-def _samples(
+def read_samples(
     shards: Shards, beside: str, read: Callable[[bytes], Any]
 ) -> tuple[ShardImages, list[Any]]:
-    """The images, and what `read` makes of the member that lies beside each."""
+    """The images, and what ``read`` makes of the member that lies beside each.
+
+    Samples without both are counted in the log.
+
+    Args:
+        shards: to read.
+        beside: extension of the other member.
+        read: makes a value of its bytes; raises ValueError with what is wrong.
+
+    Raises:
+        ValueError: no sample is complete, ``read`` refuses one, or a shard cannot be read.
+    """
     files = ShardFiles(shards.paths)
     places: list[tuple[int, int, int]] = []
     values: list[Any] = []

@@ -170,3 +170,20 @@ def test_words_are_in_the_wheel():
     package = ROOT / "clipfast"
     shipped = {path for pattern in data["clipfast"] for path in package.glob(pattern)}
     assert set((package / "eval/sets/words").rglob("*.*")) <= shipped
+
+
+def test_emoji_sample_is_a_set_of_nine_groups(caplog):
+    noto, twemoji = open_set("emoji:sample/noto"), open_set("sample/twemoji")
+    assert len(noto) == len(twemoji) == entry_of("emoji").test_size
+    assert "sample/noto: 5 drawings of components are left out" in caplog.text
+    # Both artists drew the same concepts, in one order.
+    assert noto.labels.tolist() == twemoji.labels.tolist()
+    assert noto.classnames == twemoji.classnames == classnames_of("emoji")
+    assert noto.templates == templates_of("emoji")
+    assert (noto.name, twemoji.name) == ("emoji", "emoji-twemoji")
+    assert len(open_set("emoji:sample")) == 2 * len(noto)
+    # The last drawing is the flag of Wales.
+    last = [noto.classnames[label] for label in noto.labels[-3:]]
+    assert last == ["flag"] * 3
+    with pytest.raises(ValueError, match="'emoji' has classes and no captions"):
+        open_captions("emoji:sample/noto")
