@@ -12,6 +12,7 @@ COMMANDS = (
     "fewshot",
     "retrieval",
     "robustness",
+    "groups",
     "embed",
     "predict",
     "pairs",

@@ -49,10 +49,10 @@ def robustness_figure(result: Mapping[str, Any], path: str | Path) -> None:
     size = (4.6 * columns, 4.4 * rows + 0.4)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     figure.suptitle(f"{result['model']}: {result['dataset']} and its shifts")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for axis in list(grid)[len(panels) :]:
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    for axis, (title, entries) in zip(grid, panels.items(), strict=False):
+    for axis, (title, entries) in zip(axes, panels.items(), strict=False):
         _draw(axis, title, entries, result)
     figure.savefig(path)
 
@@ -102,11 +102,17 @@ def _points(
     y = _at([entry["acc1"] for entry in entries])
     bounds = _at([entry["interval"] for entry in entries]).T
     axis.errorbar(x, y, np.abs(bounds - y), fmt="none", ecolor=color, elinewidth=0.8, alpha=0.6)
-    axis.scatter(x, y, s=70, color=color, marker=marker, label=label, zorder=3)
+    axis.scatter(x, y, s=45, color=color, marker=marker, label=label, zorder=3)
     for entry, across, up in zip(entries, x, y, strict=True):
         if entry["corruption"] and entry["severity"] is not None and len(entries) <= 20:
             axis.annotate(
-                entry["corruption"], (across, up), (7, -3), textcoords="offset points", fontsize=6
+                entry["corruption"],
+                (across, up),
+                (-7, -2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=6,
+                color=color,
             )
 
 

@@ -16,6 +16,7 @@ from clipfast.eval.probe.features import FeatureCache
 from clipfast.eval.probe.linear import Labelled, LinearProbe
 from clipfast.eval.probe.rows import Part, Rows
 from clipfast.eval.ranking import cosines
+from clipfast.eval.readable import readable_features
 from clipfast.eval.robustness.classmap import ClassMap
 from clipfast.eval.robustness.shifts import Shift
 from clipfast.eval.sets import LabelledSet
@@ -275,24 +276,10 @@ class _Encoded:
 
 
 def _features(encoder: ImageEncoder, images: LabelledSet, unreadable: dict[str, int]) -> _Encoded:
-    features = encoder.images(images)
-    kept = torch.ones(len(images), dtype=torch.bool)
-    kept[list(encoder.unreadable)] = False
-    if not kept.any():
-        reason = encoder.unreadable[min(encoder.unreadable)]
-        raise ValueError(
-            f"{images.name}: none of {len(images)} images decodes; the first: {reason}"
-        )
-    if encoder.unreadable:
-        unreadable[images.name] = len(encoder.unreadable)
-    features, labels = features[kept], torch.from_numpy(images.labels)[kept]
-    broken = int((~features.isfinite().all(1)).sum())
-    if broken:
-        raise ValueError(
-            f"{images.name}: {broken} image features of {len(features)} are not finite: the "
-            "weights are of a run that diverged, or overflow in this precision (--precision fp32)"
-        )
-    return _Encoded(features, labels)
+    found = readable_features(encoder, images)
+    if found.unreadable:
+        unreadable[images.name] = len(found.unreadable)
+    return _Encoded(found.features, torch.from_numpy(images.labels)[found.kept])
 
 
 def _count(
