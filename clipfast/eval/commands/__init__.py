@@ -13,6 +13,7 @@ COMMANDS = (
     "retrieval",
     "robustness",
     "groups",
+    "geolocate",
     "embed",
     "predict",
     "pairs",
