@@ -10,6 +10,7 @@ from clipfast.engine import (
     CheckpointConfig,
     Config,
     DataConfig,
+    EvaluationConfig,
     LoggingConfig,
     ModelOptions,
     OptimizerConfig,
@@ -26,11 +27,12 @@ def config() -> Config:
         data=DataConfig(
             train=("sample/noto",), eval=("sample/noto", "sample/twemoji"), scale=(0.9, 1.0)
         ),
+        eval=EvaluationConfig(every=50),
         optimizer=OptimizerConfig(lr=7e-4, beta2=0.98),
         # 1,911 drawings / 256 = 7 steps an epoch; 25 epochs = 175 steps.
         schedule=ScheduleConfig(epochs=25, warmup_steps=10),
         zero=ZeroConfig(stage=1),
-        logging=LoggingConfig(name="emoji", every_steps=1, eval_every_steps=50, figures="demo"),
+        logging=LoggingConfig(name="emoji", every_steps=1, figures="demo"),
         checkpoint=CheckpointConfig(every_steps=100),
         batch_size=256,
     )

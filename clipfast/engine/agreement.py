@@ -45,6 +45,39 @@ def from_main(process: Process, make: Callable[[], _Made]) -> _Made:
     return value
 
 
+def all_or_none(process: Process, make: Callable[[], _Made]) -> _Made:
+    """Let every rank make its own, or end all where one cannot. A collective.
+
+    Args:
+        process: this rank.
+        make: called on every rank.
+
+    Returns:
+        What it returned on this rank.
+
+    Raises:
+        ConfigError: on every rank, where one of them met a ValueError or an OSError; on the others
+            it says which.
+    """
+    made: list[_Made] = []
+    failure: Exception | None = None
+    try:
+        made.append(make())
+    except (ValueError, OSError) as error:
+        failure = error
+    said = None if failure is None else str(failure)
+    shared: list[Any] = [(socket.gethostname(), said)]
+    if process.world_size > 1:
+        shared = [None] * process.world_size
+        dist.all_gather_object(shared, (socket.gethostname(), said))
+    if failure is not None:
+        raise ConfigError(str(failure)) from failure
+    for rank, (host, theirs) in enumerate(shared):
+        if theirs is not None:
+            raise ConfigError(f"rank {rank} on {host}: {theirs}")
+    return made[0]
+
+
 def require_same(process: Process, facts: Mapping[str, str]) -> None:
     """Compare what has to be the same on every rank. A collective.
 

@@ -41,7 +41,10 @@ _KEYBOARD = 130  # what a shell says of it: 128 + SIGINT
 
 _log = logging.getLogger(__name__)
 _Asked = TypeVar("_Asked", bound=Config)
-_RENAMED = {"--model.checkpoint": "--model.recompute"}
+_RENAMED = {
+    "--model.checkpoint": "--model.recompute",
+    "--logging.eval-every-steps": "--eval.every",
+}
 _NO_DATA = """no training data: pass your shards,
     --data.train 'shards/{00000..41407}.tar'
 or try the recipe on the embedded sample of emoji drawings (1,911 concepts by two artists),

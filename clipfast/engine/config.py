@@ -188,12 +188,47 @@ class EvaluationConfig:
     """Evaluations to run. retrieval: R@1, R@5 and R@10 on every set of --data.eval. Others
     are registered by a recipe, with clipfast.eval.register."""
 
+    tasks: tuple[str, ...] = ()
+    """What else to measure, each TASK=SET or TASK:NAME=SET: zeroshot, probe and fewshot on labelled
+    sets, retrieval on captioned ones, such as zeroshot=cifar10:FOLDER. A set is given as to
+    python -m clipfast.eval. The name stands in tags, eval/cifar10/zeroshot/acc1."""
+
+    every: int | None = None
+    """Evaluate every so many steps; 0: only at the end. None: as --logging.eval-every-steps, its
+    old name, says."""
+
+    limit: int = 0
+    """Images of a set of --eval.tasks that are looked at, at most, drawn once; 0: all."""
+
+    classnames: dict[str, str] = field(default_factory=dict)
+    """By the name of a set of --eval.tasks, a file with its class names, one a line."""
+
+    templates: dict[str, str] = field(default_factory=dict)
+    """Likewise a file with prompts, {c} in the name's place, or a list such as
+    imagenet1k_best7."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    """Likewise the split that is measured; test where nothing is said."""
+
+    shots: tuple[int, ...] = (1, 4, 16)
+    """Images per class that fewshot learns from."""
+
     floors: dict[str, float] = field(default_factory=dict)
     """Scalars and the least they must be at the end, such as
     'eval/sample/noto/image_to_text/R@1 0.85'. A finished run that stays below one, or has not
     measured it, ends with status 1."""
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            "--eval",
+            every=Range(0, _MOST, why="0 evaluates at the end only"),
+            limit=Range(0, _MOST, why="0 takes all"),
+        )
+        _require(
+            bool(self.shots) and min(self.shots) >= 1,
+            f"--eval.shots must be numbers of 1 or more; got {list(self.shots)}",
+        )
         for name, floor in self.floors.items():
             _require(
                 math.isfinite(floor), f"--eval.floors {name} must be a finite number; got {floor}"
@@ -319,7 +354,7 @@ class LoggingConfig:
     """Write metrics every so many steps; reading the loss waits for the device."""
 
     eval_every_steps: int = 0
-    """Evaluate every so many steps; 0: only at the end."""
+    """The old name of --eval.every."""
 
     validation: tuple[str, ...] = ()
     """Held-out shards whose loss is measured: the run's own objective, in evaluation mode, over at
@@ -479,6 +514,12 @@ class Config:
             seed=Range(0, 2**63 - 1),
             watchdog_seconds=Range(0, 86_400, why="0 turns the watch off"),
         )
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations; 0: only at the end."""
+        asked = self.eval.every
+        return self.logging.eval_every_steps if asked is None else asked
 
     @property
     def run_name(self) -> str:

@@ -19,6 +19,8 @@ FREE = (
     *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),
 )
+# Fields whose values are themselves mappings.
+_VALUES = ("floors", "classnames", "templates", "splits")
 # No flag makes these fit.
 _IMPOSSIBLE = ("model.name",)
 # The effect of the first three is in the layout, where "auto" has become a value; the others are
@@ -125,7 +127,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, dict) and key != "floors":
+        if isinstance(value, dict) and key not in _VALUES:
             fields.update({f"{key}.{name}": inner for name, inner in flat(value).items()})
         else:
             fields[key] = value

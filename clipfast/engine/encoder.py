@@ -16,6 +16,7 @@ from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
 from clipfast.data.shards import counts, expand
 from clipfast.engine.plan import RunPlan
+from clipfast.engine.setencoder import RunSetEncoder
 from clipfast.eval import Pairs
 from clipfast.tokenizer import tokenize_with_lengths
 
@@ -75,6 +76,10 @@ class RunEncoder(RunData):
     def device(self) -> torch.device:
         """Of the features."""
         return self.plan.process.device
+
+    def sets(self) -> RunSetEncoder:
+        """Encodes labelled and captioned sets."""
+        return RunSetEncoder(self._engine, self.plan, self._between)
 
     @torch.no_grad()
     def pairs(self, source: str) -> Pairs:

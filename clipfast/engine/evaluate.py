@@ -5,23 +5,26 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfast.engine.config import ConfigError, DataConfig
+from clipfast.engine.agreement import all_or_none, require_same
+from clipfast.engine.config import Config, ConfigError, DataConfig
 from clipfast.engine.encoder import RunData, RunEncoder
 from clipfast.engine.plan import RunPlan
 from clipfast.eval import Evaluation, EvaluationData, Measured
 from clipfast.eval.registry import build_evaluations
+from clipfast.eval.tasks import SetMeasured, SetTask, TaskOptions, build_tasks
 
 _log = logging.getLogger(__name__)
 
 
 class Evaluations:
-    """All that ``--eval.names`` asks for.
+    """All that ``--eval.names`` and ``--eval.tasks`` ask for.
 
     Args:
         plan: of the run.
 
     Raises:
-        ConfigError: a name is unknown, or an evaluation refuses the run's data.
+        ConfigError: a name is unknown, an evaluation refuses the run's data, or a set of a task
+            cannot be read or is another one on another rank.
     """
 
     def __init__(self, plan: RunPlan) -> None:
@@ -37,6 +40,11 @@ class Evaluations:
                 evaluation.check(RunData(plan))
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if plan.config.eval.tasks and data.synthetic is None:
+            tasks = all_or_none(plan.process, lambda: _tasks(plan))
+            facts = [task.facts() for task in tasks.values() if isinstance(task, SetTask)]
+            require_same(plan.process, {name: was for one in facts for name, was in one.items()})
+            self._by_name = _joined(self._by_name, tasks)
 
     def run(
         self,
@@ -104,20 +112,73 @@ class Evaluations:
                 return new + name.removeprefix(old)
         return name
 
-    def draw(self, measured: Mapping[str, Sequence[Measured]], folder: Path) -> list[Path]:
+    def draw(
+        self,
+        measured: Mapping[str, Sequence[Measured]],
+        folder: Path,
+        *,
+        tasks_alone: bool = False,
+    ) -> list[Path]:
         """Draw NAME.png for every evaluation that has a picture.
 
         Args:
             measured: as ``run`` gave it.
             folder: where the pictures go.
+            tasks_alone: those of ``--eval.tasks``.
 
         Returns:
             Their paths.
         """
-        paths = {name: folder / f"{name}.png" for name in measured}
+        paths = {
+            name: folder / f"{name}.png"
+            for name in measured
+            if not tasks_alone or isinstance(self._by_name[name], SetTask)
+        }
         return [
             path for name, path in paths.items() if self._by_name[name].figure(measured[name], path)
         ]
+
+    def write(self, measured: Mapping[str, Sequence[Measured]]) -> list[Path]:
+        """Write a result for each set of ``--eval.tasks``, as ``python -m clipfast.eval`` does.
+
+        Args:
+            measured: as ``run`` gave it.
+
+        Returns:
+            Their paths, in ``results/`` of the run's folder.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        folder, model = self._plan.folder, self._plan.architecture.name
+        return [
+            entry.write(folder / "results", model, str(folder))
+            for entries in measured.values()
+            for entry in entries
+            if isinstance(entry, SetMeasured)
+        ]
+
+
+def _tasks(plan: RunPlan) -> dict[str, Evaluation]:
+    config: Config = plan.config
+    asked = config.eval
+    options = TaskOptions(asked.limit, asked.classnames, asked.templates, asked.splits, asked.shots)
+    tasks = build_tasks(asked.tasks, options, _evaluation_data(config.data))
+    for task in tasks.values():
+        task.check(RunData(plan))
+    return tasks
+
+
+def _joined(
+    evaluations: Mapping[str, Evaluation], tasks: Mapping[str, Evaluation]
+) -> dict[str, Evaluation]:
+    """Both by their names; one that is named twice counts once."""
+    joined = dict(evaluations)
+    for name, task in tasks.items():
+        if isinstance(task, SetTask) and name in joined:
+            name = f"{name}-tasks"
+        joined.setdefault(name, task)
+    return joined
 
 
 def _evaluation_data(data: DataConfig) -> EvaluationData:

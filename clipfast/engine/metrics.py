@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,16 @@ class Metrics:
                 f"scale {values['logit_scale']:.1f}, lr {values['lr']:.1e}",
                 refresh=False,
             )
+
+    def show(self, step: int, pictures: Sequence[Path]) -> None:
+        """Show pictures in the services that have a place for them.
+
+        Args:
+            step: that they are of.
+            pictures: PNG files; a picture's tag is ``eval/`` and its name.
+        """
+        if self._active and pictures:
+            self._sinks.show(step, {f"eval/{path.stem}": path for path in pictures})
 
     @contextmanager
     def timed(self, step: int, name: str) -> Iterator[None]:

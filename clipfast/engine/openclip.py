@@ -102,7 +102,7 @@ FLAGS = {
     "--save-most-recent": "not needed: `--resume latest` finds the newest",
     "--delete-previous-checkpoint": "`--checkpoint.keep 1`",
     "--resume": "`--resume latest`, or a path",
-    "--val-frequency": "`--logging.eval-every-steps`",
+    "--val-frequency": "`--eval.every`",
     "--zeroshot-frequency": "not there: no zero-shot evaluation yet",
     "--remote-sync": "not there",
     "--remote-sync-frequency": "not there",

@@ -2,6 +2,8 @@
 
 import math
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +93,8 @@ class Trainer:
         self._validation = Validation(plan)
         self._opening = Opening(plan)
         self.step = 0
+        self._began = time.monotonic()
+        self._evaluated, self._evaluated_seconds = 0, 0.0
         try:
             self._build(plan, builders or Builders())
         except BaseException:
@@ -122,6 +126,7 @@ class Trainer:
             measured = self._evaluate(metrics) if finished else {}
             progress.mark("end")
             pictures = self._draw(measured, metrics) if finished else []
+            results = self._write_results(measured, metrics) if finished else []
             lost += metrics.close()
             result = Result(
                 folder=plan.folder,
@@ -134,7 +139,7 @@ class Trainer:
                 lost=lost,
             )
             status = "interrupted" if not finished else "failed" if lost else "finished"
-            metrics.say(*self._summary(result, pictures))
+            metrics.say(*self._summary(result, pictures, results))
             return result
         except SystemExit:
             if metrics is not None:
@@ -282,7 +287,7 @@ class Trainer:
         options = self.plan.config.logging
         asked = (
             (self._validate, options.validation_every),
-            (self._evaluate, options.eval_every_steps),
+            (self._evaluate, self.plan.config.evaluate_every),
         )
         return [measure for measure, every in asked if self._due(every)]
 
@@ -322,25 +327,46 @@ class Trainer:
             metrics.log(self.step, entry.scalars)
             metrics.say(*(f"step {self.step}: {line}" for line in entry.lines))
 
-        with metrics.timed(self.step, "seconds/evaluation"):
-            measured = self._evaluations.run(self.engine, note, between)
+        began = time.monotonic()
+        measured = self._evaluations.run(self.engine, note, between)
+        seconds = time.monotonic() - began
+        self._evaluated_seconds += seconds
+        self._evaluated += 1
+        share = self._evaluated_seconds / (time.monotonic() - self._began)
+        metrics.log(self.step, {"seconds/evaluation": seconds, "evaluation/share": share})
         return measured
 
     def _draw(self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics) -> list[Path]:
         """Pictures of a finished run; one that cannot be written costs no more than itself."""
         name = self.plan.config.logging.figures
-        if not name or not self.plan.process.is_main:
+        if not self.plan.process.is_main:
             return []
-        folder = Path(name)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            paths = self._evaluations.draw(measured, folder)
-            curves = folder / "curves.png"
-            curves_figure(read_rows(self.plan.folder / "metrics.jsonl"), curves)
-        except OSError as error:
-            metrics.say(f"No pictures: {explain(error, folder)}")
-            return []
+        with tempfile.TemporaryDirectory(prefix="clipfast-pictures-") as beside:
+            folder = Path(name or beside)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                paths = self._evaluations.draw(measured, folder, tasks_alone=not name)
+                metrics.show(self.step, paths)
+                if not name:
+                    return []
+                curves = folder / "curves.png"
+                curves_figure(read_rows(self.plan.folder / "metrics.jsonl"), curves)
+            except OSError as error:
+                metrics.say(f"No pictures: {explain(error, folder)}")
+                return []
         return [*paths, curves]
+
+    def _write_results(
+        self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics
+    ) -> list[Path]:
+        """Results of a finished run; they can be measured again from its weights."""
+        if not self.plan.process.is_main:
+            return []
+        try:
+            return self._evaluations.write(measured)
+        except OSError as error:
+            metrics.say(f"No results: {explain(error, self.plan.folder)}")
+            return []
 
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint, with all that a run needs beside the engine's state."""
@@ -386,15 +412,22 @@ class Trainer:
             return [line]
         return []
 
-    def _summary(self, result: Result, pictures: Sequence[Path]) -> list[str]:
+    def _summary(
+        self, result: Result, pictures: Sequence[Path], results: Sequence[Path]
+    ) -> list[str]:
         lines = [
             f"{'Finished' if result.finished else 'Stopped'} after {result.steps} steps: "
             f"{result.seconds:.0f} s of training, {rate(result.images_per_second)} images/s"
         ]
         lines += self._skips.lines()
+        if any(result.measured.values()):
+            spent, whole = self._evaluated_seconds, time.monotonic() - self._began
+            times = "once" if self._evaluated == 1 else f"{self._evaluated} times"
+            lines.append(f"evaluated {times}: {spent:.1f} s, {spent / whole:.1%} of {whole:.0f} s")
         lines += self._evaluations.summary(result.measured)
         lines += result.below_floors
         if result.finished and not result.lost:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
+        lines += [f"result: {path}" for path in results]
         lines += [f"picture: {path}" for path in pictures]
         return lines

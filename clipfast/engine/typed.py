@@ -9,6 +9,9 @@ _OF_SHARDS = (
     *("--data.scale", "--data.decode", "--data.shuffle-window", "--data.threads"),
     *("--data.on-error", "--data.max-errors"),
 )
+_OF_TASKS = (
+    *("--eval.limit", "--eval.classnames", "--eval.templates", "--eval.splits", "--eval.shots"),
+)
 
 
 def typed_options(arguments: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -54,15 +57,24 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
             if option in options:
                 yield f"{option} does not count: {config.model.name} has no batch norm"
     if config.data.synthetic is not None:
-        if config.data.eval or config.eval.floors or config.eval.names != ("retrieval",):
+        evaluation = config.eval
+        asked = evaluation.floors or evaluation.tasks or evaluation.names != ("retrieval",)
+        if config.data.eval or asked:
             yield "nothing is evaluated: --data.train synthetic teaches nothing"
         for option in _OF_SHARDS:
             if option in options:
                 yield f"{option} does not count: --data.train synthetic reads no shards"
     elif not config.data.eval and config.eval.names == ("retrieval",):
-        for option in ("--data.eval-limit", "--data.eval-batch-size", "--logging.eval-every-steps"):
+        idle = ["--data.eval-limit"]
+        if not config.eval.tasks:
+            idle += ["--data.eval-batch-size", "--eval.every", "--logging.eval-every-steps"]
+        for option in idle:
             if option in options:
                 yield f"{option} does not count: there is no --data.eval to measure on"
+    if not config.eval.tasks:
+        for option in _OF_TASKS:
+            if option in options:
+                yield f"{option} does not count: there are no --eval.tasks"
     for option in ("--logging.validation-every", "--logging.validation-batch"):
         if option in options and not config.logging.validation:
             yield f"{option} does not count: there is no --logging.validation to measure on"

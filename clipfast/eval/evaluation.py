@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from clipfast.eval.setencoder import SetEncoder
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -80,6 +82,11 @@ class Encoder(PairSource, Protocol):
         Args:
             source: a set's name, one of ``EvaluationData.sources``, or a pattern of shards.
         """
+        ...
+
+    def sets(self) -> SetEncoder:
+        """What encodes labelled and captioned sets, such as ``clipfast.eval.sets.open_set`` gives;
+        ``clipfast.eval.zeroshot.classify`` takes it."""
         ...
 
     def images(self, images: Tensor) -> Tensor:

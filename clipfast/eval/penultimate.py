@@ -18,7 +18,9 @@ from clipfast.models.resnet import ModifiedResNet
 from clipfast.models.vit import VisionTransformer
 
 
-def penultimate(model: CLIP, images: Tensor) -> Tensor:
+def penultimate(
+    model: CLIP, images: Tensor, encode: Callable[[Tensor], object] | None = None
+) -> Tensor:
     """Features before the projection.
 
         ViT:     ln_post(transformer(t)[0])
@@ -27,6 +29,8 @@ def penultimate(model: CLIP, images: Tensor) -> Tensor:
     Args:
         model: in evaluation mode.
         images: ``[B, 3, S, S]``, normalised, on the model's device.
+        encode: runs the image tower where that is not ``model.encode_image``, such as the engine
+            of a run.
 
     Returns:
         ``[B, C]``: the width of a ViT's token, or of a ResNet's last stage.
@@ -36,12 +40,12 @@ def penultimate(model: CLIP, images: Tensor) -> Tensor:
 
     Source: Radford et al. 2021, appendix A.3.
     """
-    visual = model.visual
+    visual, encode = model.visual, encode or model.encode_image
     if isinstance(visual, VisionTransformer):
-        return _caught(model, images, visual.ln_post, lambda given, made: made)
+        return _caught(encode, images, visual.ln_post, lambda given, made: made)
     if isinstance(visual, ModifiedResNet):
         pool = visual.attnpool
-        return _caught(model, images, pool, lambda given, made: _heads(pool, given))
+        return _caught(encode, images, pool, lambda given, made: _heads(pool, given))
     raise ValueError(
         f"the image tower {type(visual).__name__} does not tell which features come before its "
         "projection: ask for layer='projected'"
@@ -49,13 +53,21 @@ def penultimate(model: CLIP, images: Tensor) -> Tensor:
 
 
 def _caught(
-    model: CLIP, images: Tensor, module: nn.Module, take: Callable[[Tensor, Tensor], Tensor]
+    encode: Callable[[Tensor], object],
+    images: Tensor,
+    module: nn.Module,
+    take: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """What `take` makes of a module's argument and result while the tower runs."""
-    found = []
-    handle = module.register_forward_hook(lambda _, given, made: found.append(take(given[0], made)))
+    found: list[Tensor] = []
+
+    def catch(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        found.append(take(given[0], made))
+
+    # Before the hook with which ZeRO-3 lets go of the module's weights.
+    handle = module.register_forward_hook(catch, prepend=True)
     try:
-        model.encode_image(images)
+        encode(images)
     finally:
         handle.remove()
     return found[0]

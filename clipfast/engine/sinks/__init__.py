@@ -92,6 +92,10 @@ class Sinks:
         tags = {name if "/" in name else f"train/{name}": value for name, value in values.items()}
         self._each(lambda sink: sink.log(step, tags))
 
+    def show(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """See ``Sink``."""
+        self._each(lambda sink: sink.show(step, pictures))
+
     def describe(self, config: Mapping[str, Any], command: str) -> None:
         """See ``Sink``."""
         self._each(lambda sink: sink.describe(config, command))

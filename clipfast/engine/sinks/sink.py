@@ -37,6 +37,15 @@ class Sink(Protocol):
         """
         ...
 
+    def show(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Show pictures of a step, where the service has a place for them.
+
+        Args:
+            step: number of it.
+            pictures: PNG files by their tags, ``group/name``.
+        """
+        ...
+
     def describe(self, config: Mapping[str, Any], command: str) -> None:
         """Show what the run was asked for.
 

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from clipfast.engine.sinks.sink import Started
@@ -23,6 +26,13 @@ class TensorBoard:
         """See ``Sink``."""
         for tag, value in tags.items():
             self._writer.add_scalar(tag, value, step)
+
+    def show(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """See ``Sink``."""
+        for tag, path in pictures.items():
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def describe(self, config: Mapping[str, Any], command: str) -> None:
         """See ``Sink``."""

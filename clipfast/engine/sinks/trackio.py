@@ -1,6 +1,7 @@
 """Trackio: a local database, or a Space where ``TRACKIO_SPACE_ID`` names one."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import trackio
@@ -33,6 +34,9 @@ class Trackio:
         """See ``Sink``."""
         if self._sent.wants(step):
             self._run.log(dict(tags), step=step)
+
+    def show(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Numbers alone are sent: pictures stay in the run's folder."""
 
     def describe(self, config: Mapping[str, Any], command: str) -> None:
         """See ``Sink``."""

@@ -1,6 +1,7 @@
 """Weights & Biases: a run of the same id after a resume, online or (``WANDB_MODE=offline``) not."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import wandb
@@ -44,6 +45,12 @@ class Wandb:
         """See ``Sink``."""
         if self._sent.wants(step):
             self._run.log(dict(tags), step=step)
+
+    def show(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """See ``Sink``."""
+        if self._sent.wants(step):
+            images = {tag: wandb.Image(str(path)) for tag, path in pictures.items()}
+            self._run.log(images, step=step)
 
     def describe(self, config: Mapping[str, Any], command: str) -> None:
         """See ``Sink``."""

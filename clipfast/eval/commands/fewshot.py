@@ -18,16 +18,14 @@ from clipfast.eval.commands.options import (
 )
 from clipfast.eval.commands.probe import add_probe_options
 from clipfast.eval.probe.features import FeatureCache
-from clipfast.eval.probe.fewshot import SHOTS, Curve, few_shot, shots_to_match
+from clipfast.eval.probe.fewshot import SHOTS, TASK, Curve, few_shot, shots_to_match
 from clipfast.eval.probe.labels import Targets
 from clipfast.eval.probe.linear import Labelled
 from clipfast.eval.probe.metrics import check_metric, of_predictions
-from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
 from clipfast.eval.ranking import cosines
 from clipfast.eval.zeroshot.cache import ClassifierCache
 
-TASK = "few_shot"
 SHARES_WORK = True
 
 
@@ -111,7 +109,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for name, curve in (("lp", plain), ("prior", with_prior)):
         for shots, mean in zip(curve.shots, curve.means, strict=True):
             metrics[f"{name}_{metric}_{shots}_shot"] = mean
-    more = {name: _as_json(curve, zero_shot) for name, curve in found.items()}
+    more = {name: curve.as_json(zero_shot) for name, curve in found.items()}
     written = file.write(
         metrics, {"split": test.split, "resize": options.resize, "metric": metric, **more}
     )
@@ -124,17 +122,6 @@ def _normalised(one: Labelled) -> Labelled:
     return Labelled(
         F.normalize(torch.from_numpy(np.array(one.features)).float(), dim=1), one.labels
     )
-
-
-def _as_json(curve: Curve, zero_shot: float) -> dict[str, Any]:
-    return {
-        "shots": curve.shots,
-        "seeds": curve.seeds,
-        "scores": curve.scores,
-        "lambdas": [[strength(step) for step in row] for row in curve.steps],
-        "shots_to_match_zero_shot": shots_to_match(curve, zero_shot),
-        "fits_not_converged": curve.late,
-    }
 
 
 def _table(found: dict[str, Curve], zero_shot: float) -> list[str]:

@@ -14,12 +14,10 @@ from clipfast.eval.commands.options import (
     encoder_of,
 )
 from clipfast.eval.probe.features import FeatureCache
-from clipfast.eval.probe.linear import LinearProbe, linear_probe
+from clipfast.eval.probe.linear import TASK, linear_probe
 from clipfast.eval.probe.metrics import METRICS
-from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
 
-TASK = "linear_probe"
 SHARES_WORK = True
 
 
@@ -110,30 +108,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         tolerance=options.tolerance,
         device=encoder.device,
     )
-    metrics, more = _as_json(found)
+    metrics, more = found.as_json()
     written = file.write(metrics, {"split": test.split, "resize": options.resize, **more})
     print(f"{test.name} ({test.split}), linear probe")
     print(*found.lines, f"written: {file.path}", sep="\n")
     return written
-
-
-def _as_json(found: LinearProbe) -> tuple[dict[str, float | None], dict[str, Any]]:
-    metrics: dict[str, float | None] = {
-        "lp_acc1": found.accuracy,
-        "lp_acc5": found.accuracy_5,
-        "lp_mean_per_class_recall": found.mean_per_class_recall,
-    }
-    if found.accuracy is None:
-        metrics["lp_map_11_point"] = found.score
-    return metrics, {
-        "chosen_by": found.metric,
-        "lambda": found.found.strength,
-        "validation": found.validation,
-        "validation_scores": [
-            {"lambda": strength(step), found.metric: value}
-            for step, value in found.found.scores.items()
-        ],
-        "test_images": found.test_rows,
-        "intervals": {} if found.interval is None else {"lp_acc1": found.interval},
-        "fits_not_converged": found.late,
-    }

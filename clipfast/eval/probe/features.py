@@ -82,7 +82,7 @@ class FeatureCache:
         # What rank 0 sees, so that all of them encode, or none.
         is_there = encoder.sharing.gather_objects(path.exists() if is_main else None)[0]
         if not is_there:
-            features = _half(images, encoder.images(images, layer).numpy())
+            features = half(images, encoder.images(images, layer).numpy())
             if is_main:
                 self._write(path, features, about)
         encoder.sharing.wait()
@@ -107,23 +107,32 @@ class FeatureCache:
             np.save(file, features)
 
 
-def _half(images: LabelledSet, features: np.ndarray) -> np.ndarray:
+def half(images: LabelledSet, features: np.ndarray) -> np.ndarray:
+    """Features in half precision.
+
+    Args:
+        images: that they are of, for messages.
+        features: ``[N, D]`` float32; rows of images that do not decode are NaN.
+
+    Raises:
+        ValueError: no image decodes, or a feature has no value in half precision.
+    """
     missing = np.isnan(features).any(1)
     if missing.all():
         raise ValueError(
             f"{images.name}, split {images.split}: none of {len(missing)} images decodes"
         )
     with np.errstate(over="ignore"):
-        half = features.astype(np.float16)
-    bad = np.flatnonzero(~missing & ~np.isfinite(half).all(1))
+        halved: np.ndarray = features.astype(np.float16)
+    bad = np.flatnonzero(~missing & ~np.isfinite(halved).all(1))
     if len(bad):
         raise ValueError(
             f"{images.name}, split {images.split}: the features of {len(bad)} images, the first of "
             f"image {bad[0]}, reach {np.abs(features[bad]).max():.3g}, and half precision ends at "
             "65,504: the weights are of a run that diverged"
         )
-    half[missing] = np.nan
-    return half
+    halved[missing] = np.nan
+    return halved
 
 
 def _about(encoder: ImageEncoder, images: LabelledSet, layer: Layer) -> dict[str, Any]:

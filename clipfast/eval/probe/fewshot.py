@@ -17,8 +17,10 @@ from clipfast.eval.probe.labels import Targets, as_targets
 from clipfast.eval.probe.linear import Labelled
 from clipfast.eval.probe.metrics import check_metric, measure, of_predictions
 from clipfast.eval.probe.rows import Part, Rows
+from clipfast.eval.probe.search import strength
 from clipfast.eval.probe.splits import draw, folds
 
+TASK = "few_shot"
 SHOTS = (1, 2, 4, 8, 16)
 ONE_SHOT_STEP = 52  # lambda 3.16, which is C 0.316: that of OpenAI's example
 
@@ -52,6 +54,21 @@ class Curve:
     def deviations(self) -> tuple[float, ...]:
         """Standard deviations over the seeds; 0 of one seed."""
         return tuple(float(np.std(row, ddof=min(1, len(row) - 1))) for row in self.scores)
+
+    def as_json(self, zero_shot: float) -> dict[str, Any]:
+        """What stands in the results.
+
+        Args:
+            zero_shot: the same metric of the zero-shot classifier.
+        """
+        return {
+            "shots": self.shots,
+            "seeds": self.seeds,
+            "scores": self.scores,
+            "lambdas": [[strength(step) for step in row] for row in self.steps],
+            "shots_to_match_zero_shot": shots_to_match(self, zero_shot),
+            "fits_not_converged": self.late,
+        }
 
 
 def few_shot(

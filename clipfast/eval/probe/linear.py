@@ -22,8 +22,10 @@ from clipfast.eval.probe.metrics import (
     top_accuracy,
 )
 from clipfast.eval.probe.rows import Features, Part, Rows
-from clipfast.eval.probe.search import Found
+from clipfast.eval.probe.search import Found, strength
 from clipfast.eval.probe.splits import cut
+
+TASK = "linear_probe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,28 @@ class LinearProbe:
             line += f", 99.5% interval of the accuracy {self.interval[0]:.4f} to "
             line += f"{self.interval[1]:.4f}"
         return [*lines, line]
+
+    def as_json(self) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """Metrics by CLIP_benchmark's names, and what stands in the results beside them."""
+        metrics: dict[str, float | None] = {
+            "lp_acc1": self.accuracy,
+            "lp_acc5": self.accuracy_5,
+            "lp_mean_per_class_recall": self.mean_per_class_recall,
+        }
+        if self.accuracy is None:
+            metrics["lp_map_11_point"] = self.score
+        return metrics, {
+            "chosen_by": self.metric,
+            "lambda": self.found.strength,
+            "validation": self.validation,
+            "validation_scores": [
+                {"lambda": strength(step), self.metric: value}
+                for step, value in self.found.scores.items()
+            ],
+            "test_images": self.test_rows,
+            "intervals": {} if self.interval is None else {"lp_acc1": self.interval},
+            "fits_not_converged": self.late,
+        }
 
 
 def linear_probe(

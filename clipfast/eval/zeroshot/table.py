@@ -6,7 +6,7 @@ from collections import Counter
 
 from clipfast.eval.zeroshot.classification import Classification
 
-_TITLES = {
+TITLES = {
     "acc1": "top-1",
     "acc5": "top-5",
     "mean_per_class_recall": "per class",
@@ -23,8 +23,8 @@ def table(found: Classification) -> list[str]:
     Args:
         found: of one set.
     """
-    names = [name for name in _TITLES if found.main.metrics.get(name) is not None]
-    titles = [_TITLES[name] for name in names]
+    names = [name for name in TITLES if found.main.metrics.get(name) is not None]
+    titles = [TITLES[name] for name in names]
     widths = [max(len(title), 7) + 2 for title in titles]
     labels = {
         "names": "names alone",
@@ -40,9 +40,9 @@ def table(found: Classification) -> list[str]:
         row = "".join(f"{cell:>{width}.2%}" for cell, width in zip(cells, widths, strict=True))
         lines.append(f"{labels[key]:{first}}{row}")
     for name, (low, high) in found.main.intervals.items():
-        lines.append(f"{_TITLES[name]}: {low:.2%} to {high:.2%} (99.5%, Clopper-Pearson)")
+        lines.append(f"{TITLES[name]}: {low:.2%} to {high:.2%} (99.5%, Clopper-Pearson)")
     if found.metric != names[0]:
-        lines.append(f"{_TITLES[found.metric]} is the metric of this data set")
+        lines.append(f"{TITLES[found.metric]} is the metric of this data set")
     twice = Counter(entry["name"] for entry in found.main.per_class)
     same = [f"{name!r}" for name, count in twice.items() if count > 1]
     if same:
