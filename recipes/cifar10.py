@@ -1,9 +1,10 @@
-"""A CLIP that classifies CIFAR-10 by the names of its classes, trained on two CPU cores.
+r"""A CLIP that classifies CIFAR-10 by the names of its classes, trained on two CPU cores.
 
 Its 50,000 training images stand beside captions of their classes' names in 18 phrasings.
 
 python -m clipfast.eval pairs --data cifar10:cifar-10-batches-py --out cifar10-pairs
-deepspeed recipes/cifar10.py --data.train 'cifar10-pairs/*.tar'
+deepspeed recipes/cifar10.py --data.train 'cifar10-pairs/*.tar' \
+    --eval.tasks zeroshot=cifar10:cifar-10-batches-py --eval.every 200
 python -m clipfast.eval zeroshot --weights runs/cifar10 --data cifar10:cifar-10-batches-py
 """
 
