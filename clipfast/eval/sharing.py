@@ -97,8 +97,8 @@ class Sharing:
         """
         # Where they are gone themselves there is nobody to tell.
         with suppress(Exception):
-            where = f"rank {self.rank} on {socket.gethostname()}"
-            self._exchange(f"{where} failed: {error or type(error).__name__}", None)
+            host, why = socket.gethostname(), str(error) or type(error).__name__
+            self._exchange(f"rank {self.rank} on {host} failed: {why}", None)
 
     def _exchange(self, why: str | None, mine: Any) -> list[tuple[str | None, Any]]:
         found: list[Any] = [None] * self.world_size

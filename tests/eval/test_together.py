@@ -1,6 +1,7 @@
 """What one rank of a command fails at ends all of them, by name."""
 
 import contextlib
+import importlib
 import io
 import os
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 
 from clipfast.eval import embedding
 from clipfast.eval.__main__ import main
+from clipfast.eval.commands import COMMANDS
 from clipfast.eval.sharing import OtherRankFailed, Sharing
 from tests.eval.test_embedding import write_shards
 from tests.eval.tiny import tiny_weights, write_pictures
@@ -91,3 +93,13 @@ def test_a_rank_alone_tells_nobody():
     assert issubclass(OtherRankFailed, ValueError)
     assert Sharing().gather_objects(3) == [3]
     Sharing().wait()
+
+
+def test_every_command_that_ranks_share_says_so():
+    shared = set()
+    for name in COMMANDS:
+        command = importlib.import_module(f"clipfast.eval.commands.{name}")
+        if hasattr(command, "encoder_of"):
+            assert command.SHARES_WORK, name
+            shared.add(name)
+    assert {"zeroshot", "embed", "probe"} <= shared

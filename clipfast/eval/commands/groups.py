@@ -23,6 +23,8 @@ from clipfast.eval.zeroshot.cache import ClassifierCache
 
 TASK = "groups"
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.

@@ -36,6 +36,8 @@ from clipfast.eval.robustness.shifts import Shift, evenly, open_shifts
 from clipfast.eval.sets import LabelledSet
 from clipfast.eval.zeroshot.cache import ClassifierCache
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.
