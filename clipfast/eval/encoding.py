@@ -14,7 +14,7 @@ from clipfast.arguments import whole_number
 from clipfast.data.arguments import check_batch, check_device, check_dtype, check_place
 from clipfast.devices import to_device
 from clipfast.eval.decoding import ImageSet
-from clipfast.eval.penultimate import penultimate
+from clipfast.eval.penultimate import both, penultimate
 from clipfast.eval.pillow import PillowDecoder
 from clipfast.eval.setencoder import Layer, SetEncoder, Squares
 from clipfast.eval.sharing import Sharing
@@ -96,7 +96,9 @@ class ImageEncoder(SetEncoder):
         """See ``SetEncoder``."""
         images = to_device(images, self.device)
         with self._autocast():
-            if layer == "penultimate":
+            if layer == "both":
+                features = torch.cat(both(self.model, images), 1)
+            elif layer == "penultimate":
                 features = penultimate(self.model, images)
             else:
                 features = self.model.encode_image(images)

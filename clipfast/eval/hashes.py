@@ -6,9 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from clipfast.eval.sets import LabelledSet
 from clipfast.models import CLIP
+
+LOOKED_AT = 16  # images whose bytes count, spread over the set
 
 
 def image_hash(model: CLIP) -> str:
@@ -33,6 +37,18 @@ def text_hash(model: CLIP) -> str:
     state = model.state_dict().items()
     others = {n: v for n, v in state if not n.startswith("visual.") and n != "logit_scale"}
     return _hash(about, others)
+
+
+def hash_of_some(images: LabelledSet) -> str:
+    """SHA-256 of the files of 16 images of a set.
+
+    Args:
+        images: the set.
+    """
+    digest = hashlib.sha256()
+    for place in np.unique(np.linspace(0, len(images) - 1, LOOKED_AT).astype(int)):
+        digest.update(images.encoded(int(place)))
+    return digest.hexdigest()
 
 
 def _hash(about: str, weights: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ attention pooling, so it is the pooled heads before that product, 32 times as wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from clipfast.models import CLIP, AttentionPool2d
 from clipfast.models.attention_pool import attention_pool
 from clipfast.models.resnet import ModifiedResNet
 from clipfast.models.vit import VisionTransformer
+
+T = TypeVar("T")
 
 
 def penultimate(
@@ -40,7 +43,36 @@ def penultimate(
 
     Source: Radford et al. 2021, appendix A.3.
     """
-    visual, encode = model.visual, encode or model.encode_image
+    return _found(model, images, encode or model.encode_image)[1]
+
+
+def has_penultimate(model: CLIP) -> bool:
+    """Whether the image tower is one whose features before its projection are known.
+
+    Args:
+        model: any.
+    """
+    return isinstance(model.visual, VisionTransformer | ModifiedResNet)
+
+
+def both(model: CLIP, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features behind the projection and before it, of one pass through the tower.
+
+    Args:
+        model: in evaluation mode.
+        images: see ``penultimate``.
+
+    Returns:
+        What ``model.encode_image`` gives, and what ``penultimate`` gives.
+
+    Raises:
+        ValueError: see ``penultimate``.
+    """
+    return _found(model, images, model.encode_image)
+
+
+def _found(model: CLIP, images: Tensor, encode: Callable[[Tensor], T]) -> tuple[T, Tensor]:
+    visual = model.visual
     if isinstance(visual, VisionTransformer):
         return _caught(encode, images, visual.ln_post, lambda given, made: made)
     if isinstance(visual, ModifiedResNet):
@@ -53,12 +85,12 @@ def penultimate(
 
 
 def _caught(
-    encode: Callable[[Tensor], object],
+    encode: Callable[[Tensor], T],
     images: Tensor,
     module: nn.Module,
     take: Callable[[Tensor, Tensor], Tensor],
-) -> Tensor:
-    """What `take` makes of a module's argument and result while the tower runs."""
+) -> tuple[T, Tensor]:
+    """What the tower gives, and what `take` makes of a module's argument and result in it."""
     found: list[Tensor] = []
 
     def catch(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -67,10 +99,10 @@ def _caught(
     # Before the hook with which ZeRO-3 lets go of the module's weights.
     handle = module.register_forward_hook(catch, prepend=True)
     try:
-        encode(images)
+        features = encode(images)
     finally:
         handle.remove()
-    return found[0]
+    return features, found[0]
 
 
 def _heads(pool: AttentionPool2d, x: Tensor) -> Tensor:

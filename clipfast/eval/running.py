@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from clipfast.eval.sharing import OtherRankFailed, Sharing
 from clipfast.names import did_you_mean
+
+T = TypeVar("T")
 
 
 def run(task: str, **options: Any) -> dict[str, Any]:
@@ -57,8 +60,21 @@ def carry_out(command: Any, options: argparse.Namespace) -> dict[str, Any]:
 
     # A command that a rank runs by itself must not wait for the others.
     sharing = launched() if getattr(command, "SHARES_WORK", False) else Sharing()
+    return together(sharing, lambda: command.run(options))
+
+
+def together(sharing: Sharing, work: Callable[[], T]) -> T:
+    """Do what all ranks do, and end together. A collective.
+
+    Args:
+        sharing: this rank among the others.
+        work: of every rank.
+
+    Raises:
+        OtherRankFailed: it failed on another rank; what it raises here is raised.
+    """
     try:
-        found: dict[str, Any] = command.run(options)
+        found = work()
         sharing.wait()
     except OtherRankFailed:
         raise
@@ -84,9 +100,12 @@ def _namespace(task: str, command: Any, options: dict[str, Any]) -> argparse.Nam
         if name not in options and action.required:
             raise ValueError(f"{task} needs {name}=: {action.help}")
         value = options.get(name, action.default)
-        if action.choices is not None and value is not None and value not in action.choices:
-            known = ", ".join(map(repr, action.choices))
-            raise ValueError(f"{name} must be one of {known}; got {value!r}")
+        given = value if isinstance(value, list | tuple) else (value,)
+        choices = action.choices or given
+        odd = [one for one in given if one is not None and one not in choices]
+        if odd:
+            known = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} must be one of {known}; got {odd[0]!r}")
         # Numbers are as they are; text is read as on the command line.
         if callable(action.type) and isinstance(value, str):
             value = action.type(value)

@@ -21,7 +21,7 @@ from clipfast.eval.sharing import Sharing
 from clipfast.preprocessing import Preprocessing
 from clipfast.tokenizer import tokenize_with_lengths
 
-Layer = Literal["projected", "penultimate"]
+Layer = Literal["projected", "penultimate", "both"]
 _Batch = TypeVar("_Batch")
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,8 @@ class SetEncoder(ABC):
         Args:
             images: a ``LabelledSet`` or a ``CaptionedSet``.
             layer: "projected" are the features that are compared with texts. "penultimate" are
-                those before the last projection, for probes.
+                those before the last projection, for probes. "both" are these side by side, of one
+                pass.
 
         Returns:
             ``[N, D]`` float32 on the CPU, in the order of the set, not normalised, the same on

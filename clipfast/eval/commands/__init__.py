@@ -14,6 +14,7 @@ COMMANDS = (
     "robustness",
     "groups",
     "geolocate",
+    "all",
     "embed",
     "predict",
     "pairs",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,19 +21,35 @@ from clipfast.eval.sharing import Sharing
 
 # One rank may fit a probe for hours while the others wait; one that fails tells them.
 _PATIENCE = timedelta(hours=12)
+_Encoder = TypeVar("_Encoder", bound=ImageEncoder)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """A model that several tasks share, as ``options.kept``.
+
+    Attributes:
+        loaded: the model.
+        encoder: of it.
+    """
+
+    loaded: LoadedModel
+    encoder: ImageEncoder
+
+
+def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """The model, and where it computes.
 
     Args:
         parser: of a subcommand; `loaded_model` and `encoder_of` read these options.
+        several: ``--weights`` takes several.
     """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--weights",
         required=True,
+        nargs="+" if several else None,
         help="a file of weights, a run's folder, or a checkpoint's folder",
     )
     group.add_argument("--model", help="its name, such as ViT-B/32; default: as the weights tell")
@@ -94,6 +111,9 @@ def loaded_model(options: argparse.Namespace) -> LoadedModel:
     Raises:
         ValueError: the weights cannot be read, or are not of that model.
     """
+    kept = _kept(options)
+    if kept is not None:
+        return kept.loaded
     return load_model(options.model, options.weights, activation=options.activation)
 
 
@@ -153,8 +173,27 @@ def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder
     Raises:
         ValueError: an option is out of its range, or a device is not here.
     """
+    kept = _kept(options)
+    if kept is not None:
+        return kept.encoder
+    return make_encoder(ImageEncoder, options, loaded)
+
+
+def make_encoder(
+    kind: type[_Encoder], options: argparse.Namespace, loaded: LoadedModel
+) -> _Encoder:
+    """An encoder of some kind; see ``encoder_of``.
+
+    Args:
+        kind: ``ImageEncoder``, or what takes its arguments.
+        options: as parsed.
+        loaded: of ``loaded_model``.
+
+    Raises:
+        ValueError: an option is out of its range, or a device is not here.
+    """
     sharing = launched()
-    return ImageEncoder(
+    return kind(
         loaded.model,
         loaded.preprocessing,
         options.batch_size,
@@ -164,6 +203,10 @@ def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder
         options.threads,
         options.resize,
     )
+
+
+def _kept(options: argparse.Namespace) -> Kept | None:
+    return getattr(options, "kept", None)
 
 
 @functools.cache
