@@ -18,7 +18,8 @@ _MARKS = {
 }
 _TICKS = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99])
 _MOST_COLUMNS = 4
-_EDGE = 0.002  # shares of 0 and 1 have no logit; they are drawn here
+# Shares of 0 and 1 have no logit; they are drawn at the first, and axes end at the second.
+_EDGE, _END = 0.004, 0.0025
 
 
 def robustness_figure(result: Mapping[str, Any], path: str | Path) -> None:
@@ -64,8 +65,8 @@ def _draw(
     others = [one for one in result.get("baselines", ()) if one["shift"] in shifts]
     x = [entry["reference_acc1"] for entry in (*entries, *others)]
     y = [entry["acc1"] for entry in (*entries, *others)]
-    low = _at(np.clip(min(*x, *y) * 0.7, _EDGE, 0.5))
-    high = _at(np.clip(1 - (1 - max(*x, *y)) * 0.7, 0.5, 1 - _EDGE))
+    low = _logit(np.clip(min(*x, *y) * 0.7, _END, 0.5))
+    high = _logit(np.clip(1 - (1 - max(*x, *y)) * 0.7, 0.5, 1 - _END))
     ends = np.array([low, high])
     axis.plot(ends, ends, color="#999999", linewidth=0.9, linestyle="--", label="y = x")
     if others:
@@ -117,5 +118,8 @@ def _points(
 
 
 def _at(share: Any) -> np.ndarray:
-    inside = np.clip(np.asarray(share, np.float64), _EDGE, 1 - _EDGE)
-    return np.log(inside / (1 - inside))
+    return _logit(np.clip(np.asarray(share, np.float64), _EDGE, 1 - _EDGE))
+
+
+def _logit(share: Any) -> Any:
+    return np.log(share / (1 - share))
