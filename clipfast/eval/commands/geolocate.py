@@ -14,6 +14,8 @@ from clipfast.eval.commands.options import (
 from clipfast.eval.geolocation.locate import TASK, geolocate
 from clipfast.eval.geolocation.places import open_places
 
+SHARES_WORK = True
+
 
 def add(subparsers: Any) -> None:
     """Add the subcommand.

@@ -30,16 +30,16 @@ class Column:
     values: tuple[tuple[Value, ...], ...]
     group_of: np.ndarray
 
-    def label(self, group: int) -> str | int | float | None:
+    def label(self, group: int) -> str | int | float:
         """The value of a group, for a person and for JSON; texts where columns are crossed.
+
+        Of an empty cell it is "(empty)".
 
         Args:
             group: its number.
         """
-        values = self.values[group]
-        if len(values) == 1:
-            return values[0]
-        return ", ".join("(empty)" if value is None else str(value) for value in values)
+        values = ["(empty)" if value is None else value for value in self.values[group]]
+        return values[0] if len(values) == 1 else ", ".join(map(str, values))
 
 
 def columns_of(

@@ -161,8 +161,7 @@ def _label_set(one: LabelSet, columns: Sequence[Column], width: int) -> list[str
 
 
 def _shown(column: Column, group: int) -> str:
-    value = column.label(group)
-    return "(empty)" if value is None else str(value)
+    return str(column.label(group))
 
 
 def _wide(name: str) -> int:

@@ -155,7 +155,7 @@ def test_result_has_the_groups_and_says_whether_intervals_overlap():
     columns = columns_of(attributes, ["half", "gender", "one"], "faces")
     found = break_down(features, classifier, labels, columns)
     content = as_json(found, columns, [])
-    assert [entry["value"] for entry in content["groups"]["gender"]] == ["f", "m", None]
+    assert [entry["value"] for entry in content["groups"]["gender"]] == ["f", "m", "(empty)"]
     half = content["disparities"]["half"]
     assert half["intervals_overlap"] is False
     assert (half["lowest"], half["highest"], half["apart"]) == ("b", "a", [["b", "a"]])
