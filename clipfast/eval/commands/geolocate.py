@@ -10,6 +10,7 @@ from clipfast.eval.commands.options import (
     add_output_options,
     begin,
     encoder_of,
+    require_same,
 )
 from clipfast.eval.geolocation.locate import TASK, geolocate
 from clipfast.eval.geolocation.places import open_places
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     file, loaded, existing = begin(options, queries.name, TASK)
     if loaded is None:
+        differing = {"--references": existing.get("references") != references.name}
+        require_same(file.path, differing)
         return existing
     encoder = encoder_of(options, loaded)
     found = geolocate(encoder, references, queries)

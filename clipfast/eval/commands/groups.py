@@ -12,6 +12,7 @@ from clipfast.eval.commands.options import (
     add_set_options,
     begin,
     encoder_of,
+    require_same,
     set_of,
 )
 from clipfast.eval.groups.breakdown import break_down
@@ -85,12 +86,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--more-classes: category {twice!r} is one of --add-classes")
     check_added(images.classnames, {**added, **more})
     file, loaded, existing = begin(options, images.name, TASK)
+    designs = [each for each in (added, {**added, **more}) if each]
+    designs = designs if more or not added else designs[:1]
     if loaded is None:
+        there = [one["added"] for one in existing.get("label_sets", [])]
+        wanted = [{name: list(names) for name, names in each.items()} for each in designs]
+        differing = {
+            "--by": list(existing.get("groups", {})) != by,
+            "added classes": there != wanted,
+        }
+        require_same(file.path, differing)
         return existing
     encoder = encoder_of(options, loaded)
     cache = ClassifierCache(options.cache or options.out / "classifiers")
-    designs = [each for each in (added, {**added, **more}) if each]
-    designs = designs if more or not added else designs[:1]
     classifier, *others = (
         cache.classifier(
             encoder,

@@ -163,6 +163,24 @@ def begin(
     return file, loaded or loaded_model(options), {}
 
 
+def require_same(path: Path, differing: dict[str, bool]) -> None:
+    """Refuse what --skip-existing found where it is of other options, which its name does not tell.
+
+    Args:
+        path: of the result.
+        differing: whether it is another one, by what a person can change.
+
+    Raises:
+        ValueError: something differs.
+    """
+    odd = [name for name, is_other in differing.items() if is_other]
+    if odd:
+        raise ValueError(
+            f"{path} is of other options ({', '.join(odd)}): pass another --out, or leave out "
+            "--skip-existing"
+        )
+
+
 def encoder_of(options: argparse.Namespace, loaded: LoadedModel) -> ImageEncoder:
     """The encoder of ``add_model_options``; under a launcher its ranks share the work.
 

@@ -13,6 +13,7 @@ from clipfast.eval.commands.options import (
     add_set_options,
     begin,
     encoder_of,
+    require_same,
     set_of,
 )
 from clipfast.eval.commands.probe import add_probe_options
@@ -113,16 +114,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     reference = set_of(options)
     file, loaded, existing = begin(options, reference.name, TASK)
     if loaded is None:
+        _require_same(options, file.path, existing, _shifts(options, reference, None))
         return existing
     encoder = encoder_of(options, loaded)
-    shifts = open_shifts(
-        options.shifts,
-        reference,
-        split=options.shift_split,
-        mappings=dict(map(_mapping, options.mapping)),
-        seed=options.corruption_seed,
-        at_most=encoder.preprocessing.image_size,
-    )
+    shifts = _shifts(options, reference, encoder.preprocessing.image_size)
     baselines = _baselines(options, reference, shifts)
     compare((), baselines, options.relative_to)  # refuses before there is any work
     reference = evenly(reference, options.limit)
@@ -145,6 +140,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         robustness_figure(written, options.plot)
         print(f"drawn: {options.plot}")
     return written
+
+
+def _shifts(
+    options: argparse.Namespace, reference: LabelledSet, at_most: int | None
+) -> list[Shift]:
+    return open_shifts(
+        options.shifts,
+        reference,
+        split=options.shift_split,
+        mappings=dict(map(_mapping, options.mapping)),
+        seed=options.corruption_seed,
+        at_most=at_most,
+    )
+
+
+def _require_same(
+    options: argparse.Namespace, path: Path, existing: dict[str, Any], shifts: list[Shift]
+) -> None:
+    """Refuse to take a result of other shifts for this one."""
+    there = existing.get("shifts", [])
+    differing = {
+        "shifts": {one["dataset"] for one in there} != {shift.images.name for shift in shifts},
+        "--limit": existing.get("limit") != options.limit,
+        "--adapted": any(one["classifier"] == "adapted" for one in there) != options.adapted,
+    }
+    require_same(path, differing)
 
 
 def _mapping(text: str) -> tuple[str, dict[str, list[str | int]]]:

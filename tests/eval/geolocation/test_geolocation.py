@@ -235,5 +235,7 @@ def test_geolocate_writes_its_result(tmp_path, monkeypatch, capsys):
     assert "median distance 11.1 km" in capsys.readouterr().out
     assert main([*words, "--references", "known.csv", "--skip-existing"]) == 0
     assert "is there already" in capsys.readouterr().out
+    assert main([*words, "--references", "asked.csv", "--skip-existing"]) == 1
+    assert "is of other options (--references)" in capsys.readouterr().err
     assert main([*words, "--references", "known.csv", "--reference-split", "val"]) == 1
     assert "has no row of split 'val'" in capsys.readouterr().err

@@ -61,8 +61,11 @@ def test_groups_writes_each_column_and_label_set(out, capsys):
     assert "gender: largest gap" in said
     assert "with added classes (crime: thief, criminal; beast: hen)" in said
     assert "1 image(s) do not decode" in said
-    assert main(words(out, "--skip-existing")) == 0
+    same = ["--by", "gender", "age", "gender,age", *added, "--skip-existing"]
+    assert main(words(out, *same)) == 0
     assert "is there already" in capsys.readouterr().out
+    assert main(words(out, "--skip-existing")) == 1
+    assert "is of other options (--by, added classes)" in capsys.readouterr().err
 
 
 def test_groups_take_each_column_by_default(out):

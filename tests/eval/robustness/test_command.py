@@ -103,6 +103,9 @@ def test_robustness_writes_all_classifiers_of_all_shifts(place, capsys):
     assert [one["acc1"] for one in found["baselines"]] == [adapted["acc1"]]
     assert main(words(place, *again, "--skip-existing")) == 0
     assert "is there already" in capsys.readouterr().out
+    other = ["--shifts", "corrupted:fog:3", "--adapted", "--skip-existing"]
+    assert main(words(place, *other)) == 1
+    assert "is of other options (shifts, --limit, --adapted)" in capsys.readouterr().err
 
 
 def test_adapted_is_the_probe_where_all_classes_are_asked(place):
