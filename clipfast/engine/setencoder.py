@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clipfast.devices import to_device
+from clipfast.engine import progress
 from clipfast.engine.plan import RunPlan
 from clipfast.eval.penultimate import penultimate
 from clipfast.eval.setencoder import Layer, SetEncoder
@@ -49,6 +50,10 @@ class RunSetEncoder(SetEncoder):
     def between(self) -> None:
         """See ``SetEncoder``."""
         self._between()
+
+    def alive(self) -> None:
+        """See ``SetEncoder``."""
+        progress.again()
 
     @torch.no_grad()
     def prepared(self, images: Tensor, layer: Layer = "projected") -> Tensor:

@@ -120,6 +120,9 @@ class SetEncoder(ABC):
     def between(self) -> None:  # noqa: B027 - most have nothing to ask
         """Called before each batch, by all ranks alike."""
 
+    def alive(self) -> None:  # noqa: B027 - most are watched by nobody
+        """Says that this rank goes on, in work that is its own."""
+
     @torch.no_grad()
     def images(self, images: ImageSet, layer: Layer = "projected") -> Tensor:
         """Features of all images of a set. A collective.

@@ -22,6 +22,7 @@ from clipfast.eval.zeroshot import classify
 from clipfast.preprocessing import Preprocessing
 from tests.engine.test_evaluate import Engine, made
 from tests.eval.tiny import picture, write_pictures
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.needs("nvidia.dali")
 CLASSES = ("bird", "cat", "fire_truck")
@@ -287,3 +288,62 @@ def test_features_of_the_engine_before_the_projection_are_those_of_the_model(pla
     texts = ["a cat", "a dog", "a cat"]
     assert torch.allclose(ours.texts(texts), plain_encoder(engine).texts(texts), atol=1e-5)
     assert ours.scale == pytest.approx(1 / 0.07)
+
+
+def _four(place):
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    data = DataConfig(train=("sample/noto",), eval_batch_size=4)
+    wanted = EvaluationConfig(tasks=(f"zeroshot={place}/animals",), limit=3)
+    engine, seen = Engine(), []
+    Evaluations(made(ranks, rank, data=data, eval=wanted)).run(engine, seen.append)
+    told = {name: value for name, value in seen[0].scalars.items() if "acc" in name}
+    return [told, engine.forwards, seen[0].lines[-1]]
+
+
+@pytest.mark.slow
+def test_ranks_without_an_image_make_as_many_forwards(place):
+    (alone,) = run_ranks(1, _four, place)
+    four = run_ranks(4, _four, place)
+    assert [found for found, _, _ in four] == [alone[0]] * 4
+    # Three images and three texts: a forward each, where there is nothing of them too.
+    assert [forwards for _, forwards, _ in four] == [2] * 4
+    assert "a rank waited " in four[0][2]
+
+
+def _differs(place):
+    rank = torch.distributed.get_rank()
+    found = []
+    for task in ("zeroshot=" + ("nothing", f"{place}/animals")[rank], f"zeroshot:a={place}/{rank}"):
+        wanted = EvaluationConfig(tasks=(task,))
+        try:
+            Evaluations(made(2, rank, data=DataConfig(train=("sample/noto",)), eval=wanted))
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.slow
+def test_a_set_that_one_rank_lacks_or_has_otherwise_is_refused_on_all(place):
+    for rank in range(2):
+        write_pictures(place / str(rank) / "test", {"cat": 2, "dog": 1 + rank})
+    first, second = run_ranks(2, _differs, place)
+    assert "'nothing' does not exist" in first[0]
+    assert first[0].startswith("--eval.tasks zeroshot=nothing: ")
+    assert second[0].startswith("rank 0 on ")
+    assert first[0] in second[0]
+    for told in (first[1], second[1]):
+        assert "--eval.tasks zeroshot=a" in told
+        assert "3 images, 2 classes" in told
+        assert "4 images, 2 classes" in told
+
+
+def test_a_rank_that_fits_says_that_it_goes_on(place, process_group, monkeypatch):
+    from clipfast.engine import progress
+
+    marks = []
+    monkeypatch.setattr(progress, "again", lambda: marks.append(1))
+    ours = evaluations(f"probe={place}/animals")
+    ours._by_name = {"probe": ours._by_name["probe"]}
+    ours.run(Engine(), lambda one: None)
+    # Of every pass of every fit; batches are asked for by the caller of ``run``.
+    assert len(marks) > 15

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ def few_shot(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     device: torch.device | str = "cpu",
+    on_pass: Callable[[], None] | None = None,
 ) -> Curve:
     """Fit a few rows per class and report on all test rows.
 
@@ -114,6 +115,7 @@ def few_shot(
         tolerance: see ``fit``.
         max_iterations: see ``fit``.
         device: where the products run.
+        on_pass: see ``fit``.
 
     Raises:
         ValueError: a class has too few rows, rows have several classes, or see ``fit``.
@@ -137,6 +139,7 @@ def few_shot(
         "bias": prior is None,
         "tolerance": tolerance,
         "max_iterations": max_iterations,
+        "on_pass": on_pass,
     }
     scores, steps, late = [], [], 0
     for count in shots:

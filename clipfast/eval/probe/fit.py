@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from clipfast.eval.probe.classifier import Classifiers
 from clipfast.eval.probe.labels import Targets, as_targets, present_classes
 from clipfast.eval.probe.lbfgs import Minimum, minimise
-from clipfast.eval.probe.objective import Objective
+from clipfast.eval.probe.objective import Evaluated, Objective
 from clipfast.eval.probe.preconditioner import Preconditioner
 from clipfast.eval.probe.rows import Features, Rows, as_rows
 from clipfast.eval.probe.rowspace import RowSpace
@@ -55,6 +55,7 @@ def fit(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     device: torch.device | str = "cpu",
+    on_pass: Callable[[], None] | None = None,
 ) -> Fits:
     """Minimise sum_i CE(W x_i + b, y_i) + lambda / 2 |W - W0|^2 over W and b, for each lambda.
 
@@ -75,6 +76,7 @@ def fit(
         tolerance: for the largest absolute value of the gradient.
         max_iterations: of L-BFGS, per lambda.
         device: where the products run.
+        on_pass: called before each pass over the features.
 
     Raises:
         ValueError: a lambda, a shape or a label does not fit, a feature is not finite, or there are
@@ -93,6 +95,12 @@ def fit(
     form = _Form(targets, present)
     packed_prior = form.pack_weight(prior)
     space = _row_space(rows)
+
+    def evaluate(parameters: Tensor, problems: Tensor) -> Evaluated:
+        if on_pass is not None:
+            on_pass()
+        return objective.evaluate(parameters, problems)
+
     with _full_float32():
         objective = Objective(
             rows if space is None else space.rows,
@@ -103,7 +111,7 @@ def fit(
             bias,
         )
         found = minimise(
-            objective.evaluate,
+            evaluate,
             Preconditioner(objective),
             form.start(objective, start, space, len(lambdas)),
             tolerance,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +126,7 @@ def linear_probe(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
     device: torch.device | str = "cpu",
+    on_pass: Callable[[], None] | None = None,
 ) -> LinearProbe:
     """Choose lambda on validation rows, fit train and validation rows with it, report on test rows.
 
@@ -142,6 +143,7 @@ def linear_probe(
         tolerance: see ``fit``.
         max_iterations: see ``fit``.
         device: where the products run.
+        on_pass: see ``fit``.
 
     Raises:
         ValueError: see ``fit``, ``cut`` and ``check_metric``.
@@ -161,6 +163,7 @@ def linear_probe(
         "classnames": classnames,
         "tolerance": tolerance,
         "max_iterations": max_iterations,
+        "on_pass": on_pass,
     }
     learner = WarmFits(Rows((learn[0],), device, name="train features"), learn[1], options)
     held_rows = Rows((held[0],), device, name="validation features")

@@ -90,6 +90,7 @@ class FewShotTask(SetTask):
                 prior=priors[kind],
                 metric=metric,
                 device=encoder.device,
+                on_pass=encoder.alive,
             )
             for kind, shots, seed in self._grid()
         ]

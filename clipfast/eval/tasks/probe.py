@@ -48,7 +48,6 @@ class ProbeTask(SetTask):
     def encode(self, encoder: SetEncoder, opened: _Splits) -> tuple[list[Job], None]:
         """See ``SetTask``."""
         features = {what: encoder.images(one, "penultimate") for what, one in opened.items()}
-        device = encoder.device
 
         def fit() -> Found:
             train, test = (readable(opened[what], features[what]) for what in ("train", "test"))
@@ -59,7 +58,8 @@ class ProbeTask(SetTask):
                 metric=usual_metric(opened["test"]),
                 share=_SHARE,
                 seed=_SEED,
-                device=device,
+                device=encoder.device,
+                on_pass=encoder.alive,
             )
             metrics, more = found.as_json()
             return Found(
