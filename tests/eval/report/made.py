@@ -157,7 +157,12 @@ def every_task(folder: Path, names: list[str]) -> None:
         )
     ]
     fit = {"imagenet-a": {"slope": 1.1, "intercept": -1.9, "models": 4}}
-    write(folder, "imagenet1k", "robustness", {"mean_acc1": 0.5}, shifts=shifts, fit=fit)
+    baselines = [
+        {"model": "RN50", "shift": "imagenet-a", "reference_acc1": 0.76, "acc1": 0.03},
+        {"model": "RN101", "shift": "imagenet-a", "reference_acc1": 0.78, "acc1": 0.05},
+    ]
+    more = {"shifts": shifts, "fit": fit, "baselines": baselines}
+    write(folder, "imagenet1k", "robustness", {"mean_acc1": 0.5}, **more)
     groups = [
         {"value": value, "images": n, "metrics": {"acc1": a}, "interval": [a - 0.05, a + 0.05]}
         for value, n, a in ((names[0], 400, 0.7), ("40 to 49", 300, 0.8))

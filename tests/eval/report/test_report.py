@@ -155,7 +155,14 @@ def test_page_has_the_numbers_of_the_results(tmp_path):
         low, high = entry["interval"]
         assert f"{entry['recall']:.1%}" in found.text
         assert f"{low:.1%} to {high:.1%}" in found.text
-    for words in ("3.1 per class", "1 per class or fewer", "+21.0", "2,500 km", "behind “a photo"):
+    for words in (
+        "RN101, imagenet-a: 5.0% (reference 78.0%)",
+        "3.1 per class",
+        "1 per class or fewer",
+        "+21.0",
+        "2,500 km",
+        "behind “a photo",
+    ):
         assert words in found.text
     assert len(found.named("img")) == 6
     assert found.text.count("\N{CHECK MARK}") == 6

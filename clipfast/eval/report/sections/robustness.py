@@ -22,6 +22,7 @@ _CLASSIFIERS = {
     "own_names": "zero-shot, the shift's own names",
     "adapted": "adapted to the reference set",
 }
+_DASHED, _DOTTED = "\N{EM DASH} \N{EM DASH}", "\N{MIDDLE DOT}" * 4
 _SHAPES = ("circle", "square", "diamond", "triangle")
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 
@@ -49,14 +50,18 @@ def section(context: Context) -> Markup | None:
         context: of the page.
     """
     shifts: list[_Shift] = []
+    others: dict[tuple[str, str], tuple[float, float]] = {}
     fits: dict[str, tuple[float, float]] = {}
     for result in context.of(TASK):
         read = partial(_shifts, model=context.label(result), place=context.place(result))
         shifts += context.tried("shifts", result, read) or []
         fits |= context.tried("fits", result, _fits) or {}
+        others |= context.tried("baselines", result, _baselines) or {}
     if not shifts:
         return None
-    return join(_key(shifts), tag("div", _scatter(shifts, fits).draw()), _table(shifts))
+    return join(
+        _key(shifts, bool(fits)), tag("div", _scatter(shifts, fits, others).draw()), _table(shifts)
+    )
 
 
 def _shifts(result: Result, model: str, place: int) -> list[_Shift]:
@@ -84,6 +89,17 @@ def _fits(result: Result) -> dict[str, tuple[float, float]]:
     }
 
 
+def _baselines(result: Result) -> dict[tuple[str, str], tuple[float, float]]:
+    """Other models, by model and shift: top-1 on the reference set and on the shift."""
+    return {
+        (str(one["model"]), str(one["shift"])): (
+            _number(one["reference_acc1"]),
+            _number(one["acc1"]),
+        )
+        for one in result.content.get("baselines") or []
+    }
+
+
 def _number(value: object) -> float:
     number = finite(value)
     if number is None:
@@ -96,9 +112,13 @@ def _logit(share: float) -> float:
     return log(share / (1 - share))
 
 
-def _scatter(shifts: Sequence[_Shift], fits: Mapping[str, tuple[float, float]]) -> Axes:
-    across = _around([shift.reference for shift in shifts])
-    up = _around([shift.acc1 for shift in shifts])
+def _scatter(
+    shifts: Sequence[_Shift],
+    fits: Mapping[str, tuple[float, float]],
+    others: Mapping[tuple[str, str], tuple[float, float]],
+) -> Axes:
+    across = _around([*(one.reference for one in shifts), *(x for x, _ in others.values())])
+    up = _around([*(one.acc1 for one in shifts), *(y for _, y in others.values())])
     axes = Axes(
         "top-1 on shifts against top-1 on the reference set, both on a logit scale",
         "top-1 on the reference set",
@@ -113,13 +133,13 @@ def _scatter(shifts: Sequence[_Shift], fits: Mapping[str, tuple[float, float]]) 
     ends = max(left, up[0][0]), min(right, up[-1][0])
     if ends[0] < ends[1]:
         axes.line([(ends[0], ends[0]), (ends[1], ends[1])], "dashed ideal")
-        middle = _expit((_logit(ends[0]) + _logit(ends[1])) / 2)
-        axes.words(middle, middle, "as good as on the reference", "end")
     for slope, intercept in fits.values():
         points = [(x, _expit(slope * _logit(x) + intercept)) for x in _steps(left, right)]
         inside = [(x, y) for x, y in points if up[0][0] <= y <= up[-1][0]]
         if len(inside) > 1:
             axes.line(inside, "fit")
+    for (model, dataset), (x, y) in others.items():
+        axes.mark(x, y, "baseline", says=f"{model}, {dataset}: {y:.1%} (reference {x:.1%})")
     for shift in shifts:
         kind = f"s{shift.place % 8}"
         if shift.interval is not None:
@@ -160,7 +180,7 @@ def _told(classifier: str) -> str:
     return _CLASSIFIERS.get(classifier, classifier)
 
 
-def _key(shifts: Sequence[_Shift]) -> Markup:
+def _key(shifts: Sequence[_Shift], has_fits: bool) -> Markup:
     models = dict.fromkeys((shift.model, shift.place % 8) for shift in shifts)
     colours = [key(model, place) for model, place in models]
     names = {
@@ -171,7 +191,9 @@ def _key(shifts: Sequence[_Shift]) -> Markup:
     }
     used = dict.fromkeys(shift.classifier for shift in shifts)
     shapes = [tag("span", f"{names[_shape(one)]} {_told(one)}") for one in used]
-    return tag("p", *colours, *shapes, class_="keys")
+    lines = [tag("span", f"{_DASHED} as good as on the reference set")]
+    lines += [tag("span", f"{_DOTTED} where other models are")] if has_fits else []
+    return tag("p", *colours, *shapes, *lines, class_="keys")
 
 
 def _table(shifts: Sequence[_Shift]) -> Markup:
