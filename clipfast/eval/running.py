@@ -106,8 +106,16 @@ def _namespace(task: str, command: Any, options: dict[str, Any]) -> argparse.Nam
         if odd:
             known = ", ".join(map(repr, choices))
             raise ValueError(f"{name} must be one of {known}; got {odd[0]!r}")
-        # Numbers are as they are; text is read as on the command line.
-        if callable(action.type) and isinstance(value, str):
-            value = action.type(value)
-        setattr(namespace, name, value)
+        setattr(namespace, name, _read(action, value))
     return namespace
+
+
+def _read(action: argparse.Action, value: Any) -> Any:
+    """A value as on the command line: text is read, numbers stay, one of a list is a list."""
+    if action.nargs in ("+", "*") and isinstance(value, str):
+        value = [value]
+    if not callable(action.type):
+        return value
+    if isinstance(value, list | tuple):
+        return [action.type(one) if isinstance(one, str) else one for one in value]
+    return action.type(value) if isinstance(value, str) else value

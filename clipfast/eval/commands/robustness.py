@@ -29,7 +29,6 @@ from clipfast.eval.robustness.measure import (
     Score,
     adapted_scores,
     features_to_adapt,
-    key_of,
     measure,
 )
 from clipfast.eval.robustness.result import as_json, metrics_of, table
@@ -180,7 +179,7 @@ def _baselines(
 ) -> list[Baseline]:
     names = [shift.images.name for shift in shifts]
     found = [] if options.baselines is None else read_baselines(options.baselines, names)
-    found += read_results(list(map(Path, options.baseline_results)), reference.name)
+    found += read_results(options.baseline_results, reference.name)
     return [one for one in found if any(one.is_of(name) for name in names)]
 
 
@@ -191,6 +190,10 @@ def _adapted(
     shifts: list[Shift],
 ) -> tuple[Score, ...]:
     """The scores of the probe; none on other ranks than the first."""
+    if options.train_split == options.split:
+        raise ValueError(
+            f"--train-split {options.train_split!r} is what is tested, too: name another one"
+        )
     train = open_splits(
         options.data,
         {"train": options.train_split, "test": options.split},
@@ -199,12 +202,12 @@ def _adapted(
     )["train"]
     cache = FeatureCache(options.features or options.out / "features")
     sets = [train, reference, *(shift.images for shift in shifts)]
-    features = features_to_adapt(encoder, cache, sets)
+    train_features, test_features, *others = features_to_adapt(encoder, cache, sets)
     if encoder.sharing.rank:
         return ()
     probe = linear_probe(
-        features[key_of(train)],
-        features[key_of(reference)],
+        train_features,
+        test_features,
         classnames=reference.classnames,
         metric=options.metric or usual_metric(reference),
         how=options.search,
@@ -212,7 +215,7 @@ def _adapted(
         device=encoder.device,
     )
     print(*probe.lines, sep="\n")
-    return adapted_scores(Adapted(probe, features), reference, shifts)
+    return adapted_scores(Adapted(probe, test_features, others), reference, shifts)
 
 
 def _together(scores: tuple[Score, ...], adapted: tuple[Score, ...]) -> tuple[Score, ...]:

@@ -181,7 +181,8 @@ def _same(reference: LabelledSet, shift: LabelledSet) -> list[int]:
         return list(range(len(shift.classnames)))
     entries = find_entry(reference.name), find_entry(shift.name)
     folders = [None if entry is None else entry.folders for entry in entries]
-    for theirs, ours in ((folders[0], folders[1]), (reference.classnames, shift.classnames)):
+    own = shift.classnames
+    for theirs, ours in ((folders[0], folders[1]), (reference.classnames, own), (folders[0], own)):
         if theirs is None or ours is None or len(ours) != len(shift.classnames):
             continue
         if len(theirs) != len(reference.classnames):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,15 +106,17 @@ class Robustness:
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """A linear probe on features of the reference, and the features of all sets.
+    """A linear probe on features of the reference, and the features of all that it is asked.
 
     Attributes:
         probe: of the reference.
-        features: with their labels, by name of their set.
+        reference: features of its test split, with their labels.
+        shifts: of each shift, in their order.
     """
 
     probe: LinearProbe
-    features: dict[str, Labelled]
+    reference: Labelled
+    shifts: Sequence[Labelled]
 
 
 def measure(
@@ -150,7 +153,8 @@ def measure(
         encoder, reference.name, reference.classnames, reference.templates
     )
     ours = _features(encoder, reference, unreadable)
-    known: dict[tuple[str, ClassMap, tuple[str, ...]], tuple[int, int]] = {}
+    # What is asked of the reference, once for all shifts that ask the same.
+    known: dict[tuple[Any, ...], tuple[int, int]] = {}
     scores = []
     for shift in shifts:
         images, classes = shift.images, shift.classes
@@ -165,7 +169,8 @@ def measure(
             left_out[images.name] = (classes.shift_classes - len(classes), int(outside.sum()))
         for name, weights in wanted:
             pool = None if name == OWN_NAMES else classes
-            key = (name, classes, images.templates if name == OWN_NAMES else ())
+            own_words = (images.classnames, images.templates) if name == OWN_NAMES else ()
+            key = (name, classes, own_words)
             if key not in known:
                 place = classes.of_reference[ours.labels]
                 what = f"{reference.name}, classes of {images.name}"
@@ -200,8 +205,8 @@ def features_to_adapt(
     encoder: ImageEncoder,
     cache: FeatureCache,
     sets: Sequence[LabelledSet],
-) -> dict[str, Labelled]:
-    """Features before the projection, by name and split of their set. A collective.
+) -> list[Labelled]:
+    """Features before the projection, with their labels. A collective.
 
     Args:
         encoder: of the model.
@@ -212,15 +217,7 @@ def features_to_adapt(
         ValueError: see ``FeatureCache``.
         OSError: a file cannot be written.
     """
-    return {
-        key_of(one): cache.features(encoder, one, "penultimate").labelled(one.labels)
-        for one in sets
-    }
-
-
-def key_of(images: LabelledSet) -> str:
-    """Name and split of a set."""
-    return f"{images.name}, split {images.split}"
+    return [cache.features(encoder, one, "penultimate").labelled(one.labels) for one in sets]
 
 
 def adapted_scores(
@@ -239,12 +236,11 @@ def adapted_scores(
     Raises:
         ValueError: reference or shift have no image of the classes of both.
     """
-    ours = adapted.features[key_of(reference)]
+    ours = adapted.reference
     known: dict[ClassMap, tuple[int, int]] = {}
     found = []
-    for shift in shifts:
+    for shift, theirs in zip(shifts, adapted.shifts, strict=True):
         images, classes = shift.images, shift.classes
-        theirs = adapted.features[key_of(images)]
         if classes not in known:
             what = f"{reference.name}, classes of {images.name}"
             known[classes] = _count_probe(

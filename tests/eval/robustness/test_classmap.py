@@ -42,6 +42,12 @@ def test_align_finds_the_catalogues_shifts_by_their_folders(name):
     assert [folders[label] for (label,) in found.members] == list(entry.folders)
 
 
+def test_align_finds_folders_of_a_set_without_a_name():
+    folders = entry_of("imagenet1k").folders
+    found = align(imagenet(), named("mine", (folders[7], folders[3])))
+    assert found.members == ((7,), (3,))
+
+
 @pytest.mark.parametrize("name", ["imagenet-vid", "youtube-bb", "objectnet"])
 def test_align_knows_the_members_of_coarser_shifts(name):
     mapping = read_mapping(_FOLDER / f"{name}.json")

@@ -120,6 +120,18 @@ def test_adapted_is_the_probe_where_all_classes_are_asked(place):
     assert adapted["reference_acc1"] == probe["metrics"]["lp_acc1"]
 
 
+def test_adapted_tells_sets_of_one_name_apart(place, tmp_path):
+    """A shift that is called as the reference is has features of its own."""
+    write_colours(tmp_path / "colours", 3, 5, {name: COLOURS["red"] for name in COLOURS})
+    found = clipfast.eval.run(
+        "robustness", weights="w.safetensors", data="colours", out=place / "res",
+        shifts=str(tmp_path / "colours"), adapted=True, features="features",
+    )  # fmt: skip
+    (adapted,) = (one for one in found["shifts"] if one["classifier"] == "adapted")
+    assert adapted["images"] == 9
+    assert adapted["acc1"] < 0.5 < adapted["reference_acc1"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -131,6 +143,7 @@ def test_adapted_is_the_probe_where_all_classes_are_asked(place):
         ("--shifts few few", "two shifts are called 'few'"),
         ("--shifts few --limit 0", "--limit must be at least 1"),
         ("--shifts few --adapted --train-split none", "none"),
+        ("--shifts few --adapted --train-split test", "is what is tested, too"),
     ],
 )
 def test_robustness_says_what_is_wrong(place, capsys, more, said):

@@ -92,6 +92,19 @@ def test_measure_pools_probabilities_and_asks_by_own_names():
     assert "own names" in lines
 
 
+def test_measure_asks_the_reference_by_the_names_of_each_shift():
+    model, reference = tiny_model(), some_set("animals", NAMES, 40)
+    shifts = []
+    for names in (("bird", "mammal"), ("zzz", "a photo of a photo")):
+        mapping = dict(zip(names, (["crane", "crane (bird)"], ["cat", "dog", "hare"]), strict=True))
+        images = some_set(names[0], names, 6, first=90)
+        shifts.append(Shift(images, align(reference, images, mapping)))
+    together = measure(encoder(model), reference, shifts).scores
+    alone = [score for one in shifts for score in measure(encoder(model), reference, [one]).scores]
+    assert list(together) == alone
+    assert alone[1].reference_right != alone[3].reference_right
+
+
 def test_measure_of_a_collapsed_model_is_chance():
     model = tiny_model()
     with torch.no_grad():
