@@ -18,6 +18,7 @@ _TITLES = {
     "own_names": "own names",
     "adapted": "adapted",
 }
+_GAINS = ("effective_robustness", "relative_robustness")
 
 
 def metrics_of(found: Robustness) -> dict[str, float | None]:
@@ -147,6 +148,7 @@ def _corruptions(scores: Sequence[Score]) -> dict[str, Any]:
 
     return {
         "mean_acc1": _mean(list(cells.values())),
+        **{f"mean_{gain}": _mean_gain(scores, gain) for gain in _GAINS},
         "by_corruption": {
             name: {str(s): cells[name, s] for s in severities if (name, s) in cells}
             for name in names
@@ -195,7 +197,17 @@ def _corrupted_table(title: str, scores: Sequence[Score]) -> list[str]:
     lines.append(f"{'mean':24}" + "".join(f"{mean:>12.2%}" for mean in means))
     groups = ", ".join(f"{group} {mean:.2%}" for group, mean in found["by_group"].items())
     lines.append(f"mean {found['mean_acc1']:.2%} ({groups}), {scores[0].images} images each")
+    for gain in _GAINS:
+        mean = found[f"mean_{gain}"]
+        if mean is not None:
+            lines.append(f"mean {gain.replace('_', ' ')}: {100 * mean:+.2f} points")
     return lines
+
+
+def _mean_gain(scores: Sequence[Score], gain: str) -> float | None:
+    """Over all corruptions; None where it is not known of each."""
+    values = [getattr(score, gain) for score in scores]
+    return None if None in values else _mean(values)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -130,6 +130,12 @@ def test_measure_of_corruptions_and_their_means():
     assert all(score.reference_right == found.right for score in found.scores)
     content = as_json(found, {}, [])
     entry = content["corruptions"]["zeroshot"]
+    assert entry["mean_effective_robustness"] is None
+    gains = [replace(score, relative_robustness=0.01 * i) for i, score in enumerate(found.scores)]
+    gained = replace(found, scores=tuple(gains))
+    means = as_json(gained, {}, [])["corruptions"]["zeroshot"]
+    assert means["mean_relative_robustness"] == pytest.approx(0.075)
+    assert "mean relative robustness: +7.50 points" in table(gained, {})
     assert set(entry["by_corruption"]) == {"gaussian_noise", "shot_noise", "impulse_noise", "fog"}
     accuracies = [score.acc1 for score in found.scores]
     assert entry["mean_acc1"] == pytest.approx(np.mean(accuracies))
