@@ -96,6 +96,8 @@ EXTRAS = {
         *("pytest<9.1", "pytest-xdist>=3.8", "hypothesis", "scikit-learn", "regex"),
         *("ruff>=0.17,<0.18", "clang-format==23.*", "mypy>=2.4,<2.5"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
+        # Parquet: selections.
+        "pyarrow",
         # The types of Kubernetes' kinds, which the manifest in recipes/launch is checked by.
         "kubeflow-trainer-api",
     ],

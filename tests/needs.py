@@ -39,6 +39,7 @@ PACKAGES = {
     "nvidia.dali": "nvidia-dali-cuda130",
     "open_clip": "open_clip_torch",
     "open_clip_train": "open_clip_torch",
+    "pyarrow": "pyarrow",
     "safetensors": "safetensors",
     "scipy": "scipy",
     "sklearn": "scikit-learn",

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
-from clipfast.data.indexmark import Mark, make_mark, misfit, other_size, read_mark
+from clipfast.data.indexmark import (
+    Mark,
+    digest_of_lines,
+    make_mark,
+    misfit,
+    other_size,
+    read_mark,
+)
 from clipfast.data.scan import runs
 from clipfast.data.storage import storage_of
 from clipfast.data.storage.paths import split_extension
@@ -80,6 +87,23 @@ def read_count(shard: str) -> int:
     if mark is not None and (why := other_size(storage_of(shard).size(shard), mark)):
         raise _stale(shard, why)
     return count
+
+
+def read_identity(shard: str) -> tuple[int, str]:
+    """Number of samples of an index and the digest of its lines, from its first line if it has a
+    mark.
+
+    Raises:
+        ValueError: as ``read_count``.
+    """
+    start = storage_of(shard).read_at(index_path(shard), 0, _FIRST_LINE)
+    count, mark = _first_line(shard, start.partition(b"\n")[0])
+    if mark is None:
+        count, _, body = _read(shard)
+        return count, digest_of_lines(count, body)
+    if why := other_size(storage_of(shard).size(shard), mark):
+        raise _stale(shard, why)
+    return count, mark.lines
 
 
 def _read(shard: str) -> tuple[int, Mark | None, bytes]:
@@ -228,9 +252,6 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
 def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -> str:
     """Write the index of `shard` in one atomic step.
 
-    White space, control characters and '%' in names are percent-encoded, because DALI separates the
-    fields by white space.
-
     Args:
         shard: path of the tar.
         entries: the samples to keep, in order.
@@ -238,6 +259,24 @@ def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -
 
     Returns:
         Path of the index.
+    """
+    count, body = lines_of(entries, fields)
+    mark = make_mark(shard, count, body)
+    path = index_path(shard)
+    first = f"{INDEX_VERSION} {count} {mark.word()}\n".encode()
+    storage_of(path).write_atomic(path, first + body)
+    return path
+
+
+def lines_of(entries: Iterable[Entry], fields: Fields = FIELDS) -> tuple[int, bytes]:
+    """How many samples an index of these has, and its lines.
+
+    White space, control characters and '%' in names are percent-encoded, because DALI separates the
+    fields by white space.
+
+    Args:
+        entries: the samples, in order.
+        fields: names the member that holds the caption.
     """
     lines = []
     for e in entries:
@@ -247,9 +286,4 @@ def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -
             f"{e.extension} {e.image_offset} {e.image_size} {image} "
             f"{fields.caption} {e.caption_offset} {e.caption_size} {caption}\n"
         )
-    body = "".join(lines).encode("utf-8", "surrogateescape")
-    mark = make_mark(shard, len(lines), body)
-    path = index_path(shard)
-    first = f"{INDEX_VERSION} {len(lines)} {mark.word()}\n".encode()
-    storage_of(path).write_atomic(path, first + body)
-    return path
+    return len(lines), "".join(lines).encode("utf-8", "surrogateescape")

@@ -66,7 +66,7 @@ def make_mark(shard: str, count: int, body: bytes) -> Mark:
     """
     with storage_of(shard).open(shard) as reader:
         size = reader.size()
-        return Mark(_digest_of_lines(count, body), size, _digest_of_parts(reader, size, body))
+        return Mark(digest_of_lines(count, body), size, _digest_of_parts(reader, size, body))
 
 
 def misfit(shard: str, count: int, body: bytes, mark: Mark) -> str:
@@ -74,7 +74,7 @@ def misfit(shard: str, count: int, body: bytes, mark: Mark) -> str:
 
     Reads 400 KB of a large tar.
     """
-    if _digest_of_lines(count, body) != mark.lines:
+    if digest_of_lines(count, body) != mark.lines:
         return "its lines are not those that were written: it was cut, edited or damaged"
     with storage_of(shard).open(shard) as reader:
         size = reader.size()
@@ -92,7 +92,13 @@ def other_size(size: int, mark: Mark) -> str:
     return f"the tar has {size:,} bytes, and had {mark.size:,} when it was indexed"
 
 
-def _digest_of_lines(count: int, body: bytes) -> str:
+def digest_of_lines(count: int, body: bytes) -> str:
+    """Of the lines of an index, 16 hexadecimal digits.
+
+    Args:
+        count: number of samples.
+        body: the lines.
+    """
     return hashlib.blake2b(b"%d\n" % count + body, digest_size=8).hexdigest()
 
 

@@ -12,10 +12,13 @@ from clipfast.data.fields import FIELDS, Entry, Fields
 from clipfast.data.indexfile import (
     INDEX_COMMAND,
     has_index,
+    lines_of,
     read_columns,
     read_count,
+    read_identity,
     read_keys,
 )
+from clipfast.data.indexmark import digest_of_lines
 from clipfast.data.reasons import Reasons
 from clipfast.data.report import printable
 from clipfast.data.scan import Contents, contents, scan
@@ -168,6 +171,36 @@ def count(shard: str, fields: Fields = FIELDS) -> int:
 
 def _count(shard: str, indexed: bool, fields: Fields) -> int:
     return read_count(shard) if indexed else len(read_table(shard, fields))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a shard's table is known by.
+
+    Attributes:
+        samples: N.
+        mark: digest of the lines of its index, or of those that an index of all its complete
+            samples would have.
+    """
+
+    samples: int
+    mark: str
+
+
+def identify(shard: str, fields: Fields = FIELDS) -> Identity:
+    """What `shard`'s table is known by: from the first line of its index, or by a scan.
+
+    Args:
+        shard: path of a plain tar.
+        fields: which members are image and caption.
+
+    Raises:
+        ValueError: see ``read_table``.
+    """
+    if has_index(shard):
+        return Identity(*read_identity(shard))
+    entries = [sample.entry for sample in scan(shard, fields) if sample.entry]
+    return Identity(len(entries), digest_of_lines(*lines_of(entries, fields)))
 
 
 def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) -> np.ndarray:
