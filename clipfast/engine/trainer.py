@@ -2,7 +2,6 @@
 
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.export import export_final
 from clipfast.engine.headline import headline
 from clipfast.engine.launch import keep_freed_memory
+from clipfast.engine.leaving import draw_pictures, write_results
 from clipfast.engine.length import Length
 from clipfast.engine.metrics import Metrics, rate
 from clipfast.engine.micro_batch import resolve_memory
@@ -34,13 +34,11 @@ from clipfast.engine.observing.observer import Observer
 from clipfast.engine.opening import Opening
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.requests import Request, Requests, StopAsked
-from clipfast.engine.rows import read_rows
 from clipfast.engine.saves import Saves
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
 from clipfast.engine.validation import Validation
 from clipfast.eval import Measured, Retrieval
-from clipfast.eval.curves import curves_figure
 from clipfast.files import explain
 from clipfast.models import num_parameters
 from clipfast.optim import warmup_cosine
@@ -125,8 +123,10 @@ class Trainer:
                 self._validate(metrics)
             measured = self._evaluate(metrics) if finished else {}
             progress.mark("end")
-            pictures = self._draw(measured, metrics) if finished else []
-            results = self._write_results(measured, metrics) if finished else []
+            pictures, results = [], []
+            if finished:
+                pictures = draw_pictures(plan, self._evaluations, measured, metrics, self.step)
+                results = write_results(plan, self._evaluations, measured, metrics)
             lost += metrics.close()
             result = Result(
                 folder=plan.folder,
@@ -335,38 +335,6 @@ class Trainer:
         share = self._evaluated_seconds / (time.monotonic() - self._began)
         metrics.log(self.step, {"seconds/evaluation": seconds, "evaluation/share": share})
         return measured
-
-    def _draw(self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics) -> list[Path]:
-        """Pictures of a finished run; one that cannot be written costs no more than itself."""
-        name = self.plan.config.logging.figures
-        if not self.plan.process.is_main:
-            return []
-        with tempfile.TemporaryDirectory(prefix="clipfast-pictures-") as beside:
-            folder = Path(name or beside)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                paths = self._evaluations.draw(measured, folder, tasks_alone=not name)
-                metrics.show(self.step, paths)
-                if not name:
-                    return []
-                curves = folder / "curves.png"
-                curves_figure(read_rows(self.plan.folder / "metrics.jsonl"), curves)
-            except OSError as error:
-                metrics.say(f"No pictures: {explain(error, folder)}")
-                return []
-        return [*paths, curves]
-
-    def _write_results(
-        self, measured: Mapping[str, Sequence[Measured]], metrics: Metrics
-    ) -> list[Path]:
-        """Results of a finished run; they can be measured again from its weights."""
-        if not self.plan.process.is_main:
-            return []
-        try:
-            return self._evaluations.write(measured)
-        except OSError as error:
-            metrics.say(f"No results: {explain(error, self.plan.folder)}")
-            return []
 
     def _save(self, metrics: Metrics, *, stops: bool, last: bool) -> None:
         """Save a checkpoint, with all that a run needs beside the engine's state."""

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
-    """Losses, retrieval, temperature, learning rate and throughput against the step.
+    """Losses, retrieval or else top-1, temperature, learning rate and throughput by step.
 
     Args:
         rows: of ``metrics.jsonl``.
@@ -34,7 +34,12 @@ def curves_figure(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
                 _plot_validation(axis, rows)
         else:
             axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
-    _plot_retrieval(axes[5], rows)
+    names = {name for row in rows for name in row if name.startswith("eval/")}
+    has_retrieval = any(name.endswith("R@1") for name in names)
+    if not has_retrieval and any(name.endswith(("/acc1", "/lp_acc1")) for name in names):
+        _plot_accuracy(axes[5], rows)
+    else:
+        _plot_retrieval(axes[5], rows)
     figure.savefig(path)
 
 
@@ -44,6 +49,19 @@ def _plot_validation(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     if points:
         axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label="held-out pairs")
         axis.legend(fontsize=8)
+
+
+def _plot_accuracy(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """Of tasks on data sets, where there is no retrieval."""
+    ends = ("/acc1", "/lp_acc1")
+    keys = sorted({k for row in rows for k in row if k.startswith("eval/") and k.endswith(ends)})
+    for key in keys:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        label = "/".join(key.split("/")[1:-1])
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    axis.set(title="top-1", xlabel="step", ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
 
 
 def _plot_retrieval(axis: Any, rows: Sequence[dict[str, Any]]) -> None:

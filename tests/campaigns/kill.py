@@ -30,7 +30,7 @@ _SURVIVAL_SECONDS = 60.0
 _START_SECONDS = 150.0
 _EVALUATED = 3
 _EVALUATING = (
-    *("--data.eval", "sample/noto", "--logging.eval-every-steps", str(_EVALUATED)),
+    *("--data.eval", "sample/noto", "--eval.every", str(_EVALUATED)),
     "--logging.no-tensorboard",
 )
 _BACKGROUND = ("--checkpoint.background",)

@@ -51,7 +51,7 @@ class Attack:
 
 _EVALUATES = (
     *("--data.eval", "sample/twemoji", "--data.eval-limit", "1900", "--data.eval-batch-size", "4"),
-    *("--logging.eval-every-steps", "10"),
+    *("--eval.every", "10"),
 )
 _KILLED = r"error: rank {} on \S+ was killed by {}"
 _HANGS = r"HANG: rank {} on \S+ hangs after step \d+, in {}, for \d+ s, and 1 rank waits"

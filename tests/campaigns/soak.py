@@ -50,7 +50,7 @@ def campaign(setting: Setting) -> Table:
     evaluations, epochs = setting.count, max(3, setting.count * _EPOCHS // _EVALUATIONS)
     steps = epochs * _STEPS_OF_AN_EPOCH
     never = ["--checkpoint.every-steps", "0"]
-    each = ["--data.eval", "sample/noto", "--logging.eval-every-steps", "1", *never]
+    each = ["--data.eval", "sample/noto", "--eval.every", "1", *never]
     _evaluate(table, setting, evaluations)
     _train(table, setting, f"{evaluations} steps and evaluations", evaluations, each)
     _train(table, setting, f"{epochs} epochs of training", steps, never)

@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
-from clipfast.engine import ConfigError, DataConfig, EvaluationConfig
+from clipfast.engine import Config, ConfigError, DataConfig, EvaluationConfig, LoggingConfig
+from clipfast.engine.cli import parse
+from clipfast.engine.differences import differences, plain
 from clipfast.engine.evaluate import Evaluations
 from clipfast.eval import Evaluation, Measured, register
 from clipfast.eval.encoding import ImageEncoder
@@ -347,3 +349,16 @@ def test_a_rank_that_fits_says_that_it_goes_on(place, process_group, monkeypatch
     ours.run(Engine(), lambda one: None)
     # Of every pass of every fit; batches are asked for by the caller of ``run``.
     assert len(marks) > 15
+
+
+def test_how_often_to_measure_has_its_old_name_too(caplog):
+    assert Config().evaluate_every == 0
+    old = Config(logging=LoggingConfig(eval_every_steps=5))
+    assert old.evaluate_every == 5
+    assert parse(old, ["--eval.every", "0"]).evaluate_every == 0
+    assert parse(old, ["--logging.eval-every-steps", "7"]).evaluate_every == 7
+    assert "--logging.eval-every-steps is now --eval.every; the old name goes" in caplog.text
+    asked = ["--eval.tasks", "zeroshot=a", "probe=b", "--eval.templates", "a", "f.txt"]
+    found = parse(Config(), asked).eval
+    assert (found.tasks, found.templates) == (("zeroshot=a", "probe=b"), {"a": "f.txt"})
+    assert not [each for each in differences(plain(Config()), old) if each.changes_training]

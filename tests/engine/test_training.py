@@ -368,7 +368,7 @@ def test_launched_ranks_with_uneven_parts_evaluate_as_one_process_under_zero_3(t
 
 
 def test_a_run_leaves_metrics_events_evaluation_and_weights(tmp_path):
-    options = "--max-steps 3 --batch-size 32 --data.eval-limit 48 --logging.eval-every-steps 2"
+    options = "--max-steps 3 --batch-size 32 --data.eval-limit 48 --eval.every 2"
     shared = set(Path("/dev/shm").glob("deepspeed*"))
     output = run("emoji.py", *options.split(), "--logging.dir", str(tmp_path))
     folder = tmp_path / "emoji"

@@ -69,3 +69,20 @@ def test_curves_figure_plots_the_loss_of_held_out_pairs(tmp_path):
 def pixels_near(color, path):
     pixels = np.asarray(Image.open(path).convert("RGB"))
     return (np.abs(pixels.astype(int) - color).sum(-1) < 12).sum()
+
+
+def test_curves_figure_plots_top_1_of_tasks_where_there_is_no_retrieval(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *a, **k: drawn.append((k.get("label"), a)) or plot(self, *a, **k)
+    )
+    rows = [{"step": step, "eval/pets/zeroshot/acc1": step / 10} for step in (2, 4)]
+    curves_figure(rows, tmp_path / "curves.png")
+    assert drawn == [("pets/zeroshot", ((2, 4), (0.2, 0.4)))]
+    drawn.clear()
+    rows.append({"step": 4, "eval/coco/image_to_text/R@1": 0.5})
+    curves_figure(rows, tmp_path / "curves.png")
+    assert [label for label, _ in drawn] == ["coco R@1"]

@@ -111,7 +111,7 @@ def train(name: str, seed: int, max_steps: int | None = None) -> Row:
         command += ["--optimizer.text-weights", text, "--optimizer.image-weights", image]
         command += ["--logging.dir", folder, "--logging.every-steps", "1", "--logging.figures="]
         command += ["--logging.no-tensorboard", "--logging.no-progress"]
-        command += ["--logging.eval-every-steps", "0", "--checkpoint.every-steps", "0"]
+        command += ["--eval.every", "0", "--checkpoint.every-steps", "0"]
         command += ["--max-steps", str(max_steps)] if max_steps else []
         # ninja, which DeepSpeed's first start looks for, lies beside the interpreter.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -129,7 +129,7 @@ def _ours(settings: Settings, shards: Path, folder: Path) -> list[str]:
         *("--data.train", pattern(shards), "--data.eval"),
         *("--seed", str(settings.seed), "--schedule.epochs", str(settings.epochs)),
         *("--logging.dir", str(folder), "--logging.name", _RUN),
-        *("--logging.every-steps", "1", "--logging.eval-every-steps", "0", "--logging.figures="),
+        *("--logging.every-steps", "1", "--eval.every", "0", "--logging.figures="),
         # The final weights are written all the same, as OpenCLIP's are.
         *("--logging.no-progress", "--checkpoint.every-steps", "0"),
     ]

@@ -53,6 +53,8 @@ def shots_figure(
         axis.axhline(zero_shot, color="black", linestyle="--", label="zero-shot")
         axis.set(title=name, xlabel="images per class", ylabel=metric)
         axis.set_xscale("log", base=2)
+        shots = [count for curve in curves.values() for count in curve.shots]
+        axis.set_xticks(sorted(set(shots)), [str(count) for count in sorted(set(shots))])
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(path)
