@@ -12,6 +12,7 @@ ZERO_SHOT = "zeroshot_classification"
 PROBE = "linear_probe"
 FEW_SHOT = "few_shot"
 RETRIEVAL = "zeroshot_retrieval"
+ROBUSTNESS = "robustness"
 
 _TITLES = {
     "acc1": "top-1",
@@ -22,6 +23,8 @@ _TITLES = {
     "map_11_point": "mAP, 11 points",
     "mean_average_precision": "mAP",
     "roc_auc": "ROC AUC",
+    "mean_corruption_acc1": "top-1, mean of corruptions",
+    "reference_acc1": "top-1 on the reference",
     "accuracy": "top-1",
     "mean_per_class": "mean per class",
     "map11": "mAP, 11 points",
@@ -38,6 +41,7 @@ _OF_PROBE = {
 _USUAL = {
     ZERO_SHOT: ("acc1", "mean_average_precision"),
     PROBE: ("lp_acc1",),
+    ROBUSTNESS: ("mean_corruption_acc1",),
     RETRIEVAL: tuple(f"image_retrieval_recall@{k}" for k in (1, 5, 10)),
 }
 
@@ -126,7 +130,7 @@ def _wanted(result: Result) -> Sequence[str]:
     said = [result.content.get(key) for key in ("main_metric", "chosen_by")]
     entry = catalogue.find_entry(result.dataset)
     names = [name for name in said if isinstance(name, str)]
-    if entry is not None:
+    if entry is not None and result.task != ROBUSTNESS:
         names.append(entry.metric)
     if result.task == PROBE:
         names = [_OF_PROBE.get(name, name) for name in names]

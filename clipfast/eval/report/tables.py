@@ -8,6 +8,8 @@ from typing import Any
 
 from clipfast.eval.report.markup import Markup, tag
 
+# Rows of a table that scrolls in itself.
+_MOST_ROWS = 45
 NOTHING = "\N{EN DASH}"
 
 
@@ -104,7 +106,8 @@ def table(
         data_sortable=sortable,
     )
     # A region that scrolls must be reached by the keyboard.
-    return tag("div", made, class_="wide", tabindex=0, role="region", aria_label=caption)
+    kind = "wide tall" if len(body) > _MOST_ROWS else "wide"
+    return tag("div", made, class_=kind, tabindex=0, role="region", aria_label=caption)
 
 
 def _cell(place: int, cell: Cell | str) -> Markup:

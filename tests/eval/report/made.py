@@ -161,13 +161,23 @@ def every_task(folder: Path, names: list[str]) -> None:
         {"model": "RN50", "shift": "imagenet-a", "reference_acc1": 0.76, "acc1": 0.03},
         {"model": "RN101", "shift": "imagenet-a", "reference_acc1": 0.78, "acc1": 0.05},
     ]
-    more = {"shifts": shifts, "fit": fit, "baselines": baselines}
+    by_severity = {"fog": {"1": 0.6, "3": 0.52}, "shot_noise": {"1": 0.55}}
+    corruptions = {"zeroshot": {"mean_acc1": 0.5567, "by_corruption": by_severity}}
+    more = {"shifts": shifts, "fit": fit, "baselines": baselines, "corruptions": corruptions}
     write(folder, "imagenet1k", "robustness", {"mean_acc1": 0.5}, **more)
     groups = [
         {"value": value, "images": n, "metrics": {"acc1": a}, "interval": [a - 0.05, a + 0.05]}
         for value, n, a in ((names[0], 400, 0.7), ("40 to 49", 300, 0.8))
     ]
-    write(folder, "fairface", "groups", {"acc1": 0.74}, groups={"age": groups})
+    gap = {"lowest": "cat", "highest": "40 to 49", "gap": 0.1, "intervals_overlap": True}
+    shares = {"shares": {"animal": 0.125}, "intervals": {"animal": [0.09, 0.17]}}
+    design = {
+        "added": {"animal": ["gorilla", "ape"]},
+        "all": {"images": 700, **shares},
+        "groups": {"age": [{"value": "40 to 49", "images": 300, **shares}]},
+    }
+    more = {"groups": {"age": groups}, "disparities": {"age": gap}, "label_sets": [design]}
+    write(folder, "fairface", "groups", {"acc1": 0.74}, **more)
     write(
         folder,
         "country211",

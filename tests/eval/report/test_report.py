@@ -139,8 +139,8 @@ def test_page_can_be_read_without_seeing_it(tmp_path):
         assert link["href"].removeprefix("#") in ids
     sections = [attributes["id"] for attributes in found.named("section")]
     assert sections == [
-        *("summary", "matrix", "prompts", "classes", "fewshot", "robustness", "groups"),
-        *("geolocation", "retrieval"),
+        *("summary", "matrix", "prompts", "classes", "fewshot", "robustness"),
+        *("corruptions", "groups", "geolocation", "retrieval"),
     ]
 
 
@@ -161,9 +161,13 @@ def test_page_has_the_numbers_of_the_results(tmp_path):
         "1 per class or fewer",
         "+21.0",
         "2,500 km",
+        "56.0%",  # mean of fog over its severities
+        "52.0%",
         "behind “a photo",
     ):
         assert words in found.text
+    assert "From cat to 40 to 49: 10.0 points. Their intervals overlap." in found.text
+    assert "animal (gorilla, ape)" in found.text
     assert len(found.named("img")) == 6
     assert found.text.count("\N{CHECK MARK}") == 6
 

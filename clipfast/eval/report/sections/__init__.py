@@ -11,6 +11,7 @@ SECTIONS = (
     "classes",
     "fewshot",
     "robustness",
+    "corruptions",
     "groups",
     "geolocation",
     "retrieval",

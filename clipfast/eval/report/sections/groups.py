@@ -36,7 +36,42 @@ def _columns(result: Result) -> Markup | None:
     groups = result.content.get("groups")
     if not groups:
         return None
-    return join(*(_table(result.dataset, str(name), rows) for name, rows in groups.items()))
+    gaps = result.content.get("disparities") or {}
+    parts = []
+    for name, rows in groups.items():
+        parts += [_table(result.dataset, str(name), rows), _gap(gaps.get(name))]
+    parts += [_added(result.dataset, design) for design in result.content.get("label_sets") or []]
+    return join(*parts)
+
+
+def _gap(found: Mapping[str, Any] | None) -> Markup | None:
+    """How far the groups of a column are apart."""
+    if not found or finite(found["gap"]) is None:
+        return None
+    overlap = "overlap" if found["intervals_overlap"] else "do not overlap"
+    return tag(
+        "p",
+        f"From {found['lowest']} to {found['highest']}: {found['gap'] * 100:.1f} points. "
+        f"Their intervals {overlap}.",
+    )
+
+
+def _added(dataset: str, design: Mapping[str, Any]) -> Markup:
+    """Shares of each group that are put into categories that were added."""
+    categories = list(design["added"])
+    everyone = {"value": "all", **design["all"]}
+    rows: list[list[Cell | str]] = []
+    for column, groups in {"": [everyone], **design["groups"]}.items():
+        for group in groups[:_MOST]:
+            named = f"{column}: {group['value']}" if column else str(group["value"])
+            shares = [percent(finite(group["shares"][name])) for name in categories]
+            held = [span(interval_of(group["intervals"].get(name))) for name in categories]
+            pairs = [cell for pair in zip(shares, held, strict=True) for cell in pair]
+            rows.append([named, number(group["images"]), *pairs])
+    names = [f"{name} ({', '.join(map(str, design['added'][name]))})" for name in categories]
+    head = [title for name in names for title in (name, "99.5% interval")]
+    caption = f"Shares of {dataset} that are put into added categories"
+    return table(caption, ("group", "images", *head), rows)
 
 
 def _table(dataset: str, column: str, groups: list[Mapping[str, Any]]) -> Markup:

@@ -25,7 +25,8 @@ def section(context: Context) -> Markup | None:
     for result in context.of(ZERO_SHOT):
         if isinstance(result.content.get("prompts"), dict):
             values = context.tried("the comparison of prompts", result, _values)
-            if values is not None:
+            # One way to ask compares with nothing.
+            if values is not None and sum(value is not None for value in values) > 1:
                 rows.append((result.dataset, context.label(result), values, _interval(result)))
     if not rows:
         return None

@@ -11,11 +11,10 @@ from clipfast.eval.report.charts.axes import Axes
 from clipfast.eval.report.context import Context
 from clipfast.eval.report.markup import Markup, join, tag
 from clipfast.eval.report.reading import Result, finite
-from clipfast.eval.report.scores import interval_of
+from clipfast.eval.report.scores import ROBUSTNESS, interval_of
 from clipfast.eval.report.tables import Cell, key, number, percent, span, table
 
 TITLE = "Robustness"
-TASK = "robustness"
 _CLASSIFIERS = {
     "zeroshot": "zero-shot",
     "superclass_max": "zero-shot, largest of the subclasses",
@@ -52,7 +51,7 @@ def section(context: Context) -> Markup | None:
     shifts: list[_Shift] = []
     others: dict[tuple[str, str], tuple[float, float]] = {}
     fits: dict[str, tuple[float, float]] = {}
-    for result in context.of(TASK):
+    for result in context.of(ROBUSTNESS):
         read = partial(_shifts, model=context.label(result), place=context.place(result))
         shifts += context.tried("shifts", result, read) or []
         fits |= context.tried("fits", result, _fits) or {}
@@ -144,10 +143,8 @@ def _scatter(
         kind = f"s{shift.place % 8}"
         if shift.interval is not None:
             axes.spread(shift.reference, *shift.interval, kind)
-        says = (
-            f"{shift.model}, {shift.dataset}, {_told(shift.classifier)}: {shift.acc1:.1%} "
-            f"(reference {shift.reference:.1%})"
-        )
+        named = f"{shift.model}, {shift.dataset}, {told_classifier(shift.classifier)}"
+        says = f"{named}: {shift.acc1:.1%} (reference {shift.reference:.1%})"
         axes.mark(shift.reference, shift.acc1, kind, _shape(shift.classifier), says)
     return axes
 
@@ -176,7 +173,12 @@ def _shape(classifier: str) -> str:
     return _SHAPES[known.index(classifier)] if classifier in known else "circle"
 
 
-def _told(classifier: str) -> str:
+def told_classifier(classifier: str) -> str:
+    """A classifier, for a person.
+
+    Args:
+        classifier: as results have it.
+    """
     return _CLASSIFIERS.get(classifier, classifier)
 
 
@@ -190,7 +192,7 @@ def _key(shifts: Sequence[_Shift], has_fits: bool) -> Markup:
         "triangle": "\N{BLACK UP-POINTING TRIANGLE}",
     }
     used = dict.fromkeys(shift.classifier for shift in shifts)
-    shapes = [tag("span", f"{names[_shape(one)]} {_told(one)}") for one in used]
+    shapes = [tag("span", f"{names[_shape(one)]} {told_classifier(one)}") for one in used]
     lines = [tag("span", f"{_DASHED} as good as on the reference set")]
     lines += [tag("span", f"{_DOTTED} where other models are")] if has_fits else []
     return tag("p", *colours, *shapes, *lines, class_="keys")
@@ -201,7 +203,7 @@ def _table(shifts: Sequence[_Shift]) -> Markup:
         [
             shift.dataset,
             shift.model,
-            _told(shift.classifier),
+            told_classifier(shift.classifier),
             percent(shift.acc1),
             span(shift.interval),
             percent(shift.reference),
