@@ -21,9 +21,9 @@ from clipfast.data.pack import pack_items
 from clipfast.data.packlist import Item
 from clipfast.data.report import Report
 from clipfast.data.shardwriter import ShardWriter
-from clipfast.data.storage import FileStorage
 from clipfast.files import explain, whole_file
 from clipfast.models import export
+from clipfast.storage import FileStorage
 from tests.models.helpers import small_model
 from tests.needs import need
 
@@ -212,7 +212,7 @@ def test_writers_files_are_on_the_disk_before_they_have_their_names(
 
 def _kill_while_writing(path: Path) -> None:
     code = (
-        "import os, signal, sys; from clipfast.data.storage import FileStorage\n"
+        "import os, signal, sys; from clipfast.storage import FileStorage\n"
         "writer = FileStorage().create(sys.argv[1]); writer.write(b'half' * 99999)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from clipfast.data.report import printable
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import tidy
+from clipfast.storage import storage_of
+from clipfast.storage.paths import tidy
 
 
 def run_command(function: Callable[..., int], argv: Sequence[str] | None, module: str) -> int:

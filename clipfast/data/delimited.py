@@ -13,10 +13,10 @@ from clipfast.data.columns import both_columns, plain_names
 from clipfast.data.kinds import image_extensions
 from clipfast.data.packitem import TableOptions
 from clipfast.data.separator import name_of, separator_of
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import join, split
 from clipfast.data.tablefound import Found, leads_to_url, where
 from clipfast.data.tablerows import Lines, Row, Rows
+from clipfast.storage import storage_of
+from clipfast.storage.paths import join, split
 
 _LINE_ENDS = {"\n": "LF", "\r": "CR"}
 # Longer than any path.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clipfast.data.storage import storage_of
+from clipfast.storage import storage_of
 
 # Of so many shards, spread over the list, sizes and beginnings are looked at: a run on 41,408
 # shards in an object store should not ask for each of them before it starts.

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from clipfast.data.storage import Listed, storage_of
-from clipfast.data.storage.paths import join, relative
+from clipfast.storage import Listed, storage_of
+from clipfast.storage.paths import join, relative
 
 
 def walk_once(top: str, notes: list[tuple[str, str]]) -> Iterator[tuple[str, Sequence[Listed]]]:

@@ -23,10 +23,10 @@ from clipfast.data.indexrun import IndexRun, Rule, Summary
 from clipfast.data.patterns import expand
 from clipfast.data.reasons import reasons_of
 from clipfast.data.report import INDEX_REPORT, Report, printable, read_rows
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import join, split
 from clipfast.data.workers import make_executor
 from clipfast.files import explain
+from clipfast.storage import storage_of
+from clipfast.storage.paths import join, split
 
 # The time is the file system's latency.
 _LOOKED_AT_TOGETHER = 16

@@ -24,8 +24,8 @@ from clipfast.data.indexmark import (
     read_mark,
 )
 from clipfast.data.scan import runs
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import split_extension
+from clipfast.storage import storage_of
+from clipfast.storage.paths import split_extension
 
 INDEX_VERSION = "v1.2"
 INDEX_COMMAND = "python -m clipfast.data.index"

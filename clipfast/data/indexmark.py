@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarheader import BLOCK
+from clipfast.storage import Reader, storage_of
 
 _VERSION = "1"
 _MARK = re.compile(rb"(\w+):([0-9a-f]{16}):([0-9]{1,19}):([0-9a-f]{16})")

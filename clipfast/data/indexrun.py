@@ -14,8 +14,8 @@ from clipfast.data.fields import Entry, Fields
 from clipfast.data.indexfile import write_index
 from clipfast.data.report import Report, printable
 from clipfast.data.scan import Contents, contents
-from clipfast.data.storage import storage_of
 from clipfast.data.tarwalk import read_exactly
+from clipfast.storage import storage_of
 
 # Samples per task: long enough to hide the hand-over, short enough to spread one shard over cores.
 _CHUNK = 128

@@ -9,9 +9,9 @@ from typing import Any
 from clipfast.data.captionlist import kind_of
 from clipfast.data.columns import both_columns
 from clipfast.data.packitem import TableOptions
-from clipfast.data.storage.paths import split
 from clipfast.data.tablefound import Found, where
 from clipfast.data.tabletext import is_text
+from clipfast.storage.paths import split
 
 _ARRAY = re.compile(r"\[\s*([\[{].*)?")
 

@@ -29,9 +29,9 @@ from clipfast.data.packnext import check_folder, next_command
 from clipfast.data.reasons import Reasons
 from clipfast.data.report import PACK_REPORT, Report, printable
 from clipfast.data.shardwriter import ShardWriter
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import join, split, split_extension
 from clipfast.data.workers import make_executor
+from clipfast.storage import storage_of
+from clipfast.storage.paths import join, split, split_extension
 
 # Images per task; few, because each result travels back whole.
 _CHUNK = 16

@@ -8,8 +8,8 @@ from clipfast.data.folderwalk import walk_once
 from clipfast.data.kinds import CAPTION_FILE, TABLES, image_extensions, may_be_image
 from clipfast.data.packitem import Item, Listing
 from clipfast.data.report import INDEX_REPORT, PACK_REPORT
-from clipfast.data.storage import Listed
-from clipfast.data.storage.paths import join, relative, split_extension
+from clipfast.storage import Listed
+from clipfast.storage.paths import join, relative, split_extension
 
 # A report names kinds of files, commonest first, up to this many.
 _KINDS = 12

@@ -4,8 +4,8 @@ from clipfast.data.kinds import TABLES
 from clipfast.data.packfolder import list_folder
 from clipfast.data.packitem import Item, Listing, TableOptions
 from clipfast.data.packtable import list_table
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import split_extension
+from clipfast.storage import storage_of
+from clipfast.storage.paths import split_extension
 
 __all__ = ["Item", "Listing", "TableOptions", "list_items"]
 

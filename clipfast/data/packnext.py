@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import clipfast
-from clipfast.data.storage.paths import join
+from clipfast.storage.paths import join
 
 _LARGEST = 32_768  # the paper's
 _MICRO_BATCH = 256

@@ -5,10 +5,10 @@ from clipfast.data.delimited import read_delimited
 from clipfast.data.jsonlines import read_json_lines
 from clipfast.data.kinds import TABLES
 from clipfast.data.packitem import Item, Listing, TableOptions
-from clipfast.data.storage.paths import join, scheme_of, split, split_extension
 from clipfast.data.tablefound import Found, leads_to_url
 from clipfast.data.tablerows import NUL
 from clipfast.data.tabletext import is_text, open_lines
+from clipfast.storage.paths import join, scheme_of, split, split_extension
 
 _WEB = ("http", "https", "ftp")
 

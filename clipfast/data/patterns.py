@@ -7,10 +7,10 @@ from typing import Any
 
 from clipfast.arguments import WrongKindError, shown
 from clipfast.data.braces import expand_braces
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.globs import has_magic
-from clipfast.data.storage.paths import join, split
 from clipfast.data.synthetic_name import SYNTHETIC
+from clipfast.storage import storage_of
+from clipfast.storage.globs import has_magic
+from clipfast.storage.paths import join, split
 
 _SAMPLE_DIR = join(split(__file__)[0], "sample")
 _SAMPLES = {

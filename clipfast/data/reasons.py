@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from clipfast.data.report import INDEX_REPORT, printable, read_rows
-from clipfast.data.storage.paths import join, split
+from clipfast.storage.paths import join, split
 
 _SHOWN = 5
 

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from clipfast.data.storage import storage_of
+from clipfast.storage import storage_of
 
 # Beside the first shard of an indexing run.
 INDEX_REPORT = "index_report.tsv"

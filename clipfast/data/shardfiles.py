@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipfast.arguments import whole_number
-from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarwalk import read_exactly
+from clipfast.storage import Reader, storage_of
 
 
 class ShardFiles:

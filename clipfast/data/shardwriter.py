@@ -2,9 +2,9 @@
 
 from clipfast.data.fields import FIELDS, Entry, Fields
 from clipfast.data.indexfile import index_path, write_index
-from clipfast.data.storage import Writer, storage_of
-from clipfast.data.storage.paths import join
 from clipfast.data.tarheader import BLOCK, tar_header
+from clipfast.storage import Writer, storage_of
+from clipfast.storage.paths import join
 
 # tar programs write whole records of 20 blocks.
 _RECORD = 20 * BLOCK

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from clipfast.data.storage import storage_of
+from clipfast.storage import storage_of
 
 _HEAD = 64
 # The longer marks first: the mark of UTF-16 begins that of UTF-32.

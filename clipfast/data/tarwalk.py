@@ -10,7 +10,6 @@ What two programs would read differently is refused. What a walk passes over, it
 
 from collections.abc import Callable, Iterator
 
-from clipfast.data.storage import Reader, storage_of
 from clipfast.data.tarheader import (
     BLOCK,
     NOTHING,
@@ -23,6 +22,7 @@ from clipfast.data.tarheader import (
     text,
     valid,
 )
+from clipfast.storage import Reader, storage_of
 
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 # Links, devices, folders and pipes carry no data, whatever their size field says.

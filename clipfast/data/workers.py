@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing.connection import wait
 from typing import Any
 
-from clipfast.data.storage import Storage, register_all, registered
+from clipfast.storage import Storage, register_all, registered
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 

@@ -101,7 +101,7 @@ class _Judge:
 
     def __init__(self) -> None:
         from clipfast.data import shards
-        from clipfast.data.storage import Storage, register
+        from clipfast.storage import Storage, register
         from tests.campaigns import fuzz_tars
         from tests.data.tars import END
 

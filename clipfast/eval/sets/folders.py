@@ -9,10 +9,10 @@ import numpy as np
 
 from clipfast.data.folderwalk import walk_once
 from clipfast.data.kinds import image_extensions
-from clipfast.data.storage.paths import join
 from clipfast.eval.sets.files import ImageFiles
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.naming import sorted_names
+from clipfast.storage.paths import join
 
 # What folders of splits are called.
 _SPLITS = ("train", "trainval", "val", "valid", "validation", "test")

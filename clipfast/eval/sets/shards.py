@@ -21,10 +21,10 @@ from clipfast.data.patterns import expand
 from clipfast.data.reasons import Reasons
 from clipfast.data.scan import runs
 from clipfast.data.shardfiles import ShardFiles
-from clipfast.data.storage.globs import has_magic
-from clipfast.data.storage.paths import scheme_of
 from clipfast.eval.sets.found import FoundSet
 from clipfast.eval.sets.kinds import CaptionedSet
+from clipfast.storage.globs import has_magic
+from clipfast.storage.paths import scheme_of
 
 NUMBER_FILE = "nshards.txt"
 TYPE_FILE = "dataset_type.txt"

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from clipfast.data.storage.base import Listed, Reader, Storage, Writer
 from clipfast.files import remove_stale_in, whole_file
+from clipfast.storage.base import Listed, Reader, Storage, Writer
 
 _FILE_URL = "file://"
 

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from clipfast.data.storage.paths import join, split
+from clipfast.storage.paths import join, split
 
 if TYPE_CHECKING:
-    from clipfast.data.storage.base import Listed, Storage
+    from clipfast.storage.base import Listed, Storage
 
 _MAGIC = re.compile(r"[*?[]")
 

@@ -1,4 +1,4 @@
-"""clipfast.data.storage: paths as text, globs against Python's, files that appear whole."""
+"""clipfast.storage: paths as text, globs against Python's, files that appear whole."""
 
 import glob
 import os
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from clipfast.data.storage import FileStorage, Storage, storage_of
-from clipfast.data.storage.paths import join, relative, split, split_extension, tidy
+from clipfast.storage import FileStorage, Storage, storage_of
+from clipfast.storage.paths import join, relative, split, split_extension, tidy
 
 FILES = FileStorage()
 

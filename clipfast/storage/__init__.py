@@ -9,9 +9,9 @@ Then ``mem://...`` works wherever a path does: patterns, index, pack and the loa
 modules of `clipfast.data` reach bytes through `storage_of`.
 """
 
-from clipfast.data.storage.base import Listed, Reader, Storage, Writer
-from clipfast.data.storage.local import FileStorage
-from clipfast.data.storage.paths import scheme_of
+from clipfast.storage.base import Listed, Reader, Storage, Writer
+from clipfast.storage.local import FileStorage
+from clipfast.storage.paths import scheme_of
 
 __all__ = [
     "FileStorage",
@@ -65,6 +65,6 @@ def storage_of(path: str) -> Storage:
         raise ValueError(
             f"{path!r}: '{scheme_of(path)}://' is not read, because samples are fetched in any "
             "order and no storage of that scheme is registered; copy the shards to a local disk or "
-            "mount the store and give that path, or clipfast.data.storage.register one"
+            "mount the store and give that path, or clipfast.storage.register one"
         )
     return storage

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clipfast.data.storage.globs import glob_paths
+from clipfast.storage.globs import glob_paths
 
 # Bytes per request of a stream.
 _STREAM_BLOCK = 1 << 20
