@@ -18,13 +18,15 @@ from clipfast.eval.sets import LabelledSet
 
 # Features that are held: of 400,000 images of 1,280 numbers.
 _MOST_BYTES = 2 << 30
+# Both layers of more images would be too much memory at once.
+_MOST_IMAGES = 250_000
 
 
 class RememberingEncoder(ImageEncoder):
     """Gives the features of a labelled set again without encoding it again.
 
-    Within ``both_layers`` a set is encoded to both layers at once: zero-shot and probes then need
-    one pass. Up to 2 GiB of features are held, and the oldest leave.
+    Within ``both_layers`` a set of up to 250,000 images is encoded to both layers at once, so that
+    zero-shot and probes need one pass. Up to 2 GiB of features are held, and the oldest leave.
 
     Args:
         arguments: those of ``ImageEncoder``.
@@ -42,7 +44,7 @@ class RememberingEncoder(ImageEncoder):
         key = _key(images)
         found = self._held.get((key, layer))
         if found is None:
-            if not self._takes_both:
+            if not self._takes_both or len(images) > _MOST_IMAGES:
                 self._hold(key, layer, super().images(images, layer))
             else:
                 every = super().images(images, "both")

@@ -33,8 +33,8 @@ from clipfast.names import did_you_mean
 
 SHARES_WORK = True
 TASKS = ("zeroshot", "probe", "fewshot", "retrieval", "robustness", "groups", "geolocate")
-# Tasks that look at features before the projection.
-_DEEP = ("probe", "fewshot")
+# It looks at features before the projection, this one also at those behind it.
+_DEEP, _BOTH = "probe", "fewshot"
 # Options of every task, that this command gives.
 _COMMON = ("activation", "batch_size", "device", "precision", "threads", "resize", "language")
 _SHOWN = 10
@@ -181,8 +181,8 @@ def _do(jobs: Sequence[tuple[Job, argparse.Namespace]], kept: Kept, weights: str
     assert isinstance(encoder, RememberingEncoder)
     failures = []
     for number, (job, options) in enumerate(jobs, 1):
-        tasks = [other.task for other, _ in jobs if other.data == job.data]
-        takes_both = len(tasks) > 1 and any(task in _DEEP for task in tasks)
+        tasks = {other.task for other, _ in jobs if other.data == job.data}
+        takes_both = _BOTH in tasks or (len(tasks) > 1 and _DEEP in tasks)
         if encoder.sharing.rank == 0:
             print(f"[{number}/{len(jobs)}] {weights}: {job.task} of {job.data}", flush=True)
         options.kept = kept

@@ -76,6 +76,16 @@ def test_all_encodes_a_set_once_and_finds_what_the_tasks_find(here, tmp_path, de
 
 
 @pytest.mark.needs("nvidia.dali")
+def test_all_encodes_both_layers_of_few_shots_at_once(here, tmp_path, decoded):
+    (tmp_path / "sets.csv").write_text("data,tasks,shots,seeds\nanimals,fewshot,1 2,0\n")
+    words = ["--weights", "a.safetensors", "--table", str(tmp_path / "sets.csv")]
+    assert main(["all", *words, "--out", str(tmp_path / "out")]) == 0
+    assert decoded == {("animals", "test"): 18, ("animals", "train"): 18}
+    (found,) = results_of(tmp_path / "out").values()
+    assert found["probe"]["shots"] == [1, 2]
+
+
+@pytest.mark.needs("nvidia.dali")
 def test_all_goes_on_where_a_set_or_weights_fail(here, tmp_path, capsys):
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     weights = ["a.safetensors", str(tmp_path / "bad.safetensors")]

@@ -160,7 +160,8 @@ def test_open_set_names_unknown_names_and_missing_places():
         open_set("food101:/none")
 
 
-def test_words_are_in_the_wheel():
+@pytest.mark.parametrize("folder", ["eval/sets/words", "eval/report/assets"])
+def test_files_of_evaluation_are_in_the_wheel(folder):
     tree = ast.parse((ROOT / "setup.py").read_text())
     (data,) = (
         ast.literal_eval(node.value)
@@ -169,7 +170,9 @@ def test_words_are_in_the_wheel():
     )
     package = ROOT / "clipfast"
     shipped = {path for pattern in data["clipfast"] for path in package.glob(pattern)}
-    assert set((package / "eval/sets/words").rglob("*.*")) <= shipped
+    wanted = set((package / folder).rglob("*.*"))
+    assert wanted
+    assert wanted <= shipped
 
 
 def test_emoji_sample_is_a_set_of_nine_groups(caplog):
