@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -62,7 +61,6 @@ class SetEncoder(ABC):
 
     Attributes:
         unreadable: of the last set, why images do not decode, by their places.
-        waited: seconds that this rank has waited for others where parts meet.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class SetEncoder(ABC):
         self.sharing = sharing
         self.threads = threads
         self.unreadable: dict[int, str] = {}
-        self.waited = 0.0
         self._shows_progress = shows_progress
 
     @property
@@ -156,7 +153,6 @@ class SetEncoder(ABC):
             )
         for place in decoder.unreadable:
             mine[place - part.start] = torch.nan
-        began = time.perf_counter()
         self.unreadable = {}
         for found in self.sharing.gather_objects(decoder.unreadable):
             self.unreadable.update(found)
@@ -168,9 +164,7 @@ class SetEncoder(ABC):
                 len(images),
                 "; ".join(named(self.unreadable)),
             )
-        every = self.sharing.gather(mine, len(images))
-        self.waited += time.perf_counter() - began
-        return every
+        return self.sharing.gather(mine, len(images))
 
     @torch.no_grad()
     def pixels(self, crops: Tensor, layer: Layer = "projected") -> Tensor:
@@ -213,9 +207,7 @@ class SetEncoder(ABC):
         )
         with self._bar("texts", len(distinct), "text") as bar:
             features = self._in_step(batches, [""], encoded, len(distinct), bar)
-        began = time.perf_counter()
         every = self.sharing.gather(features, len(distinct))
-        self.waited += time.perf_counter() - began
         return every[[place[text] for text in texts]]
 
     def forwards(self, rows: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +16,26 @@ from torch import Tensor
 
 class OtherRankFailed(ValueError):
     """Another rank cannot go on, and says why."""
+
+
+@dataclass
+class Waiting:
+    """Time that a rank has spent where parts of ranks meet.
+
+    Attributes:
+        seconds: so far.
+    """
+
+    seconds: float = 0.0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Time inside counts."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 @dataclass(frozen=True)
@@ -26,10 +48,12 @@ class Sharing:
     Args:
         rank: this one.
         world_size: how many there are; beyond 1 torch's process group must be there.
+        waiting: what this rank has waited for the others.
     """
 
     rank: int = 0
     world_size: int = 1
+    waiting: Waiting = field(default_factory=Waiting, compare=False, repr=False)
 
     def part(self, rows: int) -> range:
         """The rows of this rank; sizes differ by one at most.
@@ -61,7 +85,8 @@ class Sharing:
         padded = mine.new_zeros(longest, *mine.shape[1:], device=device)
         padded[: len(mine)] = mine
         blocks = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(blocks, padded)
+        with self.waiting.counted():
+            dist.all_gather(blocks, padded)
         return torch.cat([b[:size].cpu() for b, size in zip(blocks, sizes, strict=True)])
 
     def gather_objects(self, mine: Any) -> list[Any]:
@@ -102,5 +127,6 @@ class Sharing:
 
     def _exchange(self, why: str | None, mine: Any) -> list[tuple[str | None, Any]]:
         found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, (why, mine))
+        with self.waiting.counted():
+            dist.all_gather_object(found, (why, mine))
         return found

@@ -94,8 +94,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         what: cache.features(encoder, one, "penultimate").labelled(one.labels)
         for what, one in sets.items()
     }
-    if encoder.sharing.rank:
-        return {}
     found = linear_probe(
         labelled["train"],
         labelled["test"],
@@ -107,9 +105,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         how=options.search,
         tolerance=options.tolerance,
         device=encoder.device,
+        sharing=encoder.sharing,
     )
     metrics, more = found.as_json()
-    written = file.write(metrics, {"split": test.split, "resize": options.resize, **more})
+    more = {"split": test.split, "resize": options.resize, **more}
+    if encoder.sharing.rank:
+        return {"metrics": metrics, **more}
+    written = file.write(metrics, more)
     print(f"{test.name} ({test.split}), linear probe")
     print(*found.lines, f"written: {file.path}", sep="\n")
     return written

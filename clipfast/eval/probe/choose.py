@@ -13,6 +13,7 @@ from clipfast.eval.probe.fit import fit
 from clipfast.eval.probe.labels import Targets
 from clipfast.eval.probe.rows import Rows
 from clipfast.eval.probe.search import Found, Score, search, strength, sweep
+from clipfast.eval.sharing import Sharing
 
 SEARCHES: dict[str, Callable[[Score], Found]] = {"search": search, "sweep": sweep}
 _AT_ONCE = 8
@@ -82,24 +83,47 @@ def choose(
     learners: Sequence[WarmFits],
     score: Callable[[Sequence[Classifiers]], Sequence[float]],
     how: str = "search",
+    sharing: Sharing | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Found:
-    """Search among the strengths.
+    """Search among the strengths. Ranks share the strengths of each round.
 
     Args:
         learners: one; several are the folds of a cross-validation.
         score: from the learners' classifiers ``[L, ...]`` to L scores.
         how: "search" or "sweep".
+        sharing: this rank among others that call it together; None: alone.
+        between: called before each round, by all ranks alike.
 
     Raises:
         ValueError: there is no search of that name.
     """
+    sharing = sharing or Sharing()
     if how not in SEARCHES:
         raise ValueError(f"how {how!r}: expected one of {', '.join(SEARCHES)}")
 
     def ask(steps: Sequence[int]) -> list[float]:
+        if between is not None:
+            between()
+        late = [one.late for one in learners]
+        mine: dict[int, float] = {}
+        for batch in learners[0].batches(steps[sharing.rank :: sharing.world_size]):
+            mine.update(zip(batch, score([one.at(batch) for one in learners]), strict=True))
+        if sharing.world_size == 1:
+            return [mine[step] for step in steps]
+        fits = [{step: one.found[step] for step in mine} for one in learners]
+        more = [one.late - before for one, before in zip(learners, late, strict=True)]
         found: dict[int, float] = {}
-        for batch in learners[0].batches(steps):
-            found.update(zip(batch, score([one.at(batch) for one in learners]), strict=True))
+        for rank, (theirs, their_fits, their_late) in enumerate(
+            sharing.gather_objects((mine, fits, more))
+        ):
+            found.update(theirs)
+            if rank == sharing.rank:
+                continue
+            # The next round starts from the nearest, whoever fitted it.
+            for one, classifiers, count in zip(learners, their_fits, their_late, strict=True):
+                one.found.update(classifiers)
+                one.late += count
         return [found[step] for step in steps]
 
     return SEARCHES[how](ask)

@@ -24,6 +24,7 @@ from clipfast.eval.probe.metrics import (
 from clipfast.eval.probe.rows import Features, Part, Rows
 from clipfast.eval.probe.search import Found, strength
 from clipfast.eval.probe.splits import cut
+from clipfast.eval.sharing import Sharing
 
 TASK = "linear_probe"
 
@@ -127,6 +128,8 @@ def linear_probe(
     max_iterations: int = 1000,
     device: torch.device | str = "cpu",
     on_pass: Callable[[], None] | None = None,
+    sharing: Sharing | None = None,
+    between: Callable[[], None] | None = None,
 ) -> LinearProbe:
     """Choose lambda on validation rows, fit train and validation rows with it, report on test rows.
 
@@ -144,6 +147,9 @@ def linear_probe(
         max_iterations: see ``fit``.
         device: where the products run.
         on_pass: see ``fit``.
+        sharing: this rank among others that call it together, with the same rows; they share the
+            search. None: alone.
+        between: see ``choose``.
 
     Raises:
         ValueError: see ``fit``, ``cut`` and ``check_metric``.
@@ -167,7 +173,13 @@ def linear_probe(
     }
     learner = WarmFits(Rows((learn[0],), device, name="train features"), learn[1], options)
     held_rows = Rows((held[0],), device, name="validation features")
-    found = choose([learner], lambda made: measure(metric, made[0], held_rows, held[1]), how)
+    found = choose(
+        [learner],
+        lambda made: measure(metric, made[0], held_rows, held[1]),
+        how,
+        sharing,
+        between,
+    )
     # Rows in memory twice would be one copy too many.
     learner.rows.drop()
     held_rows.drop()
@@ -188,13 +200,19 @@ def linear_probe(
             for name in (ACCURACY, MEAN_PER_CLASS)
         )
         accuracy_5 = top_accuracy(classifier.scores(test_rows), test_targets, 5)
+    measured = measure(metric, classifier, test_rows, test_targets)[0]
+    # Processors differ in the last digit, and ranks go on by these numbers.
+    measured, accuracy, accuracy_5, recall = (sharing or Sharing()).gather_objects(
+        (measured, accuracy, accuracy_5, recall)
+    )[0]
+    if accuracy is not None:
         interval = clopper_pearson(round(accuracy * len(test_targets)), len(test_targets))
     return LinearProbe(
         metric=metric,
         found=found,
         validation=said,
         classifier=classifier,
-        score=measure(metric, classifier, test_rows, test_targets)[0],
+        score=measured,
         accuracy=accuracy,
         accuracy_5=accuracy_5,
         interval=interval,

@@ -11,7 +11,7 @@ from clipfast.eval.sharing import Sharing
 Job = Callable[[], Any]
 
 
-def dealt(sharing: Sharing, jobs: Sequence[Job]) -> tuple[list[Any], list[float], float]:
+def dealt(sharing: Sharing, jobs: Sequence[Job]) -> tuple[list[Any], list[float]]:
     """Do jobs, each on one rank, in turn. A collective.
 
     Args:
@@ -19,8 +19,7 @@ def dealt(sharing: Sharing, jobs: Sequence[Job]) -> tuple[list[Any], list[float]
         jobs: the same on every rank, in the same order; what they return pickles.
 
     Returns:
-        What each returned and its seconds, the same on every rank; and the seconds that this rank
-        waited for others.
+        What each returned and its seconds, the same on every rank.
 
     Raises:
         ValueError: a job of this rank did.
@@ -30,9 +29,7 @@ def dealt(sharing: Sharing, jobs: Sequence[Job]) -> tuple[list[Any], list[float]
         began = time.perf_counter()
         made = jobs[number]()
         mine.append((number, made, time.perf_counter() - began))
-    began = time.perf_counter()
     every = sorted(
         (entry for one in sharing.gather_objects(mine) for entry in one), key=lambda e: e[0]
     )
-    waited = time.perf_counter() - began
-    return [made for _, made, _ in every], [seconds for _, _, seconds in every], waited
+    return [made for _, made, _ in every], [seconds for _, _, seconds in every]

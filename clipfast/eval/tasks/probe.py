@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipfast.eval.probe.features import half
 from clipfast.eval.probe.labels import Targets
-from clipfast.eval.probe.linear import TASK, Labelled, linear_probe
+from clipfast.eval.probe.linear import TASK, Labelled, LinearProbe, linear_probe
 from clipfast.eval.probe.splits import cut
 from clipfast.eval.probe.splitsets import open_splits, usual_metric
 from clipfast.eval.setencoder import SetEncoder
@@ -26,7 +26,7 @@ _Splits = Mapping[str, LabelledSet]
 
 
 class ProbeTask(SetTask):
-    """Appendix A.3 of the paper. Ranks encode together; each set's fits are one rank's."""
+    """Appendix A.3 of the paper. Ranks encode together and share the search for lambda."""
 
     name = "probe"
     result_task = TASK
@@ -45,40 +45,36 @@ class ProbeTask(SetTask):
             raise ValueError("its train split has images of one class alone: a probe needs two")
         return parts
 
-    def encode(self, encoder: SetEncoder, opened: _Splits) -> tuple[list[Job], None]:
+    def encode(self, encoder: SetEncoder, opened: _Splits) -> tuple[list[Job], LinearProbe]:
         """See ``SetTask``."""
-        features = {what: encoder.images(one, "penultimate") for what, one in opened.items()}
+        train, test = (
+            readable(opened[what], encoder.images(opened[what], "penultimate"))
+            for what in ("train", "test")
+        )
+        found = linear_probe(
+            train,
+            test,
+            classnames=opened["test"].classnames,
+            metric=usual_metric(opened["test"]),
+            share=_SHARE,
+            seed=_SEED,
+            device=encoder.device,
+            on_pass=encoder.alive,
+            sharing=encoder.sharing,
+            between=encoder.between,
+        )
+        return [], found
 
-        def fit() -> Found:
-            train, test = (readable(opened[what], features[what]) for what in ("train", "test"))
-            found = linear_probe(
-                train,
-                test,
-                classnames=opened["test"].classnames,
-                metric=usual_metric(opened["test"]),
-                share=_SHARE,
-                seed=_SEED,
-                device=encoder.device,
-                on_pass=encoder.alive,
-            )
-            metrics, more = found.as_json()
-            return Found(
-                metrics=metrics,
-                intervals=more["intervals"],
-                lines=[
-                    f"linear probe: {found.lines[0]}",
-                    *(f"  {line}" for line in found.lines[1:]),
-                ],
-                more={"split": opened["test"].split, **more},
-            )
-
-        return [fit], None
-
-    def finish(self, opened: _Splits, kept: None, done: Sequence[Any]) -> Found:
+    def finish(self, opened: _Splits, kept: LinearProbe, done: Sequence[Any]) -> Found:
         """See ``SetTask``."""
-        (found,) = done
-        made: Found = found
-        return made
+        metrics, more = kept.as_json()
+        first, *others = kept.lines
+        return Found(
+            metrics=metrics,
+            intervals=more["intervals"],
+            lines=[f"linear probe: {first}", *(f"  {line}" for line in others)],
+            more={"split": opened["test"].split, **more},
+        )
 
 
 def readable(images: LabelledSet, features: Tensor) -> Labelled:

@@ -173,14 +173,15 @@ class SetTask(Evaluation):
             sets = encoder.sets()
             began = time.perf_counter()
             left, kept[label] = self.encode(sets, opened)
-            seconds[label], waited[label] = time.perf_counter() - began, sets.waited
+            seconds[label] = time.perf_counter() - began
+            waited[label] = sets.sharing.waiting.seconds
             jobs += left
             owner += [label] * len(left)
         sharing = encoder.sets().sharing
         if jobs:
             began = time.perf_counter()
-            done, each, idle = dealt(sharing, jobs)
-            wall = time.perf_counter() - began
+            done, each = dealt(sharing, jobs)
+            wall, idle = time.perf_counter() - began, sharing.waiting.seconds
             for label in self.sets:
                 own = sum(s for s, of in zip(each, owner, strict=True) if of == label)
                 share = own / max(sum(each), 1e-9)

@@ -8,7 +8,9 @@ from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.probe import Labelled, as_rows, linear_probe, strength
 from clipfast.eval.probe.labels import Targets
 from clipfast.eval.probe.splits import cut
+from clipfast.eval.sharing import Sharing
 from tests.eval.probe.problems import problem
+from tests.ranks import run_ranks
 
 
 def split(rows, dim, classes, spread, seed=0):
@@ -150,3 +152,30 @@ def test_probe_says_that_lambda_is_at_the_edge():
     probe = linear_probe(constant[0], constant[2], constant[1])
     assert probe.found.strength == strength(96)
     assert "edge of the range" in probe.lines[1]
+
+
+def _probed(how):
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    train, validation, test = split(80, 24, 3, 0.3)
+    asked = []
+    found = linear_probe(
+        train,
+        test,
+        validation,
+        how=how,
+        sharing=Sharing(rank, ranks),
+        between=lambda: asked.append(1),
+    )
+    told = [found.found.best, found.score, found.accuracy, found.mean_per_class_recall, found.late]
+    return [told, dict(found.found.scores), len(asked)]
+
+
+@pytest.mark.slow
+def test_ranks_share_the_search_and_find_what_one_finds():
+    (alone,) = run_ranks(1, _probed, "search")
+    both = run_ranks(2, _probed, "search")
+    for told, scores, rounds in both:
+        assert told == pytest.approx(alone[0], abs=1e-6)
+        assert scores == pytest.approx(alone[1], abs=0.02)
+        assert rounds == alone[2]
+    assert both[0][0] == both[1][0]
