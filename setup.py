@@ -101,6 +101,8 @@ EXTRAS = {
         # The types of Kubernetes' kinds, which the manifest in recipes/launch is checked by.
         "kubeflow-trainer-api",
     ],
+    # Tables of `python -m clipfast.curate`.
+    "curate": ["pyarrow"],
     # Coverage-guided fuzzing of the tar walk and the index; wheels for Linux alone.
     "fuzz": ["atheris" + ON_LINUX],
     # The site. Only `make docs` installs it, from the same line in the Makefile.

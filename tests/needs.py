@@ -124,6 +124,11 @@ def _service(name: str) -> str | None:
     return None if _is_importable(name) else f"{name} is not installed (pip install {name})"
 
 
+def _wordnet() -> str | None:
+    found = Path("/usr/share/wordnet/data.noun").is_file()
+    return None if found else "WordNet's files are not here (apt-get install wordnet-base)"
+
+
 # Why it is absent, or None.
 THINGS: dict[str, Callable[[], str | None]] = {
     "chromium": functools.partial(_program, "chromium"),
@@ -141,6 +146,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "trackio": functools.partial(_service, "trackio"),
     "triton": _triton,
     "wandb": functools.partial(_service, "wandb"),
+    "wordnet": _wordnet,
 }
 GROUPS = {"cuda": ("cuda-device", "cuda-operators"), "packages": tuple(PACKAGES)}
 

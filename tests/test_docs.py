@@ -48,6 +48,8 @@ PUBLIC = (
 def test_docs_code_blocks_run(page):
     if "import open_clip" in page.read_text():
         need("open_clip")
+    if "clipfast.curate" in page.read_text():
+        need("pyarrow")
     done = subprocess.run(
         [sys.executable, "-m", "tests.docs_pages", str(page)],
         cwd=ROOT,
@@ -102,6 +104,8 @@ def check_command(block: Block, words: list[str]) -> None:
             launcher_parses(program, words[1 : module + 1])
         subcommand, *given = words[module + 1 :]
         assert options_in(given) <= options_of("clipfast.eval", subcommand), block
+    elif words[:3] == ["python", "-m", "clipfast.curate"]:
+        assert options_in(words[4:]) <= options_of("clipfast.curate", words[3]), block
     elif words[:2] == ["python", "-m"]:
         assert options_in(rest[2:]) <= options_of(rest[1]), block
     elif words[:2] == ["pip", "install"]:
@@ -268,8 +272,8 @@ def all_options() -> set[str]:
     found |= set(re.findall(r"--[a-z][a-z-]*", launcher_help()))
     for script in (ROOT / "recipes" / "launch").glob("*.sbatch"):
         found |= set(re.findall(r"(?m)^#SBATCH (--[a-z-]+)", script.read_text()))
-    commands = ROOT / "clipfast" / "eval" / "commands"
-    for script in (*(ROOT / "benchmarks").rglob("*.py"), *commands.glob("*.py")):
+    commands = (ROOT / "clipfast").glob("*/commands/*.py")
+    for script in (*(ROOT / "benchmarks").rglob("*.py"), *commands):
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from clipfast.arguments import WrongKindError, shown, whole_number
-from clipfast.data.storage import storage_of
-from clipfast.data.storage.paths import split
+from clipfast.storage import storage_of
+from clipfast.storage.paths import split
 
 _VERSION = "1"
 _VERSION_KEY = b"clipfast.selection"

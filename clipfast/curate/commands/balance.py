@@ -1,0 +1,69 @@
+"""``balance``: at most so many pairs a query."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from clipfast.curate.balance.draw import RULES
+from clipfast.curate.balance.step import Balance, Within, query_counts
+from clipfast.curate.balance.summary import summary
+from clipfast.curate.commands.options import add_engine_options, path_of, whole
+from clipfast.curate.engine import read_table, write_table
+from clipfast.curate.engine import run as run_step
+from clipfast.curate.engine.parts import arrow, digest
+from clipfast.curate.select.bits import choices_of
+from clipfast.curate.text.matchfolder import read_match_folder
+from clipfast.data.selection import Selection, read_selection, write_selection
+from clipfast.storage.paths import join
+
+
+def add(subparsers: Any) -> None:
+    """Add the subcommand.
+
+    Args:
+        subparsers: of the command line.
+    """
+    text = "keep at most so many pairs per query, by one seeded draw per pair"
+    parser = subparsers.add_parser("balance", help=text, description=text)
+    parser.add_argument("matches", help="folder that match has written")
+    parser.add_argument("--out", required=True, help="file of the selection")
+    parser.add_argument("--at-most", type=whole(1), default=20_000, help="pairs a query (20000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--rule", choices=RULES, default=RULES[0], help="of a pair's chance")
+    parser.add_argument("--select", help="take pairs of this selection alone, and count them alone")
+    add_engine_options(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the selection.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError: matches or shards are not what they were.
+        OSError: a file cannot be read or written.
+    """
+    folder = read_match_folder(path_of(options.matches))
+    within, selection = Within(), None
+    if options.select:
+        selection = read_selection(path_of(options.select))
+        within = Within(path_of(options.select), selection.digest)
+    before = query_counts(folder, selection)
+    known = digest(before.tolist())
+    counts = join(folder.folder, f"counts-{known}.parquet")
+    write_table(counts, arrow().table({"count": before}))
+    step = Balance(folder.step, counts, known, options.at_most, options.seed, options.rule, within)
+    paths = run_step(step, folder.matched, folder.folder, options.engine, options.workers)
+    choices = choices_of([read_table(path) for path in paths])
+    out = path_of(options.out)
+    made = {"command": "balance", **step.options()}
+    write_selection(out, choices, made)
+    result = Selection(choices, out)
+    samples = sum(choice.samples for choice in choices)
+    share = result.kept / max(1, samples)
+    print(f"{result.kept:,} of {samples:,} pairs ({share:.1%}) in {out}")
+    texts = [query.text for query in folder.queries.queries]
+    for line in summary(texts, before, query_counts(folder, result), options.at_most):
+        print(line)

@@ -1,0 +1,1 @@
+"""Selections put together: and, or, without."""

@@ -1,0 +1,105 @@
+"""The shards that a step goes over, and what it reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+from clipfast.data.fields import FIELDS
+from clipfast.data.shards import Table, expand, read_table
+from clipfast.data.table import identify
+from clipfast.data.tarwalk import read_exactly
+from clipfast.storage import storage_of
+from clipfast.storage.paths import split
+
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard, and what a selection knows it by.
+
+    Attributes:
+        path: of the tar.
+        samples: of its index.
+        mark: digest of its index's lines.
+    """
+
+    path: str
+    samples: int
+    mark: str
+
+    @property
+    def name(self) -> str:
+        """The tar without its folder."""
+        return split(self.path)[1]
+
+    @property
+    def part(self) -> str:
+        """See ``clipfast.curate.engine.Item``: an index made anew makes another one."""
+        return f"{self.name}-{self.mark}"
+
+    def table(self) -> Table:
+        """Where the samples lie.
+
+        Raises:
+            ValueError: the shard or its index is not what it was at the start.
+        """
+        table = read_table(self.path)
+        if len(table) != self.samples:
+            raise ValueError(
+                f"shard {self.path} has {len(table):,} samples, and had {self.samples:,} at the "
+                "start: let nothing write to it, and run again"
+            )
+        return table
+
+
+def shards_of(patterns: Sequence[str]) -> list[Shard]:
+    """The shards that patterns name, in the order of their names: that of the patterns changes
+    nothing.
+
+    Args:
+        patterns: as --data.train takes them.
+
+    Raises:
+        ValueError: a pattern is malformed, or a shard is there twice under one name.
+        OSError: a shard cannot be read.
+    """
+    paths = expand(patterns)
+    with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:
+        known = list(pool.map(identify, paths))
+    shards = sorted(
+        (Shard(path, each.samples, each.mark) for path, each in zip(paths, known, strict=True)),
+        key=lambda shard: shard.part,
+    )
+    for one, other in pairwise(shards):
+        if one.part == other.part:
+            raise ValueError(
+                f"{one.path} and {other.path} have one name and one index: name one of them, or "
+                "rename one where they differ"
+            )
+    return shards
+
+
+def captions(shard: Shard) -> Iterator[str]:
+    """The captions of a shard in order; "" where one is no text.
+
+    Args:
+        shard: of which.
+
+    Raises:
+        ValueError: the shard or its index is not what it was.
+        OSError: it cannot be read.
+    """
+    table = shard.table()
+    with storage_of(shard.path).open(shard.path) as reader:
+        for offset, size in zip(
+            table.caption_offset.tolist(), table.caption_size.tolist(), strict=True
+        ):
+            data = read_exactly(reader, offset, size, shard.path)
+            try:
+                yield FIELDS.caption_text(data)
+            except ValueError:
+                yield ""

@@ -1,0 +1,1 @@
+"""Words of texts, and which queries stand in them."""
