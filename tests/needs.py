@@ -143,6 +143,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "mount": _mount,
     "nvcc": functools.partial(_program, "nvcc"),
     "pyarrow": functools.partial(_service, "pyarrow"),
+    "ray": functools.partial(_service, "ray"),
     "trackio": functools.partial(_service, "trackio"),
     "triton": _triton,
     "wandb": functools.partial(_service, "wandb"),

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from clipfast.data.fields import FIELDS
 from clipfast.data.shards import Table, expand, read_table
 from clipfast.data.table import identify
@@ -94,12 +96,24 @@ def captions(shard: Shard) -> Iterator[str]:
         OSError: it cannot be read.
     """
     table = shard.table()
+    for data in _members(shard, table.caption_offset, table.caption_size):
+        try:
+            yield FIELDS.caption_text(data)
+        except ValueError:
+            yield ""
+
+
+def images(shard: Shard) -> Iterator[bytes]:
+    """The image files of a shard in order; raises as ``captions`` does.
+
+    Args:
+        shard: of which.
+    """
+    table = shard.table()
+    return _members(shard, table.image_offset, table.image_size)
+
+
+def _members(shard: Shard, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[bytes]:
     with storage_of(shard.path).open(shard.path) as reader:
-        for offset, size in zip(
-            table.caption_offset.tolist(), table.caption_size.tolist(), strict=True
-        ):
-            data = read_exactly(reader, offset, size, shard.path)
-            try:
-                yield FIELDS.caption_text(data)
-            except ValueError:
-                yield ""
+        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+            yield read_exactly(reader, offset, size, shard.path)
