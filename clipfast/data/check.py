@@ -55,15 +55,16 @@ class Limits:
             raise ValueError(f"max_aspect must be at least 1; got {self.max_aspect}")
 
 
-def check_caption(data: bytes, fields: Fields = FIELDS) -> str:
+def check_caption(data: bytes, fields: Fields = FIELDS, caption: str | None = None) -> str:
     """Why a caption is unfit: not UTF-8, or nothing to read (``is_blank``); '' when it is fit.
 
     Args:
         data: the member that holds the caption.
         fields: how it holds it.
+        caption: its extension; None: the first of `fields`.
     """
     try:
-        text = fields.caption_text(data)
+        text = fields.caption_text(data, caption)
     except ValueError as error:
         return str(error)
     return why_empty(text)

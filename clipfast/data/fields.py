@@ -7,6 +7,7 @@ sample is a run of adjacent members of a tar with one key, webdataset's rule.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 from clipfast.arguments import WrongKindError, shown
@@ -16,6 +17,15 @@ from clipfast.arguments import WrongKindError, shown
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 # Pillow's name of a format that is stored as it is -> its extension; MPO is JPEG with a second one.
 STORED_AS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+
+# Extensions of what shards mostly hold: such an image of a sample comes before its others.
+COMMON = ("jpg", "jpeg", "png", "webp")
+# Of all that is read. Names under which a format goes, not all of them Pillow's.
+IMAGES = (
+    *COMMON, "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo", "apng", "gif", "bmp", "tif",
+    "tiff", "avif", "avifs", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "ppm", "pgm", "pbm", "pnm",
+    "ico",
+)  # fmt: skip
 
 # Extensions that a message lists.
 _SHOWN = 8
@@ -31,10 +41,11 @@ class Entry:
     """One training sample: where its image and its caption lie in the shard, in bytes.
 
     Attributes:
-        key: member name up to the first dot of its basename.
+        key: member name without its extension.
         extension: image extension, lower case, one of `Fields.images`.
         image_offset, image_size: byte range of the encoded image.
         caption_offset, caption_size: byte range of the member that holds the caption.
+        caption: extension of that member, one of `Fields.caption_extensions`.
     """
 
     key: str
@@ -43,6 +54,7 @@ class Entry:
     image_size: int
     caption_offset: int
     caption_size: int
+    caption: str = "txt"
 
 
 @dataclass(frozen=True)
@@ -59,39 +71,64 @@ class Fields:
     """The rule that makes a sample of members.
 
     Attributes:
-        images: extensions of an image; the first member that has one counts.
-        caption: extension of the member that holds the caption.
-        caption_key: the caption's name in that member, a JSON object; None: the member is the
-            caption, UTF-8 text.
+        images: extensions of an image. Of several images of a sample the first of ``COMMON`` ones
+            counts, or the first where there is none.
+        captions: where a caption is, the first that a shard has: ``txt`` is a member that is the
+            caption, UTF-8 text; ``json:caption`` is the text under that key of a member that is a
+            JSON object; ``json:caption,alt`` those under several keys. What is there may be a list
+            of texts.
 
     Raises:
-        TypeError: extensions are no texts; a ``ValueError`` too.
-        ValueError: an extension has a dot in front or capitals, or one is both image and caption.
+        TypeError: these are no texts; a ``ValueError`` too.
+        ValueError: an extension has a dot in front or capitals, is named twice, or is both image
+            and caption.
     """
 
-    images: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    caption: str = "txt"
-    caption_key: str | None = None
+    images: tuple[str, ...] = IMAGES
+    captions: tuple[str, ...] = ("txt", "json:caption")
 
     def __post_init__(self) -> None:
-        if isinstance(self.images, str) or not all(isinstance(e, str) for e in self.images):
-            raise WrongKindError(
-                f"images must be extensions such as ('jpg', 'png'); got {shown(self.images)}"
+        for name, given, such in (
+            ("images", self.images, "extensions such as ('jpg', 'png')"),
+            ("captions", self.captions, "such as ('txt', 'json:caption')"),
+        ):
+            if isinstance(given, str) or not all(isinstance(e, str) for e in given):
+                raise WrongKindError(f"{name} must be {such}; got {shown(given)}")
+        if not self.images or not self.captions:
+            raise ValueError(
+                f"expected extensions of images and of captions, got {self.images} and "
+                f"{self.captions}"
             )
-        if not isinstance(self.caption, str):
-            raise WrongKindError(
-                f"caption must be an extension such as 'txt'; got {shown(self.caption)}"
-            )
-        wrong = [e for e in (*self.images, self.caption) if not e or e[0] == "." or e != e.lower()]
+        extensions = [*self.images, *self.caption_extensions]
+        wrong = [e for e in extensions if not e or e[0] == "." or e != e.lower()]
         if wrong:
             raise ValueError(
                 f"an extension is written in lower case without its dot; got {wrong[0]!r}"
             )
-        if not self.images or self.caption in self.images:
+        twice = [e for e in extensions if extensions.count(e) > 1]
+        if twice:
             raise ValueError(
-                f"expected image extensions and another one for captions, got {self.images} and "
-                f"{self.caption!r}"
+                f"expected each extension once, of an image or of a caption; {twice[0]!r} is there "
+                "twice. Several keys of one member follow each other: json:caption,alt"
             )
+        for source in self.captions:
+            extension, colon, keys = source.partition(":")
+            if (extension == "json" and not colon) or (colon and not all(keys.split(","))):
+                raise ValueError(
+                    f"captions {source!r} must name the key of each text: json:caption or "
+                    "json:caption,alt"
+                )
+
+    @cached_property
+    def caption_extensions(self) -> tuple[str, ...]:
+        """Extensions of the members that hold captions, in the order in which they are tried."""
+        return tuple(source.partition(":")[0] for source in self.captions)
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        """Keys of the JSON of each extension; none for a member that is the caption itself."""
+        parts = (source.partition(":") for source in self.captions)
+        return {extension: keys.split(",") if keys else [] for extension, _, keys in parts}
 
     def split(self, name: str) -> tuple[str, str] | None:
         """Key and lower-case extension of a member; None for hidden and dotless files.
@@ -103,60 +140,105 @@ class Fields:
             return None
         return name[:dot], name[dot + 1 :].lower()
 
-    def names(self, key: str, extension: str) -> tuple[str, str]:
-        """Names of the image member and of the caption member of a sample."""
-        return f"{key}.{extension}", f"{key}.{self.caption}"
+    def names(self, key: str, extension: str, caption: str | None = None) -> tuple[str, str]:
+        """Names of the image member and of the caption member of a sample.
 
-    def pick(self, members: Sequence[_Row]) -> tuple[_Row | None, _Row | None]:
+        Args:
+            key: of the sample.
+            extension: of the image.
+            caption: extension of the member that holds the caption; None: the first.
+        """
+        return f"{key}.{extension}", f"{key}.{caption or self.caption_extensions[0]}"
+
+    def pick(self, members: Sequence[_Row], caption: str) -> tuple[_Row | None, _Row | None]:
         """The image and the caption among members whose first element is an extension."""
-        image = next((m for m in members if m[0] in self.images), None)
-        caption = next((m for m in members if m[0] == self.caption), None)
-        return image, caption
+        images = [m for m in members if m[0] in self.images]
+        image = next((m for m in images if m[0] in COMMON), images[0] if images else None)
+        return image, next((m for m in members if m[0] == caption), None)
 
-    def sample(self, key: str, members: Sequence[Member]) -> Sample:
-        """Make a sample of its members; one without image or caption says what it has."""
-        image, caption = self.pick(members)
-        if image and caption:
-            return Sample(key, Entry(key, *image, *caption[1:]))
+    def is_complete(self, members: Sequence[_Row]) -> bool:
+        """Whether members are a sample, wherever its caption is."""
+        return any(all(self.pick(members, caption)) for caption in self.caption_extensions)
+
+    def caption_of(self, samples: Sequence[Sequence[_Row]]) -> str:
+        """The extension of the captions of a shard: the first that a sample with an image has.
+
+        One for a whole shard, so that a shard of texts stays one whose samples without a text are
+        left out, whatever else lies beside them.
+
+        Args:
+            samples: the members of each.
+        """
+        for caption in self.caption_extensions:
+            if any(all(self.pick(members, caption)) for members in samples):
+                return caption
+        return self.caption_extensions[0]
+
+    def sample(self, key: str, members: Sequence[Member], caption: str) -> Sample:
+        """Make a sample of its members; one without image or caption says what it has.
+
+        Args:
+            key: of the sample.
+            members: of the sample.
+            caption: extension of the captions of this shard.
+        """
+        image, text = self.pick(members, caption)
+        if image and text:
+            return Sample(key, Entry(key, *image, *text[1:], caption))
         has = ", ".join("." + m[0] for m in members[:_SHOWN])
         if len(members) > _SHOWN:
             has += f" and {len(members) - _SHOWN:,} more"
-        if not any(m[0] in self.images or m[0] == self.caption for m in members):
-            has += "; a key ends at the first dot of the name"
         if image is None:
-            wanted = "/".join(self.images)
+            wanted = "/".join(e for e in COMMON if e in self.images) or "/".join(self.images)
             return Sample(key, None, f"no image: expected a {wanted} member, found {has}")
-        return Sample(key, None, f"no caption: expected a {self.caption} member, found {has}")
+        return Sample(key, None, f"no caption: expected a {caption} member, found {has}")
 
     def code(self, extension: str) -> int:
         """Position of an image extension in `images`."""
         return self.images.index(extension)
 
-    def caption_text(self, data: bytes) -> str:
-        """The caption that a member holds.
+    def texts(self, data: bytes, caption: str | None = None) -> list[str]:
+        """The captions that a member holds, one at the least.
+
+        Args:
+            data: of the member.
+            caption: its extension; None: the first of the captions' own.
 
         Raises:
-            ValueError: it is not UTF-8, or has no text under `caption_key`; begins "caption".
+            ValueError: it is not UTF-8, or has no text under its keys; begins "caption".
         """
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"caption is not UTF-8 (byte {error.start})") from None
-        return text if self.caption_key is None else self._value(text)
+        keys = self._keys[caption or self.caption_extensions[0]]
+        return _values(text, keys) if keys else [text]
 
-    def _value(self, text: str) -> str:
-        try:
-            row: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"caption is in no JSON: {error}") from None
-        value = row.get(self.caption_key) if isinstance(row, dict) else None
-        if not isinstance(value, str):
-            raise ValueError(f"caption is no text under {self.caption_key!r} of the JSON")
-        return value
+    def caption_text(self, data: bytes, caption: str | None = None) -> str:
+        """The first caption of a member that says something; see ``texts``."""
+        texts = self.texts(data, caption)
+        return next((text for text in texts if text.strip()), texts[0])
 
     def wants(self) -> str:
         """What a sample needs, for messages."""
-        return f"an image ({', '.join(self.images)}) and a .{self.caption} with one key"
+        images = self.images if len(self.images) <= _SHOWN else (*COMMON, "...")
+        return f"an image ({', '.join(images)}) and {' or '.join(self.captions)} with one key"
+
+
+def _values(text: str, keys: Sequence[str]) -> list[str]:
+    """The texts under some keys of a JSON object."""
+    try:
+        row: Any = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"caption is in no JSON: {error}") from None
+    found: list[str] = []
+    for key in keys:
+        value = row.get(key) if isinstance(row, dict) else None
+        texts = value if isinstance(value, list) else [value]
+        found += [each for each in texts if isinstance(each, str)]
+    if not found:
+        raise ValueError(f"caption is no text under {' or '.join(map(repr, keys))} of the JSON")
+    return found
 
 
 FIELDS = Fields()

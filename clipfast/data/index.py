@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report: str | None = None,
         force: bool = False,
         dali: bool = True,
+        captions: tuple[str, ...] = FIELDS.captions,
         limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits(),  # noqa: B008
     ) -> int:
         """Check every sample of webdataset shards and index the good ones.
@@ -143,11 +144,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             report: path of the report; default index_report.tsv beside the first shard.
             force: also index shards whose index is newer than the tar and fits it.
             dali: decode with DALI's CPU decoder too, as training will.
+            captions: where captions are, as --data.captions of training takes it.
             limits: image sizes to refuse.
         """
         paths = expand(shards)
         report = path_of(report) if report else None
-        summary = index_shards(paths, workers, report, force, limits, dali)
+        fields = Fields(captions=captions)
+        summary = index_shards(paths, workers, report, force, limits, dali, fields=fields)
         print("\n".join(summary.lines()))
         if summary.report:
             print(f"report: {printable(summary.report)}")

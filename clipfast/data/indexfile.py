@@ -23,7 +23,7 @@ from clipfast.data.indexmark import (
     other_size,
     read_mark,
 )
-from clipfast.data.scan import runs
+from clipfast.data.scan import sample_runs
 from clipfast.storage import storage_of
 from clipfast.storage.paths import split_extension
 
@@ -46,6 +46,7 @@ class Columns:
     caption_offset: np.ndarray
     caption_size: np.ndarray
     extension: np.ndarray
+    caption: str
 
 
 def index_path(shard: str) -> str:
@@ -72,7 +73,9 @@ def read_keys(shard: str, fields: Fields = FIELDS) -> list[str]:
         ValueError: it is no index.
     """
     count, _, body = _read(shard)
-    return [_member(name, fields)[0] for name in _columns(shard, count, body, fields)[3]]
+    columns = _columns(shard, count, body, fields)
+    pairs = zip(columns[3], columns[0], strict=True)
+    return [_key(name, extension.decode()) or "" for name, extension in pairs]
 
 
 def read_count(shard: str) -> int:
@@ -132,8 +135,8 @@ def _first_line(shard: str, line: bytes) -> tuple[int, Mark | None]:
 
 def _rows(shard: str, lines: Sequence[bytes], fields: Fields) -> list[_Row]:
     """Image and caption of every line, whatever else stands in it."""
-    rows = []
-    for number, line in enumerate(lines, 2):
+    found: list[list[tuple[str, list[bytes]]]] = []
+    for line in lines:
         words = line.split()
         members = []
         if len(words) % 4 == 0:
@@ -141,17 +144,22 @@ def _rows(shard: str, lines: Sequence[bytes], fields: Fields) -> list[_Row]:
                 (words[i].lower().decode("utf-8", "replace"), words[i + 1 : i + 4])
                 for i in range(0, len(words), 4)
             ]
-        image, caption = fields.pick(members)
+        found.append(members)
+    extension = fields.caption_of(found)
+    rows = []
+    for number, members in enumerate(found, 2):
+        image, caption = fields.pick(members, extension)
         if image is None or caption is None:
             raise _stale(shard, f"line {number} does not hold an image and a caption")
         rows.append((image[0].encode(), *image[1], caption[0].encode(), *caption[1]))
     return rows
 
 
-def _member(name: bytes, fields: Fields) -> tuple[str, str]:
-    """Key and extension of the member that an index names."""
+def _key(name: bytes, extension: str) -> str | None:
+    """Key of a member that an index names; None where it has another extension."""
     text = urllib.parse.unquote(name.decode("utf-8", "surrogateescape"))
-    return fields.split(text) or (text, "")
+    end = len(text) - len(extension) - 1
+    return text[:end] if text[end:].lower() == f".{extension}" else None
 
 
 def check_index(shard: str, fields: Fields = FIELDS) -> int:
@@ -202,6 +210,7 @@ def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
         caption_offset,
         caption_size.astype(np.int32),
         np.array([codes[word] for word in columns[0]], np.uint8),
+        columns[4][0].decode() if count else fields.caption_extensions[0],
     )
 
 
@@ -209,10 +218,12 @@ def _columns(shard: str, count: int, body: bytes, fields: Fields) -> Sequence[Se
     """The columns of `_Row`."""
     words = body.split()
     # Lines of two members, as `write_index` makes them, are taken apart by slicing.
+    captions = set(words[4::8])
     if (
         len(words) == 8 * count
         and set(words[0::8]) <= {extension.encode() for extension in fields.images}
-        and set(words[4::8]) <= {fields.caption.encode()}
+        and len(captions) <= 1
+        and captions <= {extension.encode() for extension in fields.caption_extensions}
     ):
         return [words[i::8] for i in range(8)]
     lines = [line for line in body.split(b"\n") if line.strip()]
@@ -225,7 +236,7 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
     """Raise unless each line names two members of one sample that lie where it says, once."""
     # A member of a hard link is in several samples.
     present: dict[tuple[str, str, int, int], set[int]] = {}
-    groups = ((key, members) for key, run in runs(shard, fields) for members in run)
+    groups = ((key, members) for key, run in sample_runs(shard, fields) for members in run)
     for number, (key, members) in enumerate(groups):
         for member in members:
             present.setdefault((key, *member), set()).add(number)
@@ -233,13 +244,14 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
     for line, row in enumerate(zip(*columns, strict=True), 2):
         samples = []
         for extension, offset, size, name in (row[:4], row[4:]):
-            key, named = _member(name, fields)
-            at = present.get((key, named, int(offset), int(size)), set())
-            if not at or named != extension.decode():
+            kind = extension.decode()
+            key = _key(name, kind)
+            at = present.get((key or "", kind, int(offset), int(size)), set())
+            if not at or key is None:
                 raise _stale(
                     shard,
-                    f"line {line}: no member {f'{key}.{named}'!r} of {int(size):,} bytes begins at "
-                    f"{int(offset):,}",
+                    f"line {line}: no member {name.decode('utf-8', 'replace')!r} of {int(size):,} "
+                    f"bytes begins at {int(offset):,}",
                 )
             samples.append(at)
         if not samples[0] & samples[1]:
@@ -255,7 +267,7 @@ def write_index(shard: str, entries: Iterable[Entry], fields: Fields = FIELDS) -
     Args:
         shard: path of the tar.
         entries: the samples to keep, in order.
-        fields: names the member that holds the caption.
+        fields: names of the members.
 
     Returns:
         Path of the index.
@@ -276,14 +288,14 @@ def lines_of(entries: Iterable[Entry], fields: Fields = FIELDS) -> tuple[int, by
 
     Args:
         entries: the samples, in order.
-        fields: names the member that holds the caption.
+        fields: names of the members.
     """
     lines = []
     for e in entries:
         key = re.sub(r"[\s%\x00-\x1f\x7f-\x9f]", lambda m: urllib.parse.quote(m.group()), e.key)
-        image, caption = fields.names(key, e.extension)
+        image, caption = fields.names(key, e.extension, e.caption)
         lines.append(
             f"{e.extension} {e.image_offset} {e.image_size} {image} "
-            f"{fields.caption} {e.caption_offset} {e.caption_size} {caption}\n"
+            f"{e.caption} {e.caption_offset} {e.caption_size} {caption}\n"
         )
     return len(lines), "".join(lines).encode("utf-8", "surrogateescape")

@@ -82,8 +82,8 @@ def _check(shard: str, entries: Sequence[Entry], rule: Rule) -> list[str]:
         captions = [read_exactly(reader, e.caption_offset, e.caption_size, shard) for e in entries]
     reasons = check_images(images, rule.limits, rule.dali)
     return [
-        "; ".join(filter(None, (reason, check_caption(caption, rule.fields))))
-        for reason, caption in zip(reasons, captions, strict=True)
+        "; ".join(filter(None, (reason, check_caption(caption, rule.fields, entry.caption))))
+        for reason, caption, entry in zip(reasons, captions, entries, strict=True)
     ]
 
 

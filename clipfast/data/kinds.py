@@ -7,9 +7,9 @@ from functools import cache
 
 from PIL import Image
 
-from clipfast.data.fields import FIELDS
+from clipfast.data.fields import COMMON
 
-CAPTION_FILE = f".{FIELDS.caption}"
+CAPTION_FILE = ".txt"
 # Extension of a table -> what separates its columns, "" for JSON lines.
 TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": "", ".ndjson": ""}
 # Pillow's names of what it recognises and is no picture, or is drawn by another program.
@@ -34,14 +34,14 @@ _NO_IMAGE = (
 def image_extensions() -> frozenset[str]:
     """Extensions of images, lower case with their dot: what Pillow opens, and what it is asked to.
 
-    Shards hold `Fields.images` alone; the packer encodes the others anew.
+    The packer's shards hold ``COMMON`` alone; it encodes the others anew.
     """
     opened = {
         extension
         for extension, kind in Image.registered_extensions().items()
         if kind in Image.OPEN and kind not in NOT_PICTURES
     }
-    stored = {f".{extension}" for extension in FIELDS.images}
+    stored = {f".{extension}" for extension in COMMON}
     return frozenset({*opened, *stored, *_MORE_JPEG, *_UNREAD})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from clipfast.arguments import WrongKindError, shown
 from clipfast.data.braces import expand_braces
+from clipfast.data.folders import tars_in
 from clipfast.data.synthetic_name import SYNTHETIC
 from clipfast.storage import storage_of
 from clipfast.storage.globs import has_magic
@@ -21,7 +22,7 @@ _SAMPLES = {
 
 
 def _refuse_unreadable(pattern: str) -> None:
-    """Raise for what is no plain tar: pipes, folders, compressed archives, indexes."""
+    """Raise for what is no plain tar: pipes, folders with its name, compressed archives, indexes."""
     if pattern.startswith("pipe:"):
         raise ValueError(
             f"shard {pattern!r}: 'pipe:' is not read, because samples are fetched in any order; "
@@ -29,7 +30,7 @@ def _refuse_unreadable(pattern: str) -> None:
         )
     storage = storage_of(pattern)
     if storage.is_folder(pattern):
-        raise ValueError(f"shard {pattern!r} is a folder; write '{pattern.rstrip('/')}/*.tar'")
+        raise ValueError(f"shard {pattern!r} is a folder, and no tar file")
     if pattern.partition(":")[0] == SYNTHETIC:
         raise ValueError(
             f"shard {pattern!r}: random pairs are trained on alone, by '--data.train {SYNTHETIC}' "
@@ -127,6 +128,8 @@ def _expand_one(pattern: str) -> list[str]:
         text = storage.resolve(text)
         if has_magic(text) and not storage.exists(text):
             found += _glob(text)
+        elif not text.endswith(".tar") and storage.is_folder(text):
+            found += tars_in(text)
         else:
             _refuse_unreadable(text)
             plain.append(text)
@@ -144,8 +147,9 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 
     A pattern is a local path, or one of a registered storage (``scheme://...``), with any of: brace
     ranges ``{00000..41407}`` (zero padding kept, a step as in ``{0..8..2}``), brace lists ``{a,b}``
-    (nested too), globs ``* ? [..] **``, ``~``. The names ``sample``, ``sample/noto`` and
-    ``sample/twemoji`` stand for the embedded shards.
+    (nested too), globs ``* ? [..] **``, ``~``. A folder stands for the shards that lie directly in
+    it (``clipfast.data.folders``), and the names ``sample``, ``sample/noto`` and ``sample/twemoji``
+    for the embedded ones.
 
     Args:
         patterns: one pattern, or a sequence of them.

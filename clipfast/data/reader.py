@@ -118,9 +118,10 @@ class ShardReader:
             ValueError: it is no UTF-8 or has no text, and names shard and sample; or as ``image``.
             OSError: the shard cannot be read.
         """
-        data = self._caption(self._table_with(shard, row), shard, row)
+        table = self._table_with(shard, row)
+        data = self._caption(table, shard, row)
         try:
-            return self.fields.caption_text(data)
+            return self.fields.caption_text(data, table.caption)
         except ValueError as error:
             raise self.broken(shard, row, str(error)) from None
 
@@ -191,7 +192,7 @@ class ShardReader:
         for i, (table, place, data, (image, fill, why_image)) in enumerate(
             zip(tables, places, read, fits, strict=True)
         ):
-            caption, why_caption = self._text(self._caption(table, *place), table.checked)
+            caption, why_caption = self._text(self._caption(table, *place), table)
             files.images.append(image)
             files.fills.append(fill)
             files.captions.append(caption)
@@ -239,13 +240,15 @@ class ShardReader:
             shard, int(table.caption_offset[row]), int(table.caption_size[row])
         )
 
-    def _text(self, data: bytes, checked: bool) -> tuple[str, str]:
+    def _text(self, data: bytes, table: Table) -> tuple[str, str]:
         """A caption, or why there is none."""
         try:
-            text = self.fields.caption_text(data)
+            text = self.fields.caption_text(data, table.caption)
         except ValueError as error:
             return "", str(error)
-        return text, "" if checked else why_empty(text)
+        # An index does not say which key of a JSON it was made for.
+        is_checked = table.checked and table.caption == "txt"
+        return text, "" if is_checked else why_empty(text)
 
 
 def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, Fill, str]:

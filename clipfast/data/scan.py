@@ -50,9 +50,51 @@ def contents(shard: str, fields: Fields = FIELDS) -> Contents:
         ValueError: see `clipfast.data.tarwalk.walk`.
     """
     found = Contents()
-    for key, run in runs(shard, fields, found.note):
-        _add(found, key, run, fields)
+    all_runs = list(sample_runs(shard, fields, found.note))
+    caption = fields.caption_of([members for _, run in all_runs for members in run])
+    for key, run in all_runs:
+        _add(found, key, run, fields, caption)
     _name_parts(found)
+    return found
+
+
+def sample_runs(
+    shard: str, fields: Fields = FIELDS, note: Note = no_note
+) -> Iterator[tuple[str, list[list[Member]]]]:
+    """As ``runs``, and a run without any sample is taken apart at the last dot of its names.
+
+    ``a.b.jpg`` and ``a.b.txt`` are then the sample ``a.b``, while ``a.seg.png`` beside ``a.jpg``
+    and ``a.txt`` stays a member of ``a``.
+
+    Args:
+        shard: path of a plain tar.
+        fields: which members are image and caption.
+        note: called for each member that is in no sample.
+
+    Raises:
+        ValueError: see `clipfast.data.tarwalk.walk`.
+    """
+    for key, run in runs(shard, fields, note):
+        if not any(map(fields.is_complete, run)):
+            apart = _at_last_dot(key, [member for members in run for member in members])
+            if any(fields.is_complete(members) for _, again in apart for members in again):
+                yield from apart
+                continue
+        yield key, run
+
+
+def _at_last_dot(key: str, members: list[Member]) -> list[tuple[str, list[list[Member]]]]:
+    """Members with the key up to the first dot, as runs of those with one up to the last."""
+    found: list[tuple[str, list[list[Member]]]] = []
+    for extension, offset, size in members:
+        middle, dot, last = extension.rpartition(".")
+        own = key + "." + middle if dot else key
+        if not found or found[-1][0] != own:
+            found.append((own, [[]]))
+        run = found[-1][1]
+        if any(last == each[0] for each in run[-1]):
+            run.append([])
+        run[-1].append((last, offset, size))
     return found
 
 
@@ -113,10 +155,10 @@ def _passed_over(name: str) -> str:
     return "" if "." in base else "no extension"
 
 
-def _add(found: Contents, key: str, run: list[list[Member]], fields: Fields) -> None:
+def _add(found: Contents, key: str, run: list[list[Member]], fields: Fields, caption: str) -> None:
     broken = False
     for members in run:
-        sample = fields.sample(key, members)
+        sample = fields.sample(key, members, caption)
         if sample.entry and broken:
             sample = Sample(key, None, _REPEATED)
         elif sample.entry and max(size for _, _, size in members) > _LARGEST:

@@ -44,7 +44,15 @@ class ShardWriter:
         image_offset = self._member(image_name, image)
         caption_offset = self._member(caption_name, caption)
         self._entries.append(
-            Entry(key, extension, image_offset, len(image), caption_offset, len(caption))
+            Entry(
+                key,
+                extension,
+                image_offset,
+                len(image),
+                caption_offset,
+                len(caption),
+                self.fields.caption_extensions[0],
+            )
         )
         self.samples += 1
         if len(self._entries) == self.shard_size:

@@ -41,6 +41,7 @@ class Table:
         caption_offset: [N] int64.
         caption_size: [N] int32.
         extension: [N] uint8, position in `Fields.images`.
+        caption: extension of the members that hold the captions.
         left_out: samples without image or caption that a scan met; 0 with an index.
         fields: which members were taken for image and caption.
         checked: an index has left out what is not fit for training.
@@ -52,6 +53,7 @@ class Table:
     caption_offset: np.ndarray
     caption_size: np.ndarray
     extension: np.ndarray
+    caption: str
     left_out: int = 0
     fields: Fields = FIELDS
     checked: bool = False
@@ -74,6 +76,7 @@ class Table:
             int(self.image_size[i]),
             int(self.caption_offset[i]),
             int(self.caption_size[i]),
+            self.caption,
         )
 
 
@@ -88,6 +91,7 @@ def _table(shard: str, rows: Sequence[Entry], left_out: int, fields: Fields) -> 
         column("caption_offset", np.int64),
         column("caption_size", np.int32),
         np.fromiter((fields.code(row.extension) for row in rows), np.uint8, len(rows)),
+        rows[0].caption,
         left_out,
         fields,
     )
@@ -116,6 +120,7 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
             columns.caption_offset,
             columns.caption_size,
             columns.extension,
+            columns.caption,
             fields=fields,
             checked=True,
         )

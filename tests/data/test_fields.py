@@ -10,10 +10,10 @@ from PIL import Image
 
 from clipfast.data import EvalLoader, index, shards
 from clipfast.data.check import check_caption
-from clipfast.data.fields import Fields
+from clipfast.data.fields import FORMATS, Fields
 from clipfast.data.reader import ShardReader
 
-JSON = Fields(images=("png", "jpg"), caption="json", caption_key="title")
+JSON = Fields(images=("png", "jpg"), captions=("json:title",))
 
 
 def make_shard(path: Path, rows: list[bytes]) -> str:
@@ -51,7 +51,7 @@ def test_captions_under_a_json_key_are_checked_indexed_and_loaded(tmp_path):
     (batch,) = list(loaders[0])
     assert batch.lengths.tolist() == [3, 3]
     with pytest.raises(ValueError, match="does not hold an image and a caption"):
-        shards.read_table(path)
+        shards.read_table(path, Fields(captions=("txt",)))
 
 
 def test_caption_that_cannot_be_read_is_named(tmp_path):
@@ -61,9 +61,42 @@ def test_caption_that_cannot_be_read_is_named(tmp_path):
         reader.caption(0, 1)
 
 
-def test_fields_default_to_text_beside_four_image_kinds():
-    assert Fields().images == ("jpg", "jpeg", "png", "webp")
+def test_fields_default_to_text_or_a_json_caption_beside_all_that_is_read():
+    Image.init()
+    of_pillow = {e[1:] for e, form in Image.registered_extensions().items() if form in FORMATS}
+    # Floats, which have no defined range.
+    assert of_pillow - {"pfm"} <= set(Fields().images)
+    assert Fields().captions == ("txt", "json:caption")
     assert check_caption(b'{"title": 1}') == ""
     assert "no text" in check_caption(b'{"title": 1}', JSON)
-    with pytest.raises(ValueError, match="another one for captions"):
-        Fields(caption="png")
+
+
+@pytest.mark.parametrize(
+    ("captions", "why"),
+    [
+        (("png",), "'png' is there twice"),
+        (("txt", "txt"), "'txt' is there twice"),
+        (("json:a", "json:b"), "json:caption,alt"),
+        (("json",), "must name the key"),
+        (("json:",), "must name the key"),
+        (("json:a,",), "must name the key"),
+        ((":a",), "lower case without its dot"),
+        ((), "extensions of images and of captions"),
+    ],
+)
+def test_fields_refuse_captions_that_say_nothing(captions, why):
+    with pytest.raises(ValueError, match=why):
+        Fields(captions=captions)
+
+
+def test_texts_of_several_keys_and_lists_come_in_order():
+    fields = Fields(captions=("json:a,b",))
+    data = json.dumps({"a": ["", "one"], "b": "two", "c": "three"}).encode()
+    assert fields.texts(data) == ["", "one", "two"]
+    assert fields.caption_text(data) == "one"
+    assert fields.texts(b'{"b": "two"}') == ["two"]
+    for wrong in (b'{"a": 1, "b": []}', b"[]", b"3", b'{"c": "three"}'):
+        with pytest.raises(ValueError, match="no text under 'a' or 'b' of the JSON"):
+            fields.texts(wrong)
+    with pytest.raises(ValueError, match="in no JSON"):
+        fields.texts(b"[" * 100_000)
