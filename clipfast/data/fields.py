@@ -92,7 +92,7 @@ class Fields:
             ("images", self.images, "extensions such as ('jpg', 'png')"),
             ("captions", self.captions, "such as ('txt', 'json:caption')"),
         ):
-            if isinstance(given, str) or not all(isinstance(e, str) for e in given):
+            if not isinstance(given, tuple | list) or not all(isinstance(e, str) for e in given):
                 raise WrongKindError(f"{name} must be {such}; got {shown(given)}")
         if not self.images or not self.captions:
             raise ValueError(

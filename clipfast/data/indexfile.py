@@ -47,6 +47,7 @@ class Columns:
     caption_size: np.ndarray
     extension: np.ndarray
     caption: str
+    mark: str
 
 
 def index_path(shard: str) -> str:
@@ -150,7 +151,11 @@ def _rows(shard: str, lines: Sequence[bytes], fields: Fields) -> list[_Row]:
     for number, members in enumerate(found, 2):
         image, caption = fields.pick(members, extension)
         if image is None or caption is None:
-            raise _stale(shard, f"line {number} does not hold an image and a caption")
+            raise _stale(
+                shard,
+                f"line {number} does not hold an image and a caption "
+                f"({' or '.join(fields.captions)}, as --captions says)",
+            )
         rows.append((image[0].encode(), *image[1], caption[0].encode(), *caption[1]))
     return rows
 
@@ -211,6 +216,7 @@ def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
         caption_size.astype(np.int32),
         np.array([codes[word] for word in columns[0]], np.uint8),
         columns[4][0].decode() if count else fields.caption_extensions[0],
+        mark.lines if mark is not None else digest_of_lines(count, body),
     )
 
 
@@ -245,9 +251,9 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
         samples = []
         for extension, offset, size, name in (row[:4], row[4:]):
             kind = extension.decode()
-            key = _key(name, kind)
-            at = present.get((key or "", kind, int(offset), int(size)), set())
-            if not at or key is None:
+            own = _key(name, kind)
+            at = present.get((own or "", kind, int(offset), int(size)), set())
+            if not at or own is None:
                 raise _stale(
                     shard,
                     f"line {line}: no member {name.decode('utf-8', 'replace')!r} of {int(size):,} "

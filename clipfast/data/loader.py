@@ -35,6 +35,8 @@ from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
+from clipfast.data.selecting import select as find_selected
+from clipfast.data.selection import Selection
 from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.stream import Jobs, Stream
 from clipfast.data.table import counts
@@ -69,6 +71,7 @@ class _Loader:
         threads: int = 4,
         context_length: int = 77,
         fields: Fields = FIELDS,
+        select: Selection | str | None = None,
     ) -> None:
         self.image_size = whole_number("image_size", image_size, 1, MOST_PIXELS_PER_SIDE)
         self.batch_size = whole_number("batch_size", batch_size, 1)
@@ -78,10 +81,18 @@ class _Loader:
         self.threads = whole_number("threads", threads, 1, MOST_THREADS)
         self.fields = fields
         self.shards = expand(patterns)
+        self.selected = None if select is None else find_selected(select, self.shards, self.fields)
         self.reader = self._make_reader(context_length)
 
-    def _make_reader(self, context_length: int) -> ShardReader:
-        return ShardReader(self.shards, context_length, self.fields)
+    def _make_reader(self, context_length: int, **options: Any) -> ShardReader:
+        choices = None if self.selected is None else self.selected.choices
+        return ShardReader(self.shards, context_length, self.fields, choices=choices, **options)
+
+    def _counts(self) -> np.ndarray:
+        """``[S]`` int64, samples of each shard that are read."""
+        if self.selected is not None:
+            return self.selected.counts
+        return counts(self.shards, fields=self.fields)
 
     def _batches(
         self, requests: Iterator[Request], batch_size: int
@@ -171,11 +182,14 @@ class TrainLoader(_Loader):
         threads (int): CPU threads that decode.
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
+        select (Selection | str | None): which samples of which shards are read, or the path of the
+            file that says so (``clipfast.data.selection``). What it leaves out is not there: order,
+            rows and counts are those of shards that hold the others alone. None: all.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
-        ValueError: an argument is out of its range, the shards hold less than one global batch, or
-            one of them or its index is unfit.
+        ValueError: an argument is out of its range, the selection does not fit, the shards hold
+            less than one global batch, or one of them or its index is unfit.
         FileNotFoundError: shards are missing; see ``clipfast.data.patterns.expand``.
     """
 
@@ -209,7 +223,7 @@ class TrainLoader(_Loader):
             raise ValueError(
                 f"batch size {self.batch_size} does not divide by {self.world_size} ranks"
             )
-        self.order = EpochOrder(counts(self.shards, fields=self.fields), seed, window, shuffle)
+        self.order = EpochOrder(self._counts(), seed, window, shuffle)
         self.batches_per_epoch = len(self.order) // self.batch_size
         if self.batches_per_epoch == 0:
             raise ValueError(
@@ -236,16 +250,10 @@ class TrainLoader(_Loader):
         )
         self._substitutes = self._places if on_error == "skip" else None
 
-    def _make_reader(self, context_length: int) -> ShardReader:
-        if self.decode == "exact":
-            return super()._make_reader(context_length)
-        return ShardReader(
-            self.shards,
-            context_length,
-            self.fields,
-            least_side=self.image_size / self.scale[0],
-            threads=self.threads,
-        )
+    def _make_reader(self, context_length: int, **options: Any) -> ShardReader:
+        if self.decode == "scaled":
+            options |= {"least_side": self.image_size / self.scale[0], "threads": self.threads}
+        return super()._make_reader(context_length, **options)
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -255,7 +263,8 @@ class TrainLoader(_Loader):
     @property
     def contents(self) -> str:
         """What there is, for a person."""
-        return f"{len(self.order)} pairs in {len(self.shards)} shard(s)"
+        words = f"{len(self.order)} pairs in {len(self.shards)} shard(s)"
+        return words if self.selected is None else f"{words}, {self.selected}"
 
     def caption_tokens(self) -> int:
         """The mean length of some captions, a tenth added: batches differ."""
@@ -312,7 +321,8 @@ class TrainLoader(_Loader):
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what that depends on."""
         epoch, index = divmod(self._consumed, self.batches_per_epoch)
-        state = {"epoch": epoch, "index": index, **self._identity()}
+        known = {name: value for name, value in self._identity().items() if value is not None}
+        state = {"epoch": epoch, "index": index, **known}
         if self._found:
             state["skipped"] = [
                 [each.shard, each.row, each.key, each.reason] for each in self.skipped
@@ -340,6 +350,7 @@ class TrainLoader(_Loader):
             "batch_size": self.batch_size,
             "seed": self.order.seed,
             "window": self.order.window,
+            "selection": None if self.selected is None else self.selected.digest[:16],
         }
 
     @property
@@ -389,10 +400,11 @@ class EvalLoader(_Loader):
         threads (int): CPU threads that decode.
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
+        select (Selection | str | None): which samples are read, see `TrainLoader`.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
-        ValueError: an argument is out of its range, or a shard or its index is unfit.
+        ValueError: an argument is out of its range, or a selection, a shard or its index is unfit.
         FileNotFoundError: shards are missing; see ``clipfast.data.patterns.expand``.
     """
 
@@ -410,7 +422,7 @@ class EvalLoader(_Loader):
         if limit is not None:
             limit = whole_number("limit", limit, 0, why="None reads all")
         super().__init__(patterns, image_size, batch_size, **options)
-        self.order = EpochOrder(counts(self.shards, fields=self.fields), shuffle=False)
+        self.order = EpochOrder(self._counts(), shuffle=False)
         total = len(self.order) if limit is None else min(len(self.order), limit)
         self.start, self.stop = (
             total * part // self.world_size for part in (self.rank, self.rank + 1)

@@ -22,7 +22,7 @@ _SAMPLES = {
 
 
 def _refuse_unreadable(pattern: str) -> None:
-    """Raise for what is no plain tar: pipes, folders with its name, compressed archives, indexes."""
+    """Raise for what is no plain tar: pipes, folders, compressed archives, indexes."""
     if pattern.startswith("pipe:"):
         raise ValueError(
             f"shard {pattern!r}: 'pipe:' is not read, because samples are fetched in any order; "

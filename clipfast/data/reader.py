@@ -20,6 +20,7 @@ from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
 from clipfast.data.report import printable
 from clipfast.data.scaled import decode_scaled
+from clipfast.data.selection import ShardChoice, choose
 from clipfast.data.shardfiles import ShardFiles
 from clipfast.data.table import Table, read_table
 
@@ -59,6 +60,7 @@ class ShardReader:
         least_side: pixels that the short side of an image must have at the least: large JPEGs are
             then decoded in a smaller size (``clipfast.data.scaled``). None: all are left alone.
         threads: that decode so, beside the one that reads.
+        choices: what a selection keeps of each shard; rows then count what is kept. None: all.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -73,6 +75,7 @@ class ShardReader:
         *,
         least_side: float | None = None,
         threads: int = 1,
+        choices: Sequence[ShardChoice | None] | None = None,
     ) -> None:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
@@ -83,6 +86,7 @@ class ShardReader:
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._keys: tuple[int, list[str]] = (-1, [])
         self._lock = Lock()
+        self._choices = choices
         self._least_side = least_side
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
@@ -94,6 +98,9 @@ class ShardReader:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
         table = read_table(self.shards[shard], self.fields)
+        if self._choices is not None:
+            choice = self._choices[shard]
+            table = table.take(choice or choose(table.shard, len(table), table.mark, []))
         with self._lock:
             self._tables[shard] = table
             while len(self._tables) > _KEPT_TABLES:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from clipfast.data.indexmark import digest_of_lines
 from clipfast.data.reasons import Reasons
 from clipfast.data.report import printable
 from clipfast.data.scan import Contents, contents, scan
+from clipfast.data.selection import ShardChoice
 
 # From this many shards on, scanning at each start costs minutes and is worth a warning.
 _MANY_SCANS = 8
@@ -45,6 +46,8 @@ class Table:
         left_out: samples without image or caption that a scan met; 0 with an index.
         fields: which members were taken for image and caption.
         checked: an index has left out what is not fit for training.
+        mark: see `Identity`.
+        rows: [N] int64, which samples of the shard these are; None: all.
     """
 
     shard: str
@@ -57,6 +60,8 @@ class Table:
     left_out: int = 0
     fields: Fields = FIELDS
     checked: bool = False
+    mark: str = ""
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_offset)
@@ -64,8 +69,35 @@ class Table:
     def keys(self) -> list[str]:
         """Keys of all samples, in order. Reads the index or the tar headers again."""
         if has_index(self.shard):
-            return read_keys(self.shard, self.fields)
-        return [sample.key for sample in scan(self.shard, self.fields) if sample.entry]
+            keys = read_keys(self.shard, self.fields)
+        else:
+            keys = [sample.key for sample in scan(self.shard, self.fields) if sample.entry]
+        return keys if self.rows is None else [keys[row] for row in self.rows.tolist()]
+
+    def take(self, choice: ShardChoice) -> "Table":
+        """The table of what a selection keeps.
+
+        Args:
+            choice: of this shard.
+
+        Raises:
+            ValueError: it was made of another index.
+        """
+        if (choice.samples, choice.mark) != (len(self), self.mark):
+            raise ValueError(
+                f"shard {self.shard} or its index has changed since its selection was looked up: "
+                f"it has {len(self):,} samples, and had {choice.samples:,}. Put the old one back"
+            )
+        rows = choice.rows()
+        return replace(
+            self,
+            image_offset=self.image_offset[rows],
+            image_size=self.image_size[rows],
+            caption_offset=self.caption_offset[rows],
+            caption_size=self.caption_size[rows],
+            extension=self.extension[rows],
+            rows=rows,
+        )
 
     def entry(self, i: int) -> Entry:
         """Sample `i` with its key; for messages and tests, not for the hot path."""
@@ -94,6 +126,7 @@ def _table(shard: str, rows: Sequence[Entry], left_out: int, fields: Fields) -> 
         rows[0].caption,
         left_out,
         fields,
+        mark=digest_of_lines(*lines_of(rows, fields)),
     )
 
 
@@ -123,6 +156,7 @@ def read_table(shard: str, fields: Fields = FIELDS) -> Table:
             columns.caption,
             fields=fields,
             checked=True,
+            mark=columns.mark,
         )
     found = contents(shard, fields)
     samples = found.samples
@@ -204,8 +238,8 @@ def identify(shard: str, fields: Fields = FIELDS) -> Identity:
     """
     if has_index(shard):
         return Identity(*read_identity(shard))
-    entries = [sample.entry for sample in scan(shard, fields) if sample.entry]
-    return Identity(len(entries), digest_of_lines(*lines_of(entries, fields)))
+    table = read_table(shard, fields)
+    return Identity(len(table), table.mark)
 
 
 def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) -> np.ndarray:

@@ -51,6 +51,8 @@ def build_loader(plan: RunPlan) -> TrainingData:
             rank=process.rank,
             world_size=process.world_size,
             seed=config.seed,
+            fields=config.data.fields,
+            select=config.data.select or None,
             scale=config.data.scale,
             decode=config.data.decode,
             window=config.data.shuffle_window,

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.synthetic_name import synthetic_samples
 from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
@@ -106,7 +107,7 @@ class DataConfig:
     """Shards and how they are read."""
 
     train: tuple[str, ...] = ()
-    """Training shards: paths, brace ranges ('shards/{00000..41407}.tar') or globs, several
+    """Training shards: paths, brace ranges ('shards/{00000..41407}.tar'), globs or folders, several
     allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings.
     'synthetic' or 'synthetic:N' alone: random images and captions, N to an epoch, to measure a step
     without data."""
@@ -115,6 +116,15 @@ class DataConfig:
     """Shards to measure retrieval on, each pattern by itself, such as coco='coco/{0..3}.tar'. The
     name stands in tables and in tags, eval/coco/image_to_text/R@1; a pattern without one gets the
     last part of its path that says something. Empty: no retrieval."""
+
+    select: str = ""
+    """A file that says which samples of the training shards are used (docs/data.md), as python -m
+    clipfast.curate select writes it; no shard is written anew. Empty: all."""
+
+    captions: tuple[str, ...] = FIELDS.captions
+    """Where captions are, the first that a shard has. txt: the member that is the caption.
+    json:caption: the text under this key of the .json beside the image; json:caption,alt: those
+    under several keys. Of all shards that the run reads."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
@@ -168,6 +178,15 @@ class DataConfig:
             synthetic_samples(self.train)
         except ValueError as error:
             raise ConfigError(f"--data.train: {error}") from error
+        try:
+            Fields(captions=self.captions)
+        except ValueError as error:
+            raise ConfigError(f"--data.captions: {error}") from error
+
+    @property
+    def fields(self) -> Fields:
+        """Which members of a sample are image and caption."""
+        return Fields(captions=self.captions)
 
     @property
     def eval_sources(self) -> dict[str, str]:

@@ -10,11 +10,18 @@ from clipfast.engine.ranges import ALIASES
 
 WITH_CHANGES = "--resume-with-changes"
 # What may differ without a word more than that: where it writes, how often, how it is measured,
-# how fast it is. Every other option changes what is trained. `data.train` may name other places of
-# the same shards: the loader's state tells them from others.
+# how fast it is. Every other option changes what is trained. `data.train` and `data.select` may
+# name other places of the same shards and selection: the loader's state tells them from others.
 FREE = (
     *("logging", "checkpoint", "eval"),
-    *("data.train", "data.eval", "data.eval_batch_size", "data.eval_limit", "data.threads"),
+    *(
+        "data.train",
+        "data.select",
+        "data.eval",
+        "data.eval_batch_size",
+        "data.eval_limit",
+        "data.threads",
+    ),
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.data import EvalLoader, ShardReader
+from clipfast.data.fields import Fields
 from clipfast.data.order import EpochOrder, SampleRefs
 from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
@@ -47,7 +48,7 @@ class RunData:
             ValueError: a shard or its index is unfit, or no sample is left.
         """
         shards = expand(self._pattern(source))
-        pairs = int(counts(shards).sum())
+        pairs = int(counts(shards, fields=self.plan.config.data.fields).sum())
         if not pairs:
             raise ValueError(reasons_of(shards).after(f"{len(shards)} shard(s) hold no sample"))
         return min(pairs, self.plan.config.data.eval_limit)
@@ -93,7 +94,7 @@ class RunEncoder(RunData):
         images, texts, content, _ = self._encode(loader, sizes)
         first = sum(sizes[: self.plan.process.rank])
         image_ids, caption_ids = self.gather(content.to(self.device)).cpu().unbind(1)
-        image, caption = _openers(self._pattern(source), sum(sizes))
+        image, caption = _openers(self._pattern(source), sum(sizes), self.plan.config.data.fields)
         return Pairs(
             source=source,
             image_features=self.gather(images),
@@ -175,6 +176,7 @@ class RunEncoder(RunData):
             device=process.device,
             dtype=self.plan.dtype,
             threads=self.plan.decode_threads,
+            fields=data.fields,
         )
 
     def _encode(
@@ -201,14 +203,16 @@ class RunEncoder(RunData):
         return torch.cat(images), torch.cat(texts), torch.cat(content), scalars
 
 
-def _openers(pattern: str, pairs: int) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
+def _openers(
+    pattern: str, pairs: int, fields: Fields
+) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
     """Functions that read the i-th picture and caption, and leave no shard open."""
 
     @functools.cache
     def reader_and_places() -> tuple[ShardReader, SampleRefs]:
         shards = expand(pattern)
-        order = EpochOrder(counts(shards), shuffle=False)
-        return ShardReader(shards), order.locate(0, 0, pairs)
+        order = EpochOrder(counts(shards, fields=fields), shuffle=False)
+        return ShardReader(shards, fields=fields), order.locate(0, 0, pairs)
 
     def image(i: int) -> "Image":
         reader, places = reader_and_places()

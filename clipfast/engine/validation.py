@@ -36,7 +36,7 @@ class Validation:
         if not self._patterns:
             return
         try:
-            found = int(counts(expand(self._patterns)).sum())
+            found = int(counts(expand(self._patterns), fields=plan.config.data.fields).sum())
         except (ValueError, OSError) as error:
             raise ConfigError(f"--logging.validation: {error}") from error
         pairs = min(found, plan.config.data.eval_limit)

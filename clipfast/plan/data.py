@@ -7,6 +7,7 @@ from clipfast.data.caption_lengths import mean_tokens
 from clipfast.data.patterns import expand
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
+from clipfast.data.selecting import select
 from clipfast.data.table import counts
 from clipfast.engine.config import DataConfig
 from clipfast.plan.question import PAIRS
@@ -45,7 +46,10 @@ def contents(options: DataConfig) -> Contents:
     if not options.train:
         return Contents(PAIRS, web, KILOBYTES, "assumed: the paper's number of pairs")
     shards = expand(options.train)
-    pairs = int(sum(counts(shards)))
-    size = sum(os.path.getsize(shard) for shard in shards) / max(1, pairs)
+    held = int(counts(shards, fields=options.fields).sum())
+    pairs = held
+    if options.select:
+        pairs = int(select(options.select, shards, options.fields).counts.sum())
+    size = sum(os.path.getsize(shard) for shard in shards) / max(1, held)
     source = f"{len(shards)} shard(s) of --data.train"
-    return Contents(pairs, mean_tokens(ShardReader(shards, 77)), size / 1e3, source)
+    return Contents(pairs, mean_tokens(ShardReader(shards, 77, options.fields)), size / 1e3, source)

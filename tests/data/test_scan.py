@@ -101,10 +101,10 @@ def test_a_second_image_of_a_sample_is_named(tmp_path):
 
 
 def test_keys_with_dots_and_long_samples_are_named_shortly(tmp_path):
-    names = [f"photo.{i}.{kind}" for i in range(50) for kind in ("jpg", "txt")]
+    names = [f"photo.{i}.{kind}" for i in range(50) for kind in ("jpg", "cls")]
     (sample,) = contents(write(tmp_path, members(*names))).samples
-    assert "found .0.jpg, .0.txt" in sample.problem
-    assert "and 92 more; a key ends at the first dot of the name" in sample.problem
+    assert "found .0.jpg, .0.cls" in sample.problem
+    assert sample.problem.endswith("and 92 more")
 
 
 def test_every_member_is_in_a_sample_or_in_the_report(tmp_path, caplog):

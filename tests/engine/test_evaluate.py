@@ -159,7 +159,7 @@ def test_evaluations_refuse_an_unknown_name_and_too_few_pairs():
 
 def test_evaluations_repeat_why_a_set_has_no_sample(tmp_path):
     shard = make_shard(tmp_path / "a.tar", [b'{"text": " "}'])
-    index_shards([shard], workers=1, fields=Fields(("png",), "json", "text"))
+    index_shards([shard], workers=1, fields=Fields(("png",), ("json:text",)))
     data = DataConfig(train=("sample/noto",), eval=(shard,))
     with pytest.raises(ConfigError, match=r"hold no sample\n    1 x caption is empty \(.* of "):
         Evaluations(made(data=data))
