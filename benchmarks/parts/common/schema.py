@@ -58,6 +58,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "convergence": ("seed", "steps", "threads", "machine"),
     "patch_gain": ("open_clip_version", "model", "batch", "setting"),
     "tokenizer": ("case", "batch"),
+    "curate_match": ("case", "captions"),
     "ceilings": ("what",),
     "data_throughput": ("case",),
     "batch_memory": ("model", "batch", "micro_batch", "form"),
