@@ -85,8 +85,8 @@ $(STAMPS)/packages: $(STAMPS)/torch setup.py pyproject.toml
 	@train=$$($(BIN)/python -c 'import torch; print("train-cuda12" if (torch.version.cuda or "").startswith("12") else "train")'); \
 	echo "[setup] compiling csrc, installing clipfast[$$train,dev]"; \
 	$(PIP) install -c $(VENV)/constraints.txt -e ".[$$train,dev]" --no-build-isolation
-	@echo "[setup] installing peers: open_clip_torch, timm, torchvision"
-	@$(PIP) install -c $(VENV)/constraints.txt --no-deps open_clip_torch timm
+	@echo "[setup] installing peers: open_clip_torch, timm, clip_benchmark, torchvision"
+	@$(PIP) install -c $(VENV)/constraints.txt --no-deps open_clip_torch timm clip_benchmark
 # Beside a CPU torch the index's torchvision does not import: torch's own index has one that does.
 	@vision=$$($(BIN)/python -c 'import torch; a, b = torch.__version__.split(".")[:2]; print("0.%d" % (int(b) + 15))'); \
 	built_for=$$($(BIN)/python -c 'import torch; print(torch.__version__.partition("+")[2] or "index")'); \

@@ -31,6 +31,7 @@ REQUIRE = "CLIPFAST_REQUIRE"
 # How it is imported, and what to install. None of them is needed by the operators.
 PACKAGES = {
     "PIL": "pillow",
+    "clip_benchmark": "clip_benchmark",
     "deepspeed": "deepspeed",
     "ftfy": "ftfy",
     "hypothesis": "hypothesis",

@@ -61,6 +61,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "curate_match": ("case", "captions"),
     "ceilings": ("what",),
     "data_throughput": ("case",),
+    "zeroshot": ("case",),
     "batch_memory": ("model", "batch", "micro_batch", "form"),
 }
 OTHER = ("case", "setting", "model", "batch", "size", "ranks", "seed", "steps")
