@@ -19,6 +19,7 @@ from benchmarks.peers import CHECKOUT
 REFERENCE = {"cpu": ("fp32", 480e9), "cuda": ("bf16", 790e12)}
 CEILINGS = "ceilings"
 OPEN_CLIP = ("open_clip",)
+CLIP_BENCHMARK = (*OPEN_CLIP, "clip_benchmark", "sklearn")
 _INSTALLED = {CHECKOUT: ""}
 
 
@@ -159,6 +160,20 @@ _CPU = (
         "patch_gain --device cpu --models ViT-B/32 --batch-sizes 8 --runs 2",
         40,
         OPEN_CLIP,
+    ),
+    _rows(
+        "zeroshot",
+        "zero-shot classification against CLIP_benchmark",
+        "zeroshot --device cpu --model ViT-tiny --images 512 --runs 3 --workers 2",
+        45,
+        CLIP_BENCHMARK,
+    ),
+    _rows(
+        "probe",
+        "linear probes against scikit-learn",
+        "probe --device cpu --rows 2000 --dim 128 --classes 10 --runs 1",
+        20,
+        ("sklearn",),
     ),
     _rows(
         "loss-ranks",

@@ -17,6 +17,7 @@ from benchmarks.parts.tables.convergence import (
     convergence_time,
 )
 from benchmarks.parts.tables.data import data, data_cores
+from benchmarks.parts.tables.evaluation import probe, zeroshot
 from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step_parts
 from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
@@ -63,6 +64,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "data": data,
     "data_cores": data_cores,
     "batch_memory": batch_memory,
+    "zeroshot": zeroshot,
+    "probe": probe,
     "plan_592_time": plan_592_time,
     "plan_592_travel": plan_592_travel,
     "plan_64_time": plan_64_time,

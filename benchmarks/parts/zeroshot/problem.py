@@ -20,7 +20,8 @@ from clipfast.eval.models import load_model
 from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.models import CLIP
 
-SAMPLE = "sample/noto"
+SAMPLE = "emoji-captions"
+_SHARDS = "sample/noto"
 _PROMPTS = ("{c}", "a photo of {c}.", "a drawing of {c}.", "an emoji of {c}.")
 
 
@@ -64,7 +65,7 @@ def labelled(source: str, limit: int | None) -> LabelledSet:
 
 def _emoji(limit: int | None) -> LabelledSet:
     """Emoji whose classes are their own captions."""
-    shards = expand(SAMPLE)
+    shards = expand(_SHARDS)
     found = min(int(counts(shards).sum()), limit or sys.maxsize)
     places = EpochOrder(counts(shards), shuffle=False).locate(0, 0, found)
     reader = ShardReader(shards)
@@ -72,7 +73,7 @@ def _emoji(limit: int | None) -> LabelledSet:
     captions = [reader.caption(*place) for place in at]
     number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
     return LabelledSet(
-        name="emoji",
+        name=SAMPLE,
         split="noto",
         classnames=tuple(number),
         templates=_PROMPTS,

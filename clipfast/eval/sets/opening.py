@@ -63,7 +63,14 @@ def open_set(
         raise ValueError(f"data set {name!r} has captions and no classes: measure retrieval on it")
     if is_emoji(place):
         entry = find_entry("emoji")
-    found = _find(place, split, entry)
+    try:
+        found = _find(place, split, entry)
+    except ValueError as error:
+        if entry is None and plain_name(place) in CATALOGUE:
+            raise ValueError(
+                f"{error}. If it is the published data set, give its name too: {place}:{place}"
+            ) from error
+        raise
     return give_words(found, name or found.name, split, entry, classnames, templates)
 
 
@@ -101,9 +108,10 @@ def open_captions(
 
 def _parts(source: str) -> tuple[str | None, Entry | None, str]:
     """The name, its entry, and the path."""
-    named = None if Path(source).expanduser().exists() else _NAMED.fullmatch(source)
+    is_there = Path(source).expanduser().exists()
+    named = None if is_there else _NAMED.fullmatch(source)
     if named is None:
-        if plain_name(source) in CATALOGUE:
+        if plain_name(source) in CATALOGUE and not is_there:
             raise ValueError(
                 f"{source!r} is a name without a place; say where the data set lies: "
                 f"{source}:FOLDER"

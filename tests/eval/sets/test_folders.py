@@ -120,3 +120,14 @@ def test_open_set_counts_files_that_are_no_images(folder, caplog):
     assert opened.labels.tolist() == [0, 0, 1, 1, 2]
     assert "2 files are no images, such as" in caplog.text
     assert "linked folder leads back up; it is not followed" in caplog.text
+
+
+def test_open_set_takes_a_folder_that_is_called_like_a_published_set(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    found = open_set("pets")
+    assert (found.name, found.classnames) == ("pets", ("a c", "b", "c"))
+    (folder.parent / "cifar10").mkdir()
+    with pytest.raises(ValueError, match=r"published data set, give its name too: cifar10:cifar10"):
+        open_set("cifar10")
+    with pytest.raises(ValueError, match=r"'food101' is a name without a place"):
+        open_set("food101")
