@@ -199,8 +199,10 @@ PACKAGES = find_packages(include=["clipfast", "clipfast.*"])
 PACKAGES += ["clipfast.kernels", *(f"clipfast.kernels.{name}" for name in find_packages("kernels"))]
 PACKAGE_DATA = {
     "clipfast": [
-        *("assets/**/*", "data/sample/**/*"),
-        *("eval/sets/words/**/*", "eval/robustness/mappings/*"),
+        "assets/**/*",
+        "data/sample/**/*",
+        "eval/sets/words/**/*",
+        "eval/robustness/mappings/*",
         "eval/report/assets/*",
     ]
 }

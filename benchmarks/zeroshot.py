@@ -27,10 +27,10 @@ from benchmarks.parts.zeroshot.peer import functions
 from benchmarks.parts.zeroshot.problem import SAMPLE, labelled, make_problem, set_threads
 
 SUBJECT = "zeroshot"
+MODEL = "ViT-B/32"  # with random weights, where nothing is said
 DEFAULTS = {
     "cpu": {
         "data": [SAMPLE],
-        "model": "ViT-B/32",
         "images": 64,
         "runs": 3,
         "threads": 2,
@@ -38,7 +38,6 @@ DEFAULTS = {
     },
     "cuda": {
         "data": [SAMPLE],
-        "model": "ViT-B/32",
         "images": 2048,
         "runs": 3,
         "threads": 8,
@@ -51,10 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = new_parser(__doc__, DEFAULTS)
     parser.add_argument("--data", nargs="+", help=f"sets, as in clipfast.eval, or {SAMPLE}")
-    parser.add_argument("--model", help="of random weights, where there are no --weights")
+    parser.add_argument("--model", help=f"its name; default: that of --weights, else {MODEL}")
     parser.add_argument("--weights", type=Path, help="a file or the folder of a run")
     parser.add_argument("--images", type=int, help="of each set, at most; 0: all")
-    parser.add_argument("--threads", type=int, help="of torch, and of our decoder")
+    parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--workers", type=int, nargs="+", help="of CLIP_benchmark's loader")
     add_run_options(parser, DEFAULTS, save="write to results/ in any case")
     return parser
@@ -72,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         for source in options.data:
             images = labelled(source, options.images or None)
-            problem = make_problem(images, options.model, options.weights)
+            model = options.model or (None if options.weights else MODEL)
+            problem = make_problem(images, model, options.weights)
             rows.add(
                 measure(problem, options.device, options.runs, options.threads, options.workers)
             )

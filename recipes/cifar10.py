@@ -22,7 +22,7 @@ from clipfast.engine import (
 
 
 def config() -> Config:
-    """A run of half an hour on two cores."""
+    """A run of 17 minutes on two cores."""
     return Config(
         model=ModelOptions("RN-tiny"),
         data=DataConfig(scale=(0.5, 1.0)),

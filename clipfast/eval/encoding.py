@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -40,7 +41,8 @@ class ImageEncoder(SetEncoder):
         dtype: it computes in; other than float32 under autocast.
         rank: this one.
         world_size: number of ranks; beyond 1 torch's process group must be there.
-        threads: of the CPU, that decode.
+        threads: of the CPU, that decode; None: 8 at most, and half of the cores where the model
+            computes on them too.
         resize: "exact" is that of ``EvalLoader``. "pillow" gives the pixels of torchvision's
             transforms, which OpenCLIP and CLIP_benchmark have.
 
@@ -61,7 +63,7 @@ class ImageEncoder(SetEncoder):
         dtype: torch.dtype = torch.float32,
         rank: int = 0,
         world_size: int = 1,
-        threads: int = 2,
+        threads: int | None = None,
         resize: Resize = "exact",
     ) -> None:
         if resize not in ("exact", "pillow"):
@@ -74,7 +76,7 @@ class ImageEncoder(SetEncoder):
             check_device(device),
             check_dtype(dtype),
             Sharing(*check_place(rank, world_size)),
-            whole_number("threads", threads, 1),
+            whole_number("threads", decode_threads(device) if threads is None else threads, 1),
         )
         self.model = model.to(self.device).eval()
         check_batch(batch_size, preprocessing.image_size, dtype, self.device)
@@ -149,3 +151,17 @@ def check_preprocessing(preprocessing: Preprocessing, model: CLIP) -> Preprocess
             f"{wanted}: create it with image_size={preprocessing.image_size}"
         )
     return preprocessing
+
+
+def decode_threads(device: torch.device | str) -> int:
+    """Threads that decode beside a model.
+
+    On a CPU each of the model's products waits for its slowest thread: with as many threads that
+    decode as cores, RN-tiny took 1.4 times as long for the images of CIFAR-10.
+
+    Args:
+        device: where the model computes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    shared = (cores or 1) // 2 if torch.device(device).type == "cpu" else cores or 1
+    return max(1, min(8, shared))

@@ -26,8 +26,8 @@ def test_zeroshot_benchmark_writes_rows_of_texts_and_images(tmp_path, capsys):
     assert [row["role"] for row in rows] == ["ours", "peer", "ours", "ours", "peer"]
     assert {row["peer"] for row in rows} == {None, "CLIP_benchmark"}
     texts, images = rows[:2], rows[2:]
-    assert {row["case"] for row in texts} == {"emoji-captions, ViT-tiny, 36 texts"}
-    assert {row["case"] for row in images} == {"emoji-captions, ViT-tiny, 9 images"}
+    assert {row["case"] for row in texts} == {"emoji-captions, ViT-tiny, weights random, 36 texts"}
+    assert {row["case"] for row in images} == {"emoji-captions, ViT-tiny, weights random, 9 images"}
     assert texts[0]["error"] < 1e-5
     exact, pillow, theirs = (row["own"] for row in images)
     assert pillow["acc1"] == theirs["acc1"]

@@ -22,7 +22,7 @@ def zeroshot() -> str:
 
 
 def _zeroshot(runs: Sequence[Run]) -> str:
-    head = ["case", "weights", "program", "per second", "clipfast is faster", "accuracy"]
+    head = ["case", "program", "per second", "clipfast is faster", "accuracy"]
     head += ["mean recall", "said otherwise"]
     lines = []
     for case in _cases(runs):
@@ -30,7 +30,6 @@ def _zeroshot(runs: Sequence[Run]) -> str:
             lines.append(
                 [
                     row["case"],
-                    row["weights"],
                     row["name"],
                     number(row, "items_per_s"),
                     _faster(row),
@@ -68,7 +67,8 @@ def _probe(runs: Sequence[Run]) -> str:
 
 
 def _cases(runs: Sequence[Run]) -> list[Run]:
-    return [case for run in runs for case in run.cases("case")]
+    found = [case for run in runs for case in run.cases("case")]
+    return sorted(found, key=lambda case: str(case.rows[0]["case"]))
 
 
 def _faster(row: Row) -> str:

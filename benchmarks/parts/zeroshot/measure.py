@@ -79,13 +79,14 @@ def measure(
         problem: what is classified.
         device: where both models compute.
         runs: timed runs of each.
-        threads: of torch, and those that decode for us.
+        threads: of torch.
         workers: of CLIP_benchmark's DataLoader; a row for each number.
 
     Raises:
         CheckFailed: see ``check``; or the classifiers differ.
     """
     peer, images = Peer(problem, device), problem.images
+    what = f"{images.name}, {problem.model}, weights {problem.weights}"
     theirs = peer.classifier()
     scores, labels = peer.logits(theirs, workers[0])
     told = peer.metrics(scores, labels)
@@ -101,9 +102,7 @@ def measure(
         **sizes,
     }
     resizes: dict[str, Resize] = {"clipfast": "exact", "clipfast, as Pillow": "pillow"}
-    encoders = {
-        name: encoder_of(problem, device, threads, resize) for name, resize in resizes.items()
-    }
+    encoders = {name: encoder_of(problem, device, resize) for name, resize in resizes.items()}
     first = encoders["clipfast"]
     ours = build_classifier(first, images.classnames, images.templates)
     apart = float((ours - theirs.T.cpu()).abs().max())
@@ -122,7 +121,7 @@ def measure(
         warmup=0,
         runs=runs,
         items=texts,
-        case=f"{images.name}, {problem.model}, {texts:,} texts",
+        case=f"{what}, {texts:,} texts",
         error_classifier=apart,
         **common,
     )
@@ -149,7 +148,7 @@ def measure(
         warmup=0,
         runs=runs,
         items=len(images),
-        case=f"{images.name}, {problem.model}, {len(images):,} images",
+        case=f"{what}, {len(images):,} images",
         **common,
     )
     for row in found:
@@ -163,12 +162,10 @@ def _classifying(peer: Peer, classifier: Tensor, workers: int) -> Callable[[], o
     return lambda: peer.metrics(*peer.logits(classifier, workers))
 
 
-def encoder_of(problem: Problem, device: str, threads: int, resize: Resize) -> ImageEncoder:
+def encoder_of(problem: Problem, device: str, resize: Resize) -> ImageEncoder:
     """Ours, with CLIP_benchmark's size of a batch."""
     size = problem.ours.config.vision.image_size
-    return ImageEncoder(
-        problem.ours, Preprocessing(size), BATCH, device, threads=threads, resize=resize
-    )
+    return ImageEncoder(problem.ours, Preprocessing(size), BATCH, device, resize=resize)
 
 
 def judge(encoder: ImageEncoder, problem: Problem, classifier: Tensor) -> Said:

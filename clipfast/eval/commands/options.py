@@ -64,8 +64,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, several: bool = False)
     group.add_argument(
         "--threads",
         type=int,
-        default=min(8, len(os.sched_getaffinity(0))),
-        help="CPU threads that decode",
+        help="CPU threads that decode; default: at most 8, and half of the cores on a CPU",
     )
     group.add_argument(
         "--resize",

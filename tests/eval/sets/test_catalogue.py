@@ -160,7 +160,9 @@ def test_open_set_names_unknown_names_and_missing_places():
         open_set("food101:/none")
 
 
-@pytest.mark.parametrize("folder", ["eval/sets/words", "eval/report/assets"])
+@pytest.mark.parametrize(
+    "folder", ["eval/sets/words", "eval/report/assets", "eval/robustness/mappings"]
+)
 def test_files_of_evaluation_are_in_the_wheel(folder):
     tree = ast.parse((ROOT / "setup.py").read_text())
     (data,) = (
