@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
-from clipfast.data.fields import FIELDS
+from clipfast.curate.engine.parts import digest
+from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.shards import Table, expand, read_table
 from clipfast.data.table import identify
 from clipfast.data.tarwalk import read_exactly
@@ -27,11 +29,13 @@ class Shard:
         path: of the tar.
         samples: of its index.
         mark: digest of its index's lines.
+        captions: where they are, as --data.captions says it.
     """
 
     path: str
     samples: int
     mark: str
+    captions: tuple[str, ...] = FIELDS.captions
 
     @property
     def name(self) -> str:
@@ -41,7 +45,13 @@ class Shard:
     @property
     def part(self) -> str:
         """See ``clipfast.curate.engine.Item``: an index made anew makes another one."""
-        return f"{self.name}-{self.mark}"
+        other = "" if self.captions == FIELDS.captions else f"-{digest(self.captions)}"
+        return f"{self.name}-{self.mark}{other}"
+
+    @property
+    def fields(self) -> Fields:
+        """Which members are image and caption."""
+        return Fields(captions=self.captions)
 
     def table(self) -> Table:
         """Where the samples lie.
@@ -49,7 +59,7 @@ class Shard:
         Raises:
             ValueError: the shard or its index is not what it was at the start.
         """
-        table = read_table(self.path)
+        table = read_table(self.path, self.fields)
         if len(table) != self.samples:
             raise ValueError(
                 f"shard {self.path} has {len(table):,} samples, and had {self.samples:,} at the "
@@ -58,22 +68,27 @@ class Shard:
         return table
 
 
-def shards_of(patterns: Sequence[str]) -> list[Shard]:
+def shards_of(patterns: Sequence[str], captions: Sequence[str] = FIELDS.captions) -> list[Shard]:
     """The shards that patterns name, in the order of their names: that of the patterns changes
     nothing.
 
     Args:
         patterns: as --data.train takes them.
+        captions: as --data.captions does.
 
     Raises:
         ValueError: a pattern is malformed, or a shard is there twice under one name.
         OSError: a shard cannot be read.
     """
     paths = expand(patterns)
+    fields = Fields(captions=tuple(captions))
     with ThreadPoolExecutor(min(_THREADS, len(paths))) as pool:
-        known = list(pool.map(identify, paths))
+        known = list(pool.map(partial(identify, fields=fields), paths))
     shards = sorted(
-        (Shard(path, each.samples, each.mark) for path, each in zip(paths, known, strict=True)),
+        (
+            Shard(path, each.samples, each.mark, fields.captions)
+            for path, each in zip(paths, known, strict=True)
+        ),
         key=lambda shard: shard.part,
     )
     for one, other in pairwise(shards):
@@ -85,8 +100,8 @@ def shards_of(patterns: Sequence[str]) -> list[Shard]:
     return shards
 
 
-def captions(shard: Shard) -> Iterator[str]:
-    """The captions of a shard in order; "" where one is no text.
+def captions(shard: Shard) -> Iterator[list[str]]:
+    """The captions of each sample of a shard, in order; none where they are no text.
 
     Args:
         shard: of which.
@@ -95,12 +110,12 @@ def captions(shard: Shard) -> Iterator[str]:
         ValueError: the shard or its index is not what it was.
         OSError: it cannot be read.
     """
-    table = shard.table()
+    table, fields = shard.table(), shard.fields
     for data in _members(shard, table.caption_offset, table.caption_size):
         try:
-            yield FIELDS.caption_text(data)
+            yield fields.texts(data, table.caption)
         except ValueError:
-            yield ""
+            yield []
 
 
 def images(shard: Shard) -> Iterator[bytes]:

@@ -1,8 +1,11 @@
 """match, balance and select: against few lines of Python, for any split and any order."""
 
 import hashlib
+import io
+import json
 import math
 import random
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pytest
 
 from clipfast.curate import main
 from clipfast.curate.balance.draw import chances, draws
+from clipfast.curate.engine import read_table as read_part
 from clipfast.curate.select.combine import combine
+from clipfast.curate.text.matchfolder import read_match_folder
 from clipfast.data.selection import Selection, choose, read_selection, write_selection
 from clipfast.data.shards import read_table
 from tests.curate.shards import captioned, make_shard, png
@@ -88,9 +93,8 @@ def test_balance_equals_the_reference_whatever_the_split_order_and_workers(
     folder, captions = shards
     all_names = ("0.tar", "1.tar", "2.tar")
     at_once = matched(folder, tmp_path / "a", *all_names)
-    # One after the other, in another order, on two processes: what is there is not made again.
+    # First one, then the others in another order on two processes: it is not made again.
     split = matched(folder, tmp_path / "b", "2.tar")
-    matched(folder, split, "1.tar", "2.tar")
     matched(folder, split, "1.tar", "0.tar", "2.tar", workers=2)
     for name in ("a", "b"):
         out = tmp_path / f"{name}.parquet"
@@ -198,6 +202,46 @@ def test_match_makes_a_shard_anew_that_has_changed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "hold 1 queries" in printed
     assert "hold 2 queries" in printed
+
+
+def test_match_looks_through_all_captions_of_a_sample(tmp_path, capsys):
+    path = tmp_path / "0.tar"
+    texts = [{"alt": ["a dog", "a dog and a cat"]}, {"alt": "a cat"}, {"alt": 3}, {"alt": "a mat"}]
+    with tarfile.open(path, "w") as tar:
+        for key, text in enumerate(texts):
+            for name, data in (("png", png()), ("json", json.dumps(text).encode())):
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "q.txt").write_text("cat\ndog")
+    options = ["--queries", str(tmp_path / "q.txt"), "--out", str(tmp_path / "m")]
+    options += ["--captions", "json:alt", "--workers", "1"]
+    assert main(["match", str(path), *options]) == 0
+    assert "2 pairs (50.0%) hold 3 queries, 2 different ones" in capsys.readouterr().out
+    (matched,) = read_match_folder(str(tmp_path / "m")).matched
+    table = read_part(matched.path)
+    assert table["row"].to_pylist() == [0, 0, 1]
+    assert table["query"].to_pylist() == [0, 1, 0]
+
+
+def test_report_says_what_a_selection_keeps(shards, tmp_path):
+    folder, captions = shards
+    matches = matched(folder, tmp_path / "m", "0.tar", "1.tar")
+    balanced = tmp_path / "b.parquet"
+    curate("balance", matches, "--at-most", 10, "--out", balanced)
+    curate("report", matches, "--select", balanced, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    kept_pairs = {name: len(rows) for name, rows in kept(balanced).items()}
+    assert f"keeps {sum(kept_pairs.values())} of 800 pairs" in page
+    for name, count in kept_pairs.items():
+        row = page[page.index(f">{name}</th>") :]
+        assert f">{count}</td>" in row[: row.index("</tr>")]
+    texts = [f" {text} " for name in ("0.tar", "1.tar") for text in captions[name]]
+    before = sum(" w0 " in text for text in texts)
+    row = page[page.index(">w0</th>") :]
+    assert f">{before}</td>" in row[: row.index("</tr>")]
+    assert "<script src" not in page
+    assert "http" not in page.replace("http-equiv", "")
 
 
 def test_balance_wants_matches_that_are_whole(tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clipfast.curate.commands.options import add_engine_options, path_of
+from clipfast.curate.commands.options import add_engine_options, add_shards, path_of
 from clipfast.curate.engine import read_table, write_table
 from clipfast.curate.engine import run as run_step
 from clipfast.curate.engine.parts import arrow, digest
@@ -27,7 +27,7 @@ def add(subparsers: Any) -> None:
     """
     text = "select one of each group of equal samples"
     parser = subparsers.add_parser("exact", help=text, description=text)
-    parser.add_argument("shards", nargs="+", help="patterns, as --data.train takes them")
+    add_shards(parser)
     parser.add_argument("--out", required=True, help="file of the selection")
     parser.add_argument(
         "--by",
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     out = path_of(options.out)
     folder = f"{out}.parts"
-    shards = shards_of(options.shards)
+    shards = shards_of(options.shards, options.captions)
     work = options.engine, options.workers
     paths = run_step(Digests(options.by), shards, folder, *work)
     known = digest([options.by, *(shard.part for shard in shards)])

@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from clipfast.curate.commands.options import add_engine_options, path_of
+from clipfast.curate.commands.options import add_engine_options, add_shards, path_of
 from clipfast.curate.engine import run as run_step
 from clipfast.curate.shards import shards_of
 from clipfast.curate.text.match import Match, totals
@@ -25,7 +25,7 @@ def add(subparsers: Any) -> None:
     """
     text = "find which captions of shards hold which queries"
     parser = subparsers.add_parser("match", help=text, description=text)
-    parser.add_argument("shards", nargs="+", help="patterns, as --data.train takes them")
+    add_shards(parser)
     parser.add_argument("--queries", required=True, help="file of queries, one a line, or .json")
     parser.add_argument("--out", required=True, help="folder of the matches")
     parser.add_argument("--words", choices=RULES, default=RULES[0], help="what words are")
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     out = path_of(options.out)
     listed = read_queries(path_of(options.queries), options.words)
-    shards = shards_of(options.shards)
+    shards = shards_of(options.shards, options.captions)
     # A copy of its own: the matches are numbers of its lines.
     storage_of(out).make_folder(out)
     copy = join(out, f"queries-{listed.digest}.tsv")

@@ -6,8 +6,9 @@ import argparse
 from typing import Any
 
 from clipfast.data.command import path_of
+from clipfast.data.fields import FIELDS
 
-__all__ = ["add_engine_options", "path_of", "whole"]
+__all__ = ["add_engine_options", "add_shards", "path_of", "whole"]
 
 
 def add_engine_options(parser: Any) -> None:
@@ -18,6 +19,17 @@ def add_engine_options(parser: Any) -> None:
         help="pool: processes of this machine (the default); ray, or ray:ADDRESS of a cluster",
     )
     parser.add_argument("--workers", type=int, help="at a time; all cores where left out")
+
+
+def add_shards(parser: Any) -> None:
+    """Shards, and where their captions are."""
+    parser.add_argument("shards", nargs="+", help="patterns, as --data.train takes them")
+    parser.add_argument(
+        "--captions",
+        nargs="+",
+        default=list(FIELDS.captions),
+        help=f"where they are, as --data.captions says it ({' '.join(FIELDS.captions)})",
+    )
 
 
 def whole(least: int) -> Any:

@@ -53,8 +53,8 @@ def _pixels(shard: Shard) -> Iterator[bytes | None]:
 
 
 def _pairs(shard: Shard) -> Iterator[bytes | None]:
-    for image, caption in zip(_pixels(shard), captions(shard), strict=True):
-        words = " ".join(clean(caption).lower().split())
+    for image, texts in zip(_pixels(shard), captions(shard), strict=True):
+        words = "\n".join(" ".join(clean(text).lower().split()) for text in texts)
         yield None if image is None else _digest(image + words.encode())
 
 

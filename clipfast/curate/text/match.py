@@ -32,12 +32,19 @@ class Match:
 
     def options(self) -> dict[str, Any]:
         """See ``Step``."""
-        return {"version": 1, "queries": self.digest, "words": self.words}
+        return {"version": 2, "queries": self.digest, "words": self.words}
 
     def table(self, item: Shard) -> Any:
-        """Columns row and query, uint32: each match once, rising by the two."""
+        """Columns row and query, uint32: each match once, rising by the two. A sample of several
+        captions holds a query that one of them holds."""
         pa = arrow()
-        row, query = _trie(self.queries, self.digest, self.words).match(list(captions(item)))
+        texts = list(captions(item))
+        counts = [len(each) for each in texts]
+        trie = _trie(self.queries, self.digest, self.words)
+        text, query = trie.match([caption for each in texts for caption in each])
+        row = np.repeat(np.arange(len(texts)), counts)[text]
+        if len(row) and max(counts) > 1:
+            row, query = np.unique(np.stack([row, query]), axis=1)
         return pa.table({"row": row.astype(np.uint32), "query": query.astype(np.uint32)})
 
 

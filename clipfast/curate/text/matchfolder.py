@@ -14,7 +14,7 @@ from clipfast.storage import storage_of
 from clipfast.storage.paths import join, split
 
 _NAME = "match.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def write_match_folder(
         "queries": split(step.queries)[1],
         "digest": step.digest,
         "parts": split(split(paths[0])[0])[1],
+        "captions": shards[0].captions,
         "shards": [[shard.path, shard.samples, shard.mark] for shard in shards],
     }
     text = json.dumps(state, indent=1)
@@ -96,10 +97,10 @@ def read_match_folder(folder: str) -> MatchFolder:
         raise ValueError(f"{path} is of another version of clipfast: run match again")
     queries = read_queries(join(folder, state["queries"]), state["words"])
     if queries.digest != state["digest"]:
-        raise ValueError(f"{queries} of {folder} have changed since match: run it again")
+        raise ValueError(f"the queries of {folder} have changed since match: run it again")
     parts = join(folder, state["parts"])
     matched = []
     for place, samples, mark in state["shards"]:
-        shard = Shard(place, samples, mark)
+        shard = Shard(place, samples, mark, tuple(state["captions"]))
         matched.append(Matched(shard, join(parts, shard.part + ENDING)))
     return MatchFolder(folder, state["words"], queries, matched, state["parts"])
