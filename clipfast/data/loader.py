@@ -72,7 +72,9 @@ class _Loader:
         context_length: int = 77,
         fields: Fields = FIELDS,
         select: Selection | str | None = None,
+        on_wait: Callable[[], None] | None = None,
     ) -> None:
+        self._on_wait = on_wait
         self.image_size = whole_number("image_size", image_size, 1, MOST_PIXELS_PER_SIDE)
         self.batch_size = whole_number("batch_size", batch_size, 1)
         self.rank, self.world_size = check_place(rank, world_size)
@@ -121,7 +123,9 @@ class _Loader:
         read = partial(
             self.reader.read, with_content=self.with_content, strict=self._substitutes is None
         )
-        return Prefetcher(read, requests, threads=min(self.threads, depth), depth=depth)
+        return Prefetcher(
+            read, requests, threads=min(self.threads, depth), depth=depth, on_wait=self._on_wait
+        )
 
     def _finish(self, encoded: EncodedBatch, crops: Tensor) -> ImageTextBatch:
         return ImageTextBatch(
@@ -185,6 +189,7 @@ class TrainLoader(_Loader):
         select (Selection | str | None): which samples of which shards are read, or the path of the
             file that says so (``clipfast.data.selection``). What it leaves out is not there: order,
             rows and counts are those of shards that hold the others alone. None: all.
+        on_wait (Callable[[], None]): called each second that a batch is waited for.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -401,6 +406,7 @@ class EvalLoader(_Loader):
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
         select (Selection | str | None): which samples are read, see `TrainLoader`.
+        on_wait (Callable[[], None]): called each second that a batch is waited for.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.

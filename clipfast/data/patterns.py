@@ -11,7 +11,7 @@ from clipfast.data.folders import tars_in
 from clipfast.data.synthetic_name import SYNTHETIC
 from clipfast.storage import storage_of
 from clipfast.storage.globs import has_magic
-from clipfast.storage.paths import join, split
+from clipfast.storage.paths import join, scheme_of, split
 
 _SAMPLE_DIR = join(split(__file__)[0], "sample")
 _SAMPLES = {
@@ -29,7 +29,9 @@ def _refuse_unreadable(pattern: str) -> None:
             "copy the shards to a local disk or mount the store, and give that path"
         )
     storage = storage_of(pattern)
-    if storage.is_folder(pattern):
+    # A look at each of 41,408 shards in a store takes minutes; `_look` asks for all of them.
+    is_shard = storage.is_remote and pattern.endswith(".tar")
+    if not is_shard and storage.is_folder(pattern):
         raise ValueError(f"shard {pattern!r} is a folder, and no tar file")
     if pattern.partition(":")[0] == SYNTHETIC:
         raise ValueError(
@@ -62,23 +64,20 @@ def _refuse_joined(pattern: str) -> None:
 
 
 def _look(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What of `paths` does not exist, and what is no file: one listing per folder instead of one
-    look per shard.
+    """What of `paths` does not exist, and what is no file.
 
     Raises:
         OSError: a folder that is there cannot be listed.
     """
-    listings: dict[str, dict[str, bool]] = {}
-    missing, others = [], []
+    by_scheme: dict[str, list[str]] = {}
     for path in paths:
-        folder, name = split(path)
-        if folder not in listings:
-            listings[folder] = {each.name: each.is_file for each in storage_of(path).list(folder)}
-        if name not in listings[folder]:
-            missing.append(path)
-        elif not listings[folder][name]:
-            others.append(path)
-    return missing, others
+        by_scheme.setdefault(scheme_of(path), []).append(path)
+    found: dict[str, bool] = {}
+    for some in by_scheme.values():
+        found |= storage_of(some[0]).present(some)
+    return [path for path in paths if path not in found], [
+        path for path in paths if not found.get(path, True)
+    ]
 
 
 def _missing_error(pattern: str, missing: Sequence[str], asked: int) -> FileNotFoundError:

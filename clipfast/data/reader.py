@@ -1,5 +1,6 @@
 """The samples of shards, read in any order, by any thread."""
 
+import contextvars
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,12 @@ from clipfast.data.prepare import prepare
 from clipfast.data.report import printable
 from clipfast.data.scaled import decode_scaled
 from clipfast.data.selection import ShardChoice, choose
-from clipfast.data.shardfiles import ShardFiles
+from clipfast.data.shardfiles import Piece, ShardFiles
 from clipfast.data.table import Table, read_table
+from clipfast.storage import storage_of
 
 _KEPT_TABLES = 256
+_TABLES_AT_ONCE = 16
 _CONTEXT = "start, end and a token of the caption"
 _LIMITS = Limits()
 # Stands where a broken image is; it is never decoded.
@@ -97,6 +100,9 @@ class ShardReader:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
+        # Before its index is compared with it: what is read later is then what was compared.
+        if storage_of(self.shards[shard]).is_remote:
+            self._files.hold(shard)
         table = read_table(self.shards[shard], self.fields)
         if self._choices is not None:
             choice = self._choices[shard]
@@ -193,13 +199,18 @@ class ShardReader:
         """
         files = Files([], [], [], {}, [])
         places = list(zip(samples.shard.tolist(), samples.row.tolist(), strict=True))
+        self._meet({shard for shard, _ in places})
         tables = [self._table_with(*place) for place in places]
-        read = [self._image(table, *place) for table, place in zip(tables, places, strict=True)]
+        named = list(zip(tables, places, strict=True))
+        wanted = [_image_of(table, *place) for table, place in named]
+        wanted += [_caption_of(table, *place) for table, place in named]
+        pieces = self._files.read_many(wanted)
+        read, words = pieces[: len(places)], pieces[len(places) :]
         fits = self._fits(read, [table.checked for table in tables])
-        for i, (table, place, data, (image, fill, why_image)) in enumerate(
-            zip(tables, places, read, fits, strict=True)
+        for i, (table, data, word, (image, fill, why_image)) in enumerate(
+            zip(tables, read, words, fits, strict=True)
         ):
-            caption, why_caption = self._text(self._caption(table, *place), table)
+            caption, why_caption = self._text(word, table)
             files.images.append(image)
             files.fills.append(fill)
             files.captions.append(caption)
@@ -239,13 +250,24 @@ class ShardReader:
             )
         return table
 
+    def _meet(self, shards: set[int]) -> None:
+        """Read the tables of shards in stores that are not known yet, many at a time."""
+        with self._lock:
+            new = [shard for shard in sorted(shards) if shard not in self._tables]
+        far = [shard for shard in new if storage_of(self.shards[shard]).is_remote]
+        if len(far) > 1:
+            with ThreadPoolExecutor(min(len(far), _TABLES_AT_ONCE)) as pool:
+                tasks = [
+                    pool.submit(contextvars.copy_context().run, self.table, shard) for shard in far
+                ]
+                for task in tasks:
+                    task.result()
+
     def _image(self, table: Table, shard: int, row: int) -> bytes:
-        return self._files.pread(shard, int(table.image_offset[row]), int(table.image_size[row]))
+        return self._files.pread(*_image_of(table, shard, row))
 
     def _caption(self, table: Table, shard: int, row: int) -> bytes:
-        return self._files.pread(
-            shard, int(table.caption_offset[row]), int(table.caption_size[row])
-        )
+        return self._files.pread(*_caption_of(table, shard, row))
 
     def _text(self, data: bytes, table: Table) -> tuple[str, str]:
         """A caption, or why there is none."""
@@ -256,6 +278,14 @@ class ShardReader:
         # An index does not say which key of a JSON it was made for.
         is_checked = table.checked and table.caption == "txt"
         return text, "" if is_checked else why_empty(text)
+
+
+def _image_of(table: Table, shard: int, row: int) -> Piece:
+    return Piece(shard, int(table.image_offset[row]), int(table.image_size[row]))
+
+
+def _caption_of(table: Table, shard: int, row: int) -> Piece:
+    return Piece(shard, int(table.caption_offset[row]), int(table.caption_size[row]))
 
 
 def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, Fill, str]:

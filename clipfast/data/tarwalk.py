@@ -68,12 +68,27 @@ def read_exactly(reader: Reader, offset: int, size: int, name: str) -> bytes:
         ValueError: it ends before.
     """
     data = reader.read_at(offset, size)
+    check_length(data, offset, size, name)
+    return data
+
+
+def check_length(data: bytes, offset: int, size: int, name: str) -> None:
+    """See that nothing of a range is missing.
+
+    Args:
+        data: what was read.
+        offset: first byte.
+        size: number of bytes that were asked for.
+        name: path of what was read, for the message.
+
+    Raises:
+        ValueError: it ends before.
+    """
     if len(data) < size:
         raise ValueError(
             f"{name!r} ends at byte {offset + len(data):,}, but {size:,} bytes were expected "
             f"at {offset:,}; it was cut or replaced: fetch it again and make its index anew"
         )
-    return data
 
 
 def walk(shard: str, note: Note = no_note) -> Iterator[tuple[str, int, int]]:

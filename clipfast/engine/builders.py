@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from clipfast.data import SyntheticLoader, TrainLoader
 from clipfast.data.batch import TrainingData
+from clipfast.engine import progress
 from clipfast.engine.agreement import require_same, weights_hash
 from clipfast.engine.config import ConfigError
 from clipfast.engine.deepspeed.wrap import initialise_engine
@@ -21,6 +22,8 @@ from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
 from clipfast.models.shared_norm import share_statistics
 from clipfast.preprocessing import Preprocessing
+from clipfast.storage import configure
+from clipfast.storage.patience import under_way
 
 
 def build_loader(plan: RunPlan) -> TrainingData:
@@ -30,6 +33,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
         ConfigError: the shards do not fit the run, or an index does not fit its shard.
     """
     config, process = plan.config, plan.process
+    configure(config.data.store)
     try:
         if (samples := config.data.synthetic) is not None:
             return SyntheticLoader(
@@ -63,9 +67,16 @@ def build_loader(plan: RunPlan) -> TrainingData:
             max_errors=config.data.max_errors,
             # The run names them, once over all ranks.
             on_skip=lambda skipped: None,
+            on_wait=_goes_on,
         )
     except ValueError as error:
         raise ConfigError(f"--data.train: {error}") from error
+
+
+def _goes_on() -> None:
+    """A rank that waits for a store is no rank that hangs: the wait has a bound of its own."""
+    if under_way():
+        progress.again()
 
 
 def build_model(plan: RunPlan) -> CLIP:

@@ -221,7 +221,9 @@ def _check_names(config: Config) -> None:
 
 def _check_files(config: Config) -> None:
     from clipfast.data.shards import expand
+    from clipfast.storage import configure
 
+    configure(config.data.store)
     if config.model.weights and not os.path.exists(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
     for pattern in config.logging.validation:

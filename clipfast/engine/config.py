@@ -19,6 +19,7 @@ from clipfast.engine.renamed import renamed_field
 from clipfast.engine.sources import named_sources
 from clipfast.models.layers import Activation
 from clipfast.models.recompute import Recompute
+from clipfast.storage.options import StoreOptions
 
 Precision = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
 Statistics = Literal["fp32", "bf16", "fp16"]
@@ -149,6 +150,9 @@ class DataConfig:
     max_errors: int = 1000
     """With skip: more broken samples than this, each counted once over all ranks, end the run."""
 
+    store: StoreOptions = field(default_factory=StoreOptions)
+    """Where shards in stores are, and how long a run waits for one."""
+
     eval_batch_size: int = 256
     """Images a rank encodes at a time in evaluation."""
 
@@ -165,6 +169,13 @@ class DataConfig:
             eval_batch_size=Range(1, 2**20),
             eval_limit=_COUNT,
         )
+        check_fields(
+            self.store,
+            "--data.store",
+            in_flight=Range(1, 4096),
+            patience=Range(0, 1_000_000, why="0 asks once"),
+        )
+        _require(not self.store.problem(), f"--data.store.{self.store.problem()}")
         low, high = self.scale
         _require(
             0.0 < low <= high <= 1.0,

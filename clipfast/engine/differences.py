@@ -22,6 +22,8 @@ FREE = (
         "data.eval_limit",
         "data.threads",
     ),
+    # How bytes come, and not which.
+    "data.store",
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),

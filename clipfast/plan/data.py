@@ -1,6 +1,5 @@
 """What a run's own data say of themselves, where they are here: pairs, tokens, bytes."""
 
-import os
 from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
@@ -12,6 +11,7 @@ from clipfast.data.table import counts
 from clipfast.engine.config import DataConfig
 from clipfast.plan.question import PAIRS
 from clipfast.plan.supply import KILOBYTES
+from clipfast.storage import configure, storage_of
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ def contents(options: DataConfig) -> Contents:
         return Contents(options.synthetic, web, 0.0, "made at random, decoded by nobody")
     if not options.train:
         return Contents(PAIRS, web, KILOBYTES, "assumed: the paper's number of pairs")
+    configure(options.store)
     shards = expand(options.train)
     held = int(counts(shards, fields=options.fields).sum())
     pairs = held
     if options.select:
         pairs = int(select(options.select, shards, options.fields).counts.sum())
-    size = sum(os.path.getsize(shard) for shard in shards) / max(1, held)
+    size = sum(storage_of(shard).size(shard) for shard in shards) / max(1, held)
     source = f"{len(shards)} shard(s) of --data.train"
     return Contents(pairs, mean_tokens(ShardReader(shards, 77, options.fields)), size / 1e3, source)

@@ -1,7 +1,7 @@
 """Where shards, indexes and reports are: one `Storage` per scheme of a path.
 
-A path without a scheme is a local file (`FileStorage`). Another place needs a subclass of `Storage`
-and one line:
+A path without a scheme is a local file (`FileStorage`). ``s3 gs az http https`` are read through
+obstore (`ObjectStorage`). Another place needs a subclass of `Storage` and one line:
 
     register("mem", MemoryStorage())
 
@@ -9,16 +9,23 @@ Then ``mem://...`` works wherever a path does: patterns, index, pack and the loa
 modules of `clipfast.data` reach bytes through `storage_of`.
 """
 
-from clipfast.storage.base import Listed, Reader, Storage, Writer
+from clipfast.storage.base import Listed, Reader, Stat, Storage, Writer
+from clipfast.storage.clients import OBJECT_SCHEMES, has_obstore
 from clipfast.storage.local import FileStorage
+from clipfast.storage.objects import ObjectStorage
+from clipfast.storage.options import StoreOptions
 from clipfast.storage.paths import scheme_of
 
 __all__ = [
     "FileStorage",
     "Listed",
+    "ObjectStorage",
     "Reader",
+    "Stat",
     "Storage",
+    "StoreOptions",
     "Writer",
+    "configure",
     "register",
     "register_all",
     "registered",
@@ -26,6 +33,7 @@ __all__ = [
 ]
 
 _storages: dict[str, Storage] = {"file": FileStorage()}
+_options = StoreOptions()
 
 
 def register(scheme: str, storage: Storage) -> None:
@@ -43,6 +51,19 @@ def register(scheme: str, storage: Storage) -> None:
     _storages[scheme.lower()] = storage
 
 
+def configure(options: StoreOptions) -> None:
+    """How stores are reached from now on. Storages that were registered by hand stay.
+
+    Args:
+        options: of s3, gs, az, http and https.
+    """
+    global _options
+    _options = options
+    for scheme in OBJECT_SCHEMES:
+        if isinstance(_storages.get(scheme), ObjectStorage):
+            del _storages[scheme]
+
+
 def registered() -> dict[str, Storage]:
     """All storages by scheme; what a worker process gets."""
     return dict(_storages)
@@ -58,13 +79,21 @@ def storage_of(path: str) -> Storage:
     """The storage that holds `path`.
 
     Raises:
-        ValueError: nobody registered its scheme.
+        ValueError: nobody registered its scheme, or what reads it is not installed.
     """
-    storage = _storages.get(scheme_of(path))
-    if storage is None:
+    scheme = scheme_of(path)
+    storage = _storages.get(scheme)
+    if storage is not None:
+        return storage
+    if scheme not in OBJECT_SCHEMES:
         raise ValueError(
-            f"{path!r}: '{scheme_of(path)}://' is not read, because samples are fetched in any "
+            f"{path!r}: '{scheme}://' is not read, because samples are fetched in any "
             "order and no storage of that scheme is registered; copy the shards to a local disk or "
             "mount the store and give that path, or clipfast.storage.register one"
         )
-    return storage
+    if not has_obstore():
+        raise ValueError(
+            f"{path!r}: {scheme}:// is read by obstore, which is not installed: "
+            "pip install 'clipfast[stores]'; or mount the store and give that path"
+        )
+    return _storages.setdefault(scheme, ObjectStorage(scheme, _options))

@@ -2,11 +2,12 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from clipfast.storage.globs import glob_paths
+from clipfast.storage.paths import split
 
 # Bytes per request of a stream.
 _STREAM_BLOCK = 1 << 20
@@ -27,6 +28,29 @@ class Listed:
     is_file: bool = True
 
 
+@dataclass(frozen=True)
+class Stat:
+    """What tells one version of an object from another.
+
+    Attributes:
+        size: bytes.
+        etag: what the store calls this version; None where it says nothing that binds.
+        modified: when it was last written, in nanoseconds.
+    """
+
+    size: int
+    etag: str | None = None
+    modified: int = 0
+
+    def differs(self, other: "Stat") -> bool:
+        """Whether these are two versions: by the ETag where both have one, else by the time."""
+        if self.size != other.size:
+            return True
+        if self.etag is not None and other.etag is not None:
+            return self.etag != other.etag
+        return self.modified != other.modified
+
+
 class Reader:
     """Random access to one object. Threads share it; it closes with its last reference.
 
@@ -42,13 +66,32 @@ class Reader:
         """`size` bytes from `offset` on; fewer only where the object ends before."""
         return self._storage.read_at(self._path, offset, size)
 
+    def start_many(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[bytes]]:
+        """Begin to read many ranges, where a storage can have many under way.
+
+        Args:
+            ranges: (offset, size), as for `read_at`.
+
+        Returns:
+            What waits for them: the bytes of each, in the order asked for.
+        """
+        return lambda: [self.read_at(offset, size) for offset, size in ranges]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Many ranges; see `start_many`."""
+        return self.start_many(ranges)()
+
+    def stat(self) -> Stat | None:
+        """Which version of the object is read, where the storage holds readers to it."""
+        return None
+
     def size(self) -> int:
         """Bytes of the object."""
         return self._storage.size(self._path)
 
     def stream(self) -> io.BufferedReader:
         """The object from its first byte on, as a file to iterate over."""
-        return io.BufferedReader(_Stream(self), _STREAM_BLOCK)
+        return io.BufferedReader(Stream(self), _STREAM_BLOCK)
 
     def close(self) -> None:
         """Give back what the reader holds, once no read is under way."""
@@ -60,7 +103,7 @@ class Reader:
         self.close()
 
 
-class _Stream(io.RawIOBase):
+class Stream(io.RawIOBase):
     """A reader's bytes in order."""
 
     def __init__(self, reader: Reader) -> None:
@@ -109,7 +152,12 @@ class Storage(ABC):
     The first six methods are what a new storage gives. The others follow from them; a storage
     overrides those that it does better. Paths come whole, with their scheme. Worker processes of
     index and pack get a pickled copy, which reads.
+
+    Attributes:
+        is_remote: a read takes so long that many should be under way at a time.
     """
+
+    is_remote = False
 
     @abstractmethod
     def list(self, folder: str) -> Sequence[Listed]:
@@ -151,8 +199,21 @@ class Storage(ABC):
         """All bytes of an object."""
         return self.read_at(path, 0, self.size(path))
 
-    def open(self, path: str) -> Reader:
+    def stat(self, path: str) -> Stat:
+        """What an object is now.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return Stat(self.size(path), None, self.modified(path))
+
+    def open(self, path: str, stat: Stat | None = None) -> Reader:
         """An object for many reads.
+
+        Args:
+            path: the object.
+            stat: what `Reader.stat` said when it was opened before: where the storage holds readers
+                to a version, another one is an error.
 
         Raises:
             OSError: it cannot be read; ``FileNotFoundError`` where there is none.
@@ -178,6 +239,24 @@ class Storage(ABC):
     def is_folder(self, path: str) -> bool:
         """Whether something lies below `path`."""
         return bool(self.list(path))
+
+    def present(self, paths: Sequence[str]) -> dict[str, bool]:
+        """Which of `paths` are there, and whether each is an object.
+
+        One listing per folder, instead of one look per path.
+
+        Raises:
+            OSError: a folder that is there cannot be listed.
+        """
+        listings: dict[str, dict[str, bool]] = {}
+        found = {}
+        for path in paths:
+            folder, name = split(path)
+            if folder not in listings:
+                listings[folder] = {each.name: each.is_file for each in self.list(folder)}
+            if name in listings[folder]:
+                found[path] = listings[folder][name]
+        return found
 
     def target(self, path: str) -> str:
         """Where a path leads through links; equal for two paths to one folder."""

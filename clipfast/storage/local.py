@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from clipfast.files import remove_stale_in, whole_file
-from clipfast.storage.base import Listed, Reader, Storage, Writer
+from clipfast.storage.base import Listed, Reader, Stat, Storage, Writer
 
 _FILE_URL = "file://"
 
@@ -121,7 +121,7 @@ class FileStorage(Storage):
         with open(path, "rb") as file:
             return file.read()
 
-    def open(self, path: str) -> FileReader:
+    def open(self, path: str, stat: Stat | None = None) -> FileReader:
         """See `Storage.open`."""
         return FileReader(path)
 

@@ -1,0 +1,152 @@
+"""A store and a web server on this machine, each behind a proxy that can fail."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipfast import storage
+from clipfast.data import index, shards
+from clipfast.storage import StoreOptions, storage_of
+from tests.needs import need
+from tests.storage.httpfolder import serve
+from tests.storage.proxy import Proxy
+
+SIZES = (7, 5, 9)
+_SECRETS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
+
+
+def _write_shard(path: Path, number: int, count: int) -> None:
+    draw = np.random.default_rng(number)
+    with tarfile.open(path, "w") as tar:
+        for row in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 255, (40, 36, 3), np.uint8)).save(buffer, "PNG")
+            for name, data in (("png", buffer.getvalue()), ("txt", f"{number} {row}".encode())):
+                member = tarfile.TarInfo(f"{row:04d}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards with their indexes, and one without."""
+    where = tmp_path_factory.mktemp("shards")
+    for number, count in enumerate(SIZES):
+        _write_shard(where / f"0000{number}.tar", number, count)
+    made = shards.expand(str(where / "*.tar"))
+    assert index.index_shards(made, workers=1, dali=False, progress=False).good == sum(SIZES)
+    _write_shard(where / "bare.tar", 9, 3)
+    (where / "pictures").mkdir()
+    for name in ("apple", "leaf"):
+        Image.new("RGB", (40, 40), "red").save(where / "pictures" / f"{name}.png")
+        (where / "pictures" / f"{name}.txt").write_text(name)
+    return where
+
+
+@pytest.fixture(scope="session")
+def moto(folder: Path) -> Iterator[Proxy]:
+    """moto's S3 server behind a proxy. The bucket "shards" holds the folder under "set"."""
+    need("obstore", "moto", "flask", "flask_cors")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        env={**os.environ, **_SECRETS},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < end, "moto's server does not start"
+                time.sleep(0.1)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/shards", method="PUT")
+        urllib.request.urlopen(request).close()
+        for path in folder.iterdir():
+            if path.suffix in (".tar", ".idx"):
+                url = f"http://127.0.0.1:{port}/shards/set/{path.name}"
+                # Without a kind it would be sent, and taken apart, as a form.
+                put = urllib.request.Request(
+                    url, path.read_bytes(), {"Content-Type": "application/x-tar"}, method="PUT"
+                )
+                urllib.request.urlopen(put).close()
+        proxy = Proxy(port)
+        yield proxy
+        proxy.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="session")
+def web_proxy(folder: Path) -> Iterator[Proxy]:
+    """A web server of the folder behind a proxy."""
+    need("obstore")
+    server = serve(folder)
+    proxy = Proxy(server.server_address[1])
+    yield proxy
+    proxy.close()
+    server.shutdown()
+
+
+def _rest(proxy: Proxy) -> None:
+    proxy.faults.clear()
+    proxy.met.clear()
+    proxy.latency, proxy.away, proxy.most_at_once = 0.0, False, 0
+
+
+@pytest.fixture
+def s3(moto: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The store as s3://shards."""
+    for name, value in _SECRETS.items():
+        monkeypatch.setenv(name, value)
+    _rest(moto)
+    storage.configure(StoreOptions(endpoint=f"http://127.0.0.1:{moto.port}", patience=20))
+    storage_of("s3://shards")._patience = quick(20)  # type: ignore[attr-defined]
+    yield moto
+    _rest(moto)
+    storage.configure(StoreOptions())
+
+
+@pytest.fixture
+def web(web_proxy: Proxy) -> Iterator[Proxy]:
+    """The web server; its address is `address(web)`."""
+    _rest(web_proxy)
+    storage.configure(StoreOptions(patience=20))
+    storage_of("http://x")._patience = quick(20)  # type: ignore[attr-defined]
+    yield web_proxy
+    _rest(web_proxy)
+    storage.configure(StoreOptions())
+
+
+def quick(seconds: float) -> storage.patience.Patience:
+    """Patience whose pauses are a hundredth of what they are."""
+
+    def sleep(pause: float) -> bool:
+        time.sleep(pause / 100)
+        return False
+
+    return storage.patience.Patience(seconds, sleep=sleep)
+
+
+def address(proxy: Proxy) -> str:
+    """The web server's address."""
+    return f"http://127.0.0.1:{proxy.port}"
