@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from clipfast.eval.decoding import ImageSet
-from clipfast.eval.encoding import ImageEncoder
+from clipfast.eval.setencoder import SetEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Readable:
     unreadable: dict[int, str]
 
 
-def readable_features(encoder: ImageEncoder, images: ImageSet) -> Readable:
+def readable_features(encoder: SetEncoder, images: ImageSet) -> Readable:
     """Encode a set and leave out what does not decode. A collective.
 
     Args:
@@ -46,10 +46,24 @@ def readable_features(encoder: ImageEncoder, images: ImageSet) -> Readable:
             f"{unreadable[min(unreadable)]}"
         )
     features = features[kept]
+    check_finite(images.name, "image", features)
+    return Readable(features, kept, unreadable)
+
+
+def check_finite(dataset: str, what: str, features: Tensor) -> None:
+    """Refuse features that are no numbers.
+
+    Args:
+        dataset: name of the set.
+        what: was encoded, for the message.
+        features: ``[n, D]``.
+
+    Raises:
+        ValueError: a feature is not finite.
+    """
     broken = int((~features.isfinite().all(1)).sum())
     if broken:
         raise ValueError(
-            f"{images.name}: {broken} image features of {len(features)} are not finite: the "
-            "weights are of a run that diverged, or overflow in this precision (--precision fp32)"
+            f"{dataset}: {broken} {what} features of {len(features)} are not finite: the weights "
+            "are of a run that diverged, or overflow in this precision (--precision fp32)"
         )
-    return Readable(features, kept, unreadable)

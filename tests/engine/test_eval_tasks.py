@@ -17,7 +17,7 @@ from clipfast.eval.registry import _BUILDERS as EVALUATIONS
 from clipfast.eval.results import ResultFile
 from clipfast.eval.sets import open_captions, open_set
 from clipfast.eval.tasks import Asked, SetTask, TaskOptions, list_tasks, register_task
-from clipfast.eval.tasks.limits import captioned_part, drawn, labelled_part
+from clipfast.eval.tasks.limits import drawn
 from clipfast.eval.tasks.probe import readable
 from clipfast.eval.tasks.registry import _BUILDERS as TASKS
 from clipfast.eval.zeroshot import classify
@@ -148,11 +148,11 @@ def test_a_part_of_a_set_is_the_same_images_with_what_belongs_to_them(place):
     assert len(set(places.tolist())) == 6
     assert places.tolist() == sorted(places.tolist()) == drawn(15, 6).tolist()
     whole = open_set(f"{place}/animals")
-    part = labelled_part(whole, places)
+    part = whole.take(places)
     assert part.labels.tolist() == whole.labels[places].tolist()
     assert part.encoded(2) == whole.encoded(int(places[2]))
     captioned = open_captions(f"{place}/seen.csv")
-    part = captioned_part(captioned, drawn(7, 3))
+    part = captioned.take(drawn(7, 3))
     assert (len(part), len(part.captions)) == (3, 6)
     for caption, image in zip(part.captions, part.image_of.tolist(), strict=True):
         number = int(caption.split()[-1])

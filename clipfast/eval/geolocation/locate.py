@@ -15,7 +15,7 @@ from clipfast.eval.geolocation.distance import great_circle_km
 from clipfast.eval.geolocation.nearest import Nearest
 from clipfast.eval.geolocation.places import PlacedSet
 from clipfast.eval.intervals import clopper_pearson
-from clipfast.eval.readable import readable_features
+from clipfast.eval.readable import check_finite, readable_features
 
 TASK = "geolocation"
 THRESHOLDS_KM = (1, 25, 200, 750, 2500)
@@ -132,12 +132,7 @@ def geolocate(encoder: ImageEncoder, references: PlacedSet, queries: PlacedSet) 
         features = encoder.images(part)
         kept = torch.ones(len(part), dtype=torch.bool)
         kept[list(encoder.unreadable)] = False
-        broken = int((~features[kept].isfinite().all(1)).sum())
-        if broken:
-            raise ValueError(
-                f"{part.name}: {broken} image features are not finite: the weights are of a run "
-                "that diverged, or overflow in this precision (--precision fp32)"
-            )
+        check_finite(part.name, "image", features[kept])
         nearest.add(features[kept], start + kept.nonzero()[:, 0])
         compared += int(kept.sum())
     if not compared:

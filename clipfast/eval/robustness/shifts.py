@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -97,13 +97,7 @@ def evenly(images: LabelledSet, limit: int | None) -> LabelledSet:
         raise ValueError(f"--limit must be at least 1; got {limit}")
     if limit >= len(images):
         return images
-    places = np.arange(limit) * len(images) // limit
-    return replace(
-        images,
-        labels=images.labels[places],
-        encoded=lambda i: images.encoded(int(places[i])),
-        attributes={name: column[places] for name, column in images.attributes.items()},
-    )
+    return images.take(np.arange(limit) * len(images) // limit)
 
 
 def _corruptions(source: str) -> list[tuple[str, int]]:

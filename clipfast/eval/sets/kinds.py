@@ -1,7 +1,7 @@
 """The two kinds of set. What does not fit together is refused as a set is made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,6 +55,19 @@ class LabelledSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, places: np.ndarray) -> "LabelledSet":
+        """Some of the images.
+
+        Args:
+            places: ``[n]`` of those that are kept.
+        """
+        return replace(
+            self,
+            labels=self.labels[places],
+            encoded=lambda i: self.encoded(int(places[i])),
+            attributes={name: column[places] for name, column in self.attributes.items()},
+        )
 
     @property
     def _where(self) -> str:
@@ -124,3 +137,20 @@ class CaptionedSet:
 
     def __len__(self) -> int:
         return int(self.image_of.max()) + 1
+
+    def take(self, places: np.ndarray) -> "CaptionedSet":
+        """Some of the images, each with all its captions.
+
+        Args:
+            places: ``[n]`` of those that are kept, each once.
+        """
+        number = np.full(len(self), -1, np.int64)
+        number[places] = np.arange(len(places))
+        image_of = number[self.image_of]
+        kept = np.flatnonzero(image_of >= 0)
+        return replace(
+            self,
+            encoded=lambda i: self.encoded(int(places[i])),
+            captions=[self.captions[i] for i in kept.tolist()],
+            image_of=image_of[kept],
+        )

@@ -23,7 +23,7 @@ from clipfast.eval.ranking import cosines
 from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import LabelledSet
 from clipfast.eval.tasks.dealing import Job
-from clipfast.eval.tasks.limits import drawn, labelled_part
+from clipfast.eval.tasks.limits import drawn
 from clipfast.eval.tasks.pictures import shots_figure
 from clipfast.eval.tasks.probe import readable
 from clipfast.eval.tasks.task import Found, SetTask
@@ -63,7 +63,7 @@ class FewShotTask(SetTask):
         check_metric(usual_metric(test), _targets(test))
         # What would fail once the features are there: a class with too few images.
         draw(_targets(found["train"]), max(self.options.shots), 0, found["train"].classnames)
-        return {**found, "test": labelled_part(test, drawn(len(test), self.options.limit))}
+        return {**found, "test": test.take(drawn(len(test), self.options.limit))}
 
     def encode(self, encoder: SetEncoder, opened: _Splits) -> tuple[list[Job], ShotCurves]:
         """See ``SetTask``."""
@@ -150,7 +150,7 @@ class FewShotTask(SetTask):
         """Features of the images that some draw takes, in their places; nobody reads the others."""
         targets, most = _targets(train), max(self.options.shots)
         places = np.unique(np.concatenate([draw(targets, most, s) for s in self.options.seeds]))
-        part = labelled_part(train, places)
+        part = train.take(places)
         found = readable(part, encoder.images(part, layer))
         if len(found.labels) < len(places):
             broken = ", ".join(str(places[i]) for i in sorted(encoder.unreadable)[:5])

@@ -18,7 +18,7 @@ from clipfast.eval.probe.splitsets import open_splits, usual_metric
 from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import LabelledSet
 from clipfast.eval.tasks.dealing import Job
-from clipfast.eval.tasks.limits import drawn, labelled_part
+from clipfast.eval.tasks.limits import drawn
 from clipfast.eval.tasks.task import Found, SetTask
 
 _SHARE, _SEED = 0.2, 0
@@ -34,10 +34,7 @@ class ProbeTask(SetTask):
     def open(self, source: str, split: str, words: Mapping[str, Path]) -> dict[str, LabelledSet]:
         """See ``SetTask``."""
         found = open_splits(source, {"train": "train", "test": split}, **words)
-        parts = {
-            what: labelled_part(one, drawn(len(one), self.options.limit))
-            for what, one in found.items()
-        }
+        parts = {what: one.take(drawn(len(one), self.options.limit)) for what, one in found.items()}
         train = parts["train"]
         # What would fail once the features are there.
         cut(Targets(torch.from_numpy(train.labels), len(train.classnames)), _SHARE, _SEED)

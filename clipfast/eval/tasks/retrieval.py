@@ -11,7 +11,7 @@ from clipfast.eval.ranking import RECALL_AT
 from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import CaptionedSet, open_captions
 from clipfast.eval.tasks.dealing import Job
-from clipfast.eval.tasks.limits import captioned_part, drawn
+from clipfast.eval.tasks.limits import drawn
 from clipfast.eval.tasks.task import Found, SetTask
 
 _WAYS = {"text_retrieval": "image to text", "image_retrieval": "text to image"}
@@ -28,7 +28,7 @@ class RetrievalTask(SetTask):
         if words:
             raise ValueError(f"retrieval takes no --eval.{next(iter(words))}: leave it out")
         captioned = open_captions(source, split=split)
-        return captioned_part(captioned, drawn(len(captioned), self.options.limit))
+        return captioned.take(drawn(len(captioned), self.options.limit))
 
     def encode(
         self, encoder: SetEncoder, opened: CaptionedSet

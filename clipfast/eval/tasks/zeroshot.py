@@ -9,7 +9,7 @@ from typing import Any
 from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.eval.tasks.dealing import Job
-from clipfast.eval.tasks.limits import drawn, labelled_part
+from clipfast.eval.tasks.limits import drawn
 from clipfast.eval.tasks.pictures import classes_figure
 from clipfast.eval.tasks.task import Found, SetTask
 from clipfast.eval.zeroshot.classification import TASK, Classification, classify
@@ -28,7 +28,7 @@ class ZeroShotTask(SetTask):
     def open(self, source: str, split: str, words: Mapping[str, Path]) -> LabelledSet:
         """See ``SetTask``."""
         images = open_set(source, split=split, **words)
-        return labelled_part(images, drawn(len(images), self.options.limit))
+        return images.take(drawn(len(images), self.options.limit))
 
     def encode(self, encoder: SetEncoder, opened: LabelledSet) -> tuple[list[Job], Classification]:
         """See ``SetTask``."""

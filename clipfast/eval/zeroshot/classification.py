@@ -13,6 +13,7 @@ from torch import Tensor
 from clipfast.eval.encoding import ImageEncoder
 from clipfast.eval.intervals import clopper_pearson
 from clipfast.eval.ranking import cosines
+from clipfast.eval.readable import check_finite, readable_features
 from clipfast.eval.setencoder import SetEncoder
 from clipfast.eval.sets import LabelledSet
 from clipfast.eval.sets.catalogue import find_entry
@@ -154,22 +155,11 @@ def classify(
             built = build_classifier(encoder, images.classnames, ways[name])
         classifiers[name] = built
     between = time.perf_counter()
-    features = encoder.images(images)
+    found = readable_features(encoder, images)
     seconds = {"texts": between - begin, "images": time.perf_counter() - between}
-    unreadable = dict(encoder.unreadable)
-    kept = torch.ones(len(images), dtype=torch.bool)
-    kept[list(unreadable)] = False
-    if not kept.any():
-        raise ValueError(
-            f"{images.name}: none of {len(images)} images decodes; the first: "
-            f"{unreadable[min(unreadable)]}"
-        )
-    features, labels = features[kept], torch.from_numpy(images.labels)[kept]
-    for what, values in (
-        ("image", features),
-        *((f"text ({n})", c) for n, c in classifiers.items()),
-    ):
-        _check_finite(images.name, what, values)
+    features, labels = found.features, torch.from_numpy(images.labels)[found.kept]
+    for name, classifier in classifiers.items():
+        check_finite(images.name, f"text ({name})", classifier)
     prompts = {
         name: _judged(encoder, features, classifier, labels, images.classnames)
         for name, classifier in classifiers.items()
@@ -178,7 +168,7 @@ def classify(
         dataset=images.name,
         split=images.split,
         images=len(features),
-        unreadable=unreadable,
+        unreadable=found.unreadable,
         metric=_metric_of(images.name, prompts["ensemble"].metrics),
         templates=len(images.templates),
         prompts=prompts,
@@ -189,7 +179,7 @@ def classify(
             labels,
             images.classnames,
             encoder.scale,
-            kept.nonzero()[:, 0],
+            found.kept.nonzero()[:, 0],
             examples,
         ),
     )
@@ -201,15 +191,6 @@ def _metric_of(dataset: str, metrics: Metrics) -> str:
     if entry is not None and metrics.get(entry.metric) is not None:
         return entry.metric
     return next(iter(metrics))
-
-
-def _check_finite(dataset: str, what: str, features: Tensor) -> None:
-    broken = int((~features.isfinite().all(1)).sum())
-    if broken:
-        raise ValueError(
-            f"{dataset}: {broken} {what} features of {len(features)} are not finite: the weights "
-            "are of a run that diverged, or overflow in this precision (--precision fp32)"
-        )
 
 
 def _judged(
