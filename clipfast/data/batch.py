@@ -92,6 +92,9 @@ class TrainingData(Protocol):
     def learn(self, skipped: Iterable[Skipped]) -> None:
         """Leave out samples too that another rank has met."""
 
+    def source_samples(self) -> dict[str, int]:
+        """Samples of each named source that were handed out since the beginning, over all ranks."""
+
     def caption_tokens(self) -> int:
         """The mean length of a caption in tokens, start and end included, a tenth added: batches
         differ."""

@@ -15,7 +15,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from clipfast.data.order import EpochOrder, SampleRefs
+from clipfast.data.order import Order, SampleRefs
 
 # Reading ahead passes through several epochs of a small set.
 _KEPT_EPOCHS = 8
@@ -33,7 +33,7 @@ class GoodOrder:
         batch_size: B, the global batch.
     """
 
-    def __init__(self, order: EpochOrder, batch_size: int) -> None:
+    def __init__(self, order: Order, batch_size: int) -> None:
         self._order = order
         self._batch_size = batch_size
         self._broken: set[tuple[int, int]] = set()
@@ -56,8 +56,9 @@ class GoodOrder:
         self._broken.add((shard, row))
         sample = SampleRefs(np.array([shard]), np.array([row]))
         for epoch, holes in self._holes.items():
-            turn, place = divmod(int(self._order.positions(epoch, sample)[0]), self._batch_size)
-            insort(holes.setdefault(place, []), turn)
+            for position in self._order.places(epoch, sample).tolist():
+                turn, place = divmod(position, self._batch_size)
+                insort(holes.setdefault(place, []), turn)
 
     def samples(self, epoch: int, index: int, first: int, stop: int) -> SampleRefs:
         """The samples at some places of a global batch.
@@ -87,9 +88,9 @@ class GoodOrder:
             return {}
         if epoch not in self._holes:
             samples = np.array(sorted(self._broken), np.int64)
-            positions = self._order.positions(epoch, SampleRefs(samples[:, 0], samples[:, 1]))
+            positions = self._order.places(epoch, SampleRefs(samples[:, 0], samples[:, 1]))
             holes: _Holes = {}
-            for position in np.sort(positions).tolist():
+            for position in positions.tolist():
                 turn, place = divmod(position, self._batch_size)
                 holes.setdefault(place, []).append(turn)
             self._holes[epoch] = holes

@@ -29,8 +29,7 @@ from clipfast.data.encoded import EncodedBatch, Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
 from clipfast.data.good_order import GoodOrder
-from clipfast.data.order import EpochOrder
-from clipfast.data.patterns import expand
+from clipfast.data.order import EpochOrder, MixedOrder
 from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
@@ -38,6 +37,7 @@ from clipfast.data.reasons import reasons_of
 from clipfast.data.selecting import select as find_selected
 from clipfast.data.selection import Selection
 from clipfast.data.skipping import Substitutes, log_skipped
+from clipfast.data.sources import Mixing, Patterns, Tally, find_sources, order_of
 from clipfast.data.stream import Jobs, Stream
 from clipfast.data.table import counts
 from clipfast.devices import to_device
@@ -60,7 +60,7 @@ class _Loader:
 
     def __init__(
         self,
-        patterns: str | Sequence[str],
+        patterns: Patterns,
         image_size: int,
         batch_size: int,
         *,
@@ -82,7 +82,8 @@ class _Loader:
         self.dtype = check_dtype(dtype)
         self.threads = whole_number("threads", threads, 1, MOST_THREADS)
         self.fields = fields
-        self.shards = expand(patterns)
+        self.sources = find_sources(patterns)
+        self.shards = self.sources.shards
         self.selected = None if select is None else find_selected(select, self.shards, self.fields)
         self.reader = self._make_reader(context_length)
 
@@ -156,9 +157,10 @@ class TrainLoader(_Loader):
     cannot be read, or changes while it is read, is an error in any case.
 
     Args:
-        patterns: shards; see ``clipfast.data.patterns.expand``.
+        patterns: shards; see ``clipfast.data.patterns.expand``. A mapping names sources.
         image_size: side of the square crop, pixels.
         batch_size: the global batch, over all ranks.
+        mixing: in which shares an epoch takes samples of the named sources. None: each sample once.
         micro_batch: M, pairs that are decoded at a time; divides a rank's share. Batches are then
             asked for by ``parts(share // M)``, and their memory grows with the share by crops in
             uint8 or by files alone. None: the whole share is decoded at once, and fits into the
@@ -200,10 +202,11 @@ class TrainLoader(_Loader):
 
     def __init__(
         self,
-        patterns: str | Sequence[str],
+        patterns: Patterns,
         image_size: int,
         batch_size: int,
         *,
+        mixing: Mixing | None = None,
         micro_batch: int | None = None,
         keep_bytes: int | None = None,
         seed: int = 0,
@@ -228,7 +231,14 @@ class TrainLoader(_Loader):
             raise ValueError(
                 f"batch size {self.batch_size} does not divide by {self.world_size} ranks"
             )
-        self.order = EpochOrder(self._counts(), seed, window, shuffle)
+        self.order = order_of(
+            self.sources,
+            self._counts(),
+            mixing or Mixing(),
+            seed=seed,
+            window=window,
+            shuffle=shuffle,
+        )
         self.batches_per_epoch = len(self.order) // self.batch_size
         if self.batches_per_epoch == 0:
             raise ValueError(
@@ -244,6 +254,7 @@ class TrainLoader(_Loader):
             else whole_number("keep_bytes", keep_bytes, 0)
         )
         check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
+        self._tally = Tally(self.order, self.sources, self.batches_per_epoch * self.batch_size)
         self._consumed = 0
         self._found: dict[tuple[int, int], Skipped] = {}
         self._on_skip = on_skip or log_skipped
@@ -269,7 +280,15 @@ class TrainLoader(_Loader):
     def contents(self) -> str:
         """What there is, for a person."""
         words = f"{len(self.order)} pairs in {len(self.shards)} shard(s)"
+        if isinstance(self.order, MixedOrder):
+            words += f": {self._shares()}"
         return words if self.selected is None else f"{words}, {self.selected}"
+
+    def source_samples(self) -> dict[str, int]:
+        """Samples of each named source that batches have taken since the beginning, over all
+        ranks."""
+        epoch, index = divmod(self._consumed, self.batches_per_epoch)
+        return self._tally.count(epoch, index * self.batch_size)
 
     def caption_tokens(self) -> int:
         """The mean length of some captions, a tenth added: batches differ."""
@@ -355,8 +374,16 @@ class TrainLoader(_Loader):
             "batch_size": self.batch_size,
             "seed": self.order.seed,
             "window": self.order.window,
+            "mixture": self._shares() if isinstance(self.order, MixedOrder) else None,
             "selection": None if self.selected is None else self.selected.digest[:16],
         }
+
+    def _shares(self) -> str:
+        """What an epoch takes of each source, and what there is."""
+        assert isinstance(self.order, MixedOrder)
+        return ", ".join(
+            f"{share.name} {share.samples} of {share.counts.sum()}" for share in self.order.shares
+        )
 
     @property
     def _local_batch(self) -> int:

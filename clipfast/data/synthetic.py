@@ -105,6 +105,10 @@ class SyntheticLoader:
     def learn(self, skipped: Iterable[Skipped]) -> None:
         """Nothing is left out here."""
 
+    def source_samples(self) -> dict[str, int]:
+        """Nothing: there are no sources."""
+        return {}
+
     def caption_tokens(self) -> int:
         """The mean length of a caption, a tenth added: batches differ."""
         return round(_GENEROUS * WEB_MEAN)

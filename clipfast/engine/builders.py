@@ -11,13 +11,15 @@ from torch.optim import Optimizer
 
 from clipfast.data import SyntheticLoader, TrainLoader
 from clipfast.data.batch import TrainingData
+from clipfast.data.sources import Mixing
 from clipfast.engine import progress
 from clipfast.engine.agreement import require_same, weights_hash
-from clipfast.engine.config import ConfigError
+from clipfast.engine.config import ConfigError, DataConfig
 from clipfast.engine.deepspeed.wrap import initialise_engine
 from clipfast.engine.launch import Process
 from clipfast.engine.optimizer import build_optimizer
 from clipfast.engine.plan import RunPlan
+from clipfast.engine.sources import training_sources
 from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
 from clipfast.models.shared_norm import share_statistics
@@ -48,9 +50,10 @@ def build_loader(plan: RunPlan) -> TrainingData:
                 micro_batch=plan.micro_batch,
             )
         return TrainLoader(
-            config.data.train,
+            training_sources(config.data.train) or config.data.train,
             plan.architecture.vision.image_size,
             config.batch_size,
+            mixing=mixing_of(config.data),
             micro_batch=plan.micro_batch,
             rank=process.rank,
             world_size=process.world_size,
@@ -77,6 +80,11 @@ def _goes_on() -> None:
     """A rank that waits for a store is no rank that hangs: the wait has a bound of its own."""
     if under_way():
         progress.again()
+
+
+def mixing_of(data: DataConfig) -> Mixing:
+    """In which shares the sources of ``--data.train`` are mixed."""
+    return Mixing(data.weights or None, data.repeats or None, data.epoch_samples or None)
 
 
 def build_model(plan: RunPlan) -> CLIP:

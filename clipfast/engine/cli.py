@@ -230,5 +230,5 @@ def _check_files(config: Config) -> None:
         expand(pattern)
     if config.data.synthetic is not None:
         return
-    for pattern in (*config.data.train, *config.data.eval_sources.values()):
+    for pattern in (*config.data.train_patterns, *config.data.eval_sources.values()):
         expand(pattern)

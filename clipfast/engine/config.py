@@ -16,7 +16,7 @@ from clipfast.data.synthetic_name import synthetic_samples
 from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
-from clipfast.engine.sources import named_sources
+from clipfast.engine.sources import named_sources, training_sources
 from clipfast.models.layers import Activation
 from clipfast.models.recompute import Recompute
 from clipfast.storage.options import StoreOptions
@@ -111,7 +111,18 @@ class DataConfig:
     """Training shards: paths, brace ranges ('shards/{00000..41407}.tar'), globs or folders, several
     allowed; 'sample', 'sample/noto' and 'sample/twemoji' name the embedded emoji drawings.
     'synthetic' or 'synthetic:N' alone: random images and captions, N to an epoch, to measure a step
-    without data."""
+    without data. NAME=PATTERN names a source, such as cc='/data/cc/*.tar'."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    """Of each named source, such as cc 2 laion 1: an epoch takes samples in this ratio. Each sample
+    of a source is seen as often as its others, or once more. Empty: each sample once per epoch."""
+
+    repeats: dict[str, float] = field(default_factory=dict)
+    """Instead of weights, how often an epoch passes through a named source; 1 where nothing is
+    said."""
+
+    epoch_samples: int = 0
+    """Samples of an epoch, with weights or alone. 0: as many as there are."""
 
     eval: tuple[str, ...] = ()
     """Shards to measure retrieval on, each pattern by itself, such as coco='coco/{0..3}.tar'. The
@@ -166,6 +177,7 @@ class DataConfig:
             shuffle_window=Range(1, 2**62),
             threads=Range(0, 4096, why="0 lets clipfast choose"),
             max_errors=Range(0, _MOST, why="0 bears with none"),
+            epoch_samples=Range(0, 2**62, why="0 takes as many as there are"),
             eval_batch_size=Range(1, 2**20),
             eval_limit=_COUNT,
         )
@@ -190,9 +202,40 @@ class DataConfig:
         except ValueError as error:
             raise ConfigError(f"--data.train: {error}") from error
         try:
+            sources = training_sources(self.train)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for option, named in (("weights", self.weights), ("repeats", self.repeats)):
+            for name, value in named.items():
+                _require(
+                    0 < value < math.inf,
+                    f"--data.{option} {name} must be above 0; got {value}",
+                )
+            _require(
+                set(named) <= set(sources),
+                f"--data.{option}: {', '.join(sorted(set(named) - set(sources)))} is no source of "
+                "--data.train: name sources there, such as cc='/data/cc/*.tar'",
+            )
+        _require(
+            not self.weights or set(self.weights) == set(sources),
+            f"--data.weights: {', '.join(sorted(set(sources) - set(self.weights)))} has no weight: "
+            "give each source of --data.train one",
+        )
+        _require(
+            not self.repeats or not (self.weights or self.epoch_samples),
+            "--data.repeats and --data.weights or --data.epoch-samples are two answers to one "
+            "question: pass one of them",
+        )
+        try:
             Fields(captions=self.captions)
         except ValueError as error:
             raise ConfigError(f"--data.captions: {error}") from error
+
+    @property
+    def train_patterns(self) -> tuple[str, ...]:
+        """The patterns of ``train`` without names."""
+        named = training_sources(self.train)
+        return tuple(p for patterns in named.values() for p in patterns) or self.train
 
     @property
     def fields(self) -> Fields:

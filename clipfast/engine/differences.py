@@ -29,7 +29,7 @@ FREE = (
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),
 )
 # Fields whose values are themselves mappings.
-_VALUES = ("floors", "classnames", "templates", "splits")
+_VALUES = ("floors", "classnames", "templates", "splits", "weights", "repeats")
 # No flag makes these fit.
 _IMPOSSIBLE = ("model.name",)
 # The effect of the first three is in the layout, where "auto" has become a value; the others are

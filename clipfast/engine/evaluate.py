@@ -184,4 +184,4 @@ def _joined(
 def _evaluation_data(data: DataConfig) -> EvaluationData:
     sources = data.eval_sources
     names = {pattern: name for name, pattern in sources.items()}
-    return EvaluationData(tuple(sources), tuple(names.get(p, p) for p in data.train))
+    return EvaluationData(tuple(sources), tuple(names.get(p, p) for p in data.train_patterns))

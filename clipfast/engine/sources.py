@@ -1,4 +1,4 @@
-"""Short names of the data that a run is evaluated on: they stand in tags, tables and floors."""
+"""Short names of the data of a run: they stand in tags, tables, floors and weights."""
 
 import itertools
 import re
@@ -42,18 +42,44 @@ def named_sources(values: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _split(value: str) -> tuple[str, str]:
+def training_sources(values: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The patterns of ``--data.train`` by the names of their sources, in order.
+
+    Args:
+        values: each ``NAME=PATTERN`` or a pattern. A name may come several times.
+
+    Returns:
+        Name to patterns; nothing where no name is given.
+
+    Raises:
+        ValueError: some have a name and others have none, or a name is none.
+    """
+    pairs = [_split(value, "--data.train") for value in values]
+    if not any(name for name, _ in pairs):
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, pattern in pairs:
+        if not name:
+            raise ValueError(
+                f"--data.train: {pattern} has no name, and others have one. Give each source its "
+                "own, such as cc='/data/cc/*.tar', or none"
+            )
+        found[name] = (*found.get(name, ()), pattern)
+    return found
+
+
+def _split(value: str, option: str = "--data.eval") -> tuple[str, str]:
     """Name and pattern; the name is empty where none is given."""
     name, equals, pattern = value.partition("=")
     if not equals or _OF_A_PATH.search(name):
         return "", value
     if not _NAME.fullmatch(name):
         raise ValueError(
-            f"--data.eval {value}: {name!r} is no name: expected letters, digits, '.', '_' and "
+            f"{option} {value}: {name!r} is no name: expected letters, digits, '.', '_' and "
             "'-', such as coco='/data/coco/{0..3}.tar'"
         )
     if not pattern:
-        raise ValueError(f"--data.eval {value}: no shards after the '='")
+        raise ValueError(f"{option} {value}: no shards after the '='")
     return name, pattern
 
 

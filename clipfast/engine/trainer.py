@@ -250,6 +250,8 @@ class Trainer:
                 values = self._values(loss, logit_scale, lr)
                 taken, seconds = self.step - logged_step, clock.seconds - logged_seconds
                 values |= observer.figures(self.step, taken, seconds)
+                for name, samples in self.loader.source_samples().items():
+                    values[f"data/samples/{name}"] = float(samples)
                 logged_step, logged_seconds = self.step, clock.seconds
                 self._skips.share(metrics.say)
                 if self._skips.wanted:

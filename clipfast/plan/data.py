@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
-from clipfast.data.patterns import expand
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
 from clipfast.data.selecting import select
+from clipfast.data.sources import find_sources, order_of
 from clipfast.data.table import counts
+from clipfast.engine.builders import mixing_of
 from clipfast.engine.config import DataConfig
+from clipfast.engine.sources import training_sources
 from clipfast.plan.question import PAIRS
 from clipfast.plan.supply import KILOBYTES
 from clipfast.storage import configure, storage_of
@@ -46,11 +48,16 @@ def contents(options: DataConfig) -> Contents:
     if not options.train:
         return Contents(PAIRS, web, KILOBYTES, "assumed: the paper's number of pairs")
     configure(options.store)
-    shards = expand(options.train)
-    held = int(counts(shards, fields=options.fields).sum())
-    pairs = held
+    sources = find_sources(training_sources(options.train) or options.train)
+    shards = sources.shards
+    held = counts(shards, fields=options.fields)
+    used = held
     if options.select:
-        pairs = int(select(options.select, shards, options.fields).counts.sum())
-    size = sum(storage_of(shard).size(shard) for shard in shards) / max(1, held)
+        used = select(options.select, shards, options.fields).counts
+    order = order_of(
+        sources, used, mixing_of(options), seed=0, window=options.shuffle_window, shuffle=True
+    )
+    pairs = len(order)
+    size = sum(storage_of(shard).size(shard) for shard in shards) / max(1, int(held.sum()))
     source = f"{len(shards)} shard(s) of --data.train"
     return Contents(pairs, mean_tokens(ShardReader(shards, 77, options.fields)), size / 1e3, source)

@@ -4,7 +4,7 @@ import pytest
 
 from clipfast.engine import Config, ConfigError, DataConfig
 from clipfast.engine.cli import parse
-from clipfast.engine.sources import named_sources
+from clipfast.engine.sources import named_sources, training_sources
 
 
 def names(*values: str) -> list[str]:
@@ -75,3 +75,36 @@ def test_names_come_from_the_command_line():
         "coco": "/path/{0..3}.tar",
         "sample/noto": "sample/noto",
     }
+
+
+def test_training_sources_join_patterns_of_one_name_and_are_none_without_names():
+    assert training_sources(("a=x/*.tar", "b=y.tar", "a=s3://b/z=1/*.tar")) == {
+        "a": ("x/*.tar", "s3://b/z=1/*.tar"),
+        "b": ("y.tar",),
+    }
+    assert training_sources(("x/*.tar", "s3://b/z=1/*.tar")) == {}
+    assert DataConfig(train=("a=x.tar", "b=y.tar")).train_patterns == ("x.tar", "y.tar")
+    assert DataConfig(train=("x.tar",)).train_patterns == ("x.tar",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": ("a=x.tar", "y.tar")}, "y.tar has no name, and others have one"),
+        ({"weights": {"a": 1}}, r"--data\.weights: b has no weight"),
+        ({"weights": {"a": 1, "b": 0}}, r"--data\.weights b must be above 0; got 0"),
+        ({"repeats": {"c": 1}}, r"--data\.repeats: c is no source of --data\.train"),
+        ({"repeats": {"a": 2}, "epoch_samples": 5}, "are two answers to one question"),
+        ({"repeats": {"a": 2}, "weights": {"a": 1, "b": 1}}, "are two answers to one question"),
+        ({"captions": ("json",)}, r"--data\.captions: .*must name the key"),
+    ],
+)
+def test_data_config_refuses_mixtures_that_cannot_be(options, message):
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**({"train": ("a=x.tar", "b=y.tar")} | options))
+
+
+def test_weights_come_from_the_command_line():
+    words = "--data.train a=x.tar b=y.tar --data.weights a 2 b 0.5 --data.epoch-samples 10"
+    data = parse(Config(), words.split()).data
+    assert (data.weights, data.epoch_samples) == ({"a": 2.0, "b": 0.5}, 10)

@@ -1,4 +1,4 @@
-"""The order in which samples are read: a pure function of (seed, epoch), never of the ranks.
+"""The order of one set of shards, each sample once per epoch.
 
 Shards are permuted each epoch and laid end to end; the line of samples is cut into windows, and
 each window is permuted in turn. A position in the epoch therefore names one sample, whatever the
@@ -6,33 +6,17 @@ number of ranks: the stream goes on from anywhere, on more or fewer GPUs, and no
 twice."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 import numpy as np
 
 from clipfast.arguments import WrongKindError, shown, truth, whole_number
+from clipfast.data.order.refs import SampleRefs, check_positions, crops_of
 
 # numpy's generators take 64 bits; the command line leaves one for the sign.
-_MOST_SEED = 2**63 - 1
-_SHARDS, _SAMPLES, _CROPS = 0, 1, 2  # keep the random streams of one epoch apart
+MOST_SEED = 2**63 - 1
+_SHARDS, _SAMPLES = 0, 1  # keep the random streams of one epoch apart
 _KEPT_WINDOWS = 3
 _KEPT_EPOCHS = 2
-
-
-@dataclass(frozen=True)
-class SampleRefs:
-    """Where N samples lie.
-
-    Attributes:
-        shard: ``[N]`` int64, index into the list of shards.
-        row: ``[N]`` int64, index into that shard's table.
-    """
-
-    shard: np.ndarray
-    row: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.shard)
 
 
 class EpochOrder:
@@ -59,7 +43,7 @@ class EpochOrder:
         if (given < 0).any():
             raise ValueError(f"counts must not be negative; got {given.min()}")
         self.counts = given.astype(np.int64)
-        self.seed = whole_number("seed", seed, 0, _MOST_SEED)
+        self.seed = whole_number("seed", seed, 0, MOST_SEED)
         self.window = whole_number("window", window, 1, why="samples shuffled together")
         self.shuffle = truth("shuffle", shuffle)
         self._lines: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
@@ -83,7 +67,7 @@ class EpochOrder:
         Raises:
             ValueError: the epoch has no such positions.
         """
-        self._check(epoch, start, stop)
+        check_positions(self, epoch, start, stop)
         return self.at(epoch, np.arange(start, stop, dtype=np.int64))
 
     def at(self, epoch: int, positions: np.ndarray) -> SampleRefs:
@@ -138,18 +122,26 @@ class EpochOrder:
         Raises:
             ValueError: the epoch has no such positions.
         """
-        self._check(epoch, start, stop)
-        generator = np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, _CROPS])
-        # One Philox block yields four 64-bit words: position p owns block p.
-        words = generator.advance(start).random_raw(4 * (stop - start)).reshape(-1, 4)[:, :3]
-        return (words >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+        check_positions(self, epoch, start, stop)
+        return crops_of(self.seed, epoch, start, stop)
 
-    def _check(self, epoch: int, start: int, stop: int) -> None:
-        if epoch < 0 or not 0 <= start <= stop <= len(self):
-            raise ValueError(
-                f"epoch {epoch} has no positions {start} to {stop}: epochs count from 0, and each "
-                f"has {len(self):,} samples"
-            )
+    def places(self, epoch: int, samples: SampleRefs) -> np.ndarray:
+        """The positions of samples, rising; see ``Order``."""
+        return np.sort(self.positions(epoch, samples))
+
+    def tally(self, epoch: int, stop: int, group: np.ndarray, groups: int) -> np.ndarray:
+        """How many of the samples in front of a position are of each group; see ``Order``."""
+        check_positions(self, epoch, 0, stop)
+        shards, starts = self._line(epoch)
+        whole = stop - stop % self.window if self.shuffle else stop
+        # Windows are permuted within themselves.
+        each = np.clip(whole - starts, 0, self.counts[shards])
+        found = np.zeros(groups, np.int64)
+        np.add.at(found, group[shards], each)
+        if whole < stop:
+            rest = self.at(epoch, np.arange(whole, stop, dtype=np.int64))
+            found += np.bincount(group[rest.shard], minlength=groups)
+        return found
 
     def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards end to end, the empty ones left out, and the place where each begins."""

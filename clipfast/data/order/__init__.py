@@ -1,0 +1,13 @@
+"""The order in which samples are read: a pure function of (seed, epoch), never of the ranks.
+
+``EpochOrder`` reads one set of shards, each sample once per epoch. ``MixedOrder`` reads several
+sources, each as often as it is given a share. Both are an ``Order``, which is all that the loaders
+know of them.
+"""
+
+from clipfast.data.order.epoch import EpochOrder
+from clipfast.data.order.mixed import MixedOrder
+from clipfast.data.order.refs import Order, SampleRefs
+from clipfast.data.order.shares import Share
+
+__all__ = ["EpochOrder", "MixedOrder", "Order", "SampleRefs", "Share"]
