@@ -1,15 +1,21 @@
 """clipfast.curate.engine: parts that stay, the same bytes for any split, and what fails."""
 
 import os
+import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+import clipfast.storage as storage
 from clipfast.curate.engine import read_table, run
 from clipfast.curate.engine.parts import arrow
+from tests.doors.test_door_storage import MemoryStorage
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.needs("pyarrow")
 
 
@@ -73,6 +79,37 @@ def test_run_makes_each_part_once_and_goes_on_where_it_failed(tmp_path, seen):
     # Another option is another folder.
     assert run(Squares(str(seen), version=2), ITEMS, folder, workers=1) != paths
     assert calls(seen)["2"] == "xx"
+
+
+def test_run_goes_on_where_it_was_killed_and_writes_the_same_bytes(tmp_path, seen):
+    folder = str(tmp_path / "out")
+    code = (
+        "from tests.curate.test_engine import *\n"
+        f"run(Squares({str(seen)!r}, deadly=2), ITEMS, {folder!r}, workers=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert set(calls(seen)) == {"3", "1"}
+    # What a writer that is no more has left of a part.
+    place = Path(folder, next(os.scandir(folder)).name)
+    left = place / f".n2.parquet.{2**22 + 1}@{socket.gethostname()}.tmp"
+    left.write_bytes(b"PAR1")
+    paths = run(Squares(str(seen)), ITEMS, folder, workers=1)
+    assert calls(seen) == {"1": "x", "2": "x", "3": "x", "10": "x"}
+    assert sorted(map(str, place.iterdir())) == sorted(paths)
+    at_once = run(Squares(str(seen)), ITEMS, str(tmp_path / "at-once"), workers=1)
+    assert [Path(path).read_bytes() for path in paths] == [Path(p).read_bytes() for p in at_once]
+
+
+def test_run_writes_to_a_store(tmp_path, seen, monkeypatch):
+    store = MemoryStorage()
+    monkeypatch.setitem(storage._storages, "mem", store)
+    paths = run(Squares(str(seen)), ITEMS, "mem://out", workers=1)
+    assert sorted(store.objects) == sorted(paths)
+    alone = run(Squares(str(seen)), ITEMS, str(tmp_path / "out"), workers=1)
+    assert [store.read(path) for path in paths] == [Path(path).read_bytes() for path in alone]
+    assert run(Squares(str(seen)), ITEMS, "mem://out", workers=1) == paths
+    assert calls(seen)["1"] == "xx"
 
 
 def test_run_on_a_pool_writes_the_same_bytes_and_survives_a_dead_worker(tmp_path, seen):
