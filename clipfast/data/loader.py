@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipfast.arguments import whole_number
+from clipfast.data.ahead import Ahead
 from clipfast.data.arguments import (
     MOST_PIXELS_PER_SIDE,
     MOST_THREADS,
@@ -41,6 +42,7 @@ from clipfast.data.sources import Mixing, Patterns, Tally, find_sources, order_o
 from clipfast.data.stream import Jobs, Stream
 from clipfast.data.table import counts
 from clipfast.devices import to_device
+from clipfast.storage import present_cache, storage_of
 
 # Broken samples that a run bears with where nobody says how many.
 MAX_ERRORS = 1000
@@ -314,12 +316,27 @@ class TrainLoader(_Loader):
         batches = (
             self._batches(requests, self._local_batch) if is_whole else self._streamed(requests)
         )
-        with closing(batches):
+        with closing(batches), self._ahead():
             for batch in batches:
                 self._consumed = batch.epoch * self.batches_per_epoch + batch.index + 1
                 if is_whole:
                     self._tell(batch.skipped)
                 yield batch
+
+    def _ahead(self) -> AbstractContextManager[object]:
+        """What fetches shards into a cache, where there is one and they are in a store."""
+        cache = present_cache()
+        if cache is None or not any(storage_of(each).is_remote for each in self.shards):
+            return nullcontext()
+        batches = self._shards_of_batches(self._consumed)
+        return closing(Ahead(cache, self.shards, batches, lambda: self._consumed, f"{id(self)}"))
+
+    def _shards_of_batches(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        for number in itertools.count(first):
+            epoch, index = divmod(number, self.batches_per_epoch)
+            start = index * self.batch_size + self.rank * self._local_batch
+            samples = self.order.at(epoch, np.arange(start, start + self._local_batch))
+            yield number, np.unique(samples.shard)
 
     def _streamed(self, requests: Iterator[Request]) -> Generator[ImageTextBatch, None, None]:
         """Batches that are decoded by micro-batch; else as ``_batches``."""

@@ -24,7 +24,7 @@ from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
 from clipfast.models.shared_norm import share_statistics
 from clipfast.preprocessing import Preprocessing
-from clipfast.storage import configure
+from clipfast.storage import Cache, configure
 from clipfast.storage.patience import under_way
 
 
@@ -35,7 +35,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
         ConfigError: the shards do not fit the run, or an index does not fit its shard.
     """
     config, process = plan.config, plan.process
-    configure(config.data.store)
+    configure(config.data.store, _cache(config.data))
     try:
         if (samples := config.data.synthetic) is not None:
             return SyntheticLoader(
@@ -74,6 +74,20 @@ def build_loader(plan: RunPlan) -> TrainingData:
         )
     except ValueError as error:
         raise ConfigError(f"--data.train: {error}") from error
+
+
+def _cache(options: DataConfig) -> Cache | None:
+    """The cache of shards that the options ask for.
+
+    Raises:
+        ConfigError: its folder cannot be used.
+    """
+    if not options.cache:
+        return None
+    try:
+        return Cache(options.cache, int(options.cache_gb * 1e9))
+    except OSError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _goes_on() -> None:

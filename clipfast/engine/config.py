@@ -164,6 +164,13 @@ class DataConfig:
     store: StoreOptions = field(default_factory=StoreOptions)
     """Where shards in stores are, and how long a run waits for one."""
 
+    cache: str = ""
+    """A folder on a disk of each machine for copies of shards in stores: they are fetched whole,
+    ahead of their use, and shared by the ranks of a machine. Empty: no copies."""
+
+    cache_gb: float = 100.0
+    """Gigabytes that the copies take together, at most. A window of shuffling should fit twice."""
+
     eval_batch_size: int = 256
     """Images a rank encodes at a time in evaluation."""
 
@@ -175,6 +182,7 @@ class DataConfig:
             self,
             "--data",
             shuffle_window=Range(1, 2**62),
+            cache_gb=Range(above=0, most=1e9),
             threads=Range(0, 4096, why="0 lets clipfast choose"),
             max_errors=Range(0, _MOST, why="0 bears with none"),
             epoch_samples=Range(0, 2**62, why="0 takes as many as there are"),

@@ -23,7 +23,7 @@ FREE = (
         "data.threads",
     ),
     # How bytes come, and not which.
-    "data.store",
+    *("data.store", "data.cache", "data.cache_gb"),
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),

@@ -10,6 +10,7 @@ modules of `clipfast.data` reach bytes through `storage_of`.
 """
 
 from clipfast.storage.base import Listed, Reader, Stat, Storage, Writer
+from clipfast.storage.cache import Cache
 from clipfast.storage.clients import OBJECT_SCHEMES, has_obstore
 from clipfast.storage.local import FileStorage
 from clipfast.storage.objects import ObjectStorage
@@ -17,6 +18,7 @@ from clipfast.storage.options import StoreOptions
 from clipfast.storage.paths import scheme_of
 
 __all__ = [
+    "Cache",
     "FileStorage",
     "Listed",
     "ObjectStorage",
@@ -26,6 +28,7 @@ __all__ = [
     "StoreOptions",
     "Writer",
     "configure",
+    "present_cache",
     "register",
     "register_all",
     "registered",
@@ -34,6 +37,7 @@ __all__ = [
 
 _storages: dict[str, Storage] = {"file": FileStorage()}
 _options = StoreOptions()
+_cache: Cache | None = None
 
 
 def register(scheme: str, storage: Storage) -> None:
@@ -51,17 +55,23 @@ def register(scheme: str, storage: Storage) -> None:
     _storages[scheme.lower()] = storage
 
 
-def configure(options: StoreOptions) -> None:
+def configure(options: StoreOptions, cache: Cache | None = None) -> None:
     """How stores are reached from now on. Storages that were registered by hand stay.
 
     Args:
         options: of s3, gs, az, http and https.
+        cache: where copies of their shards are; None: nowhere.
     """
-    global _options
-    _options = options
+    global _options, _cache
+    _options, _cache = options, cache
     for scheme in OBJECT_SCHEMES:
         if isinstance(_storages.get(scheme), ObjectStorage):
             del _storages[scheme]
+
+
+def present_cache() -> Cache | None:
+    """Where copies of shards are; see `configure`."""
+    return _cache
 
 
 def registered() -> dict[str, Storage]:
@@ -96,4 +106,4 @@ def storage_of(path: str) -> Storage:
             f"{path!r}: {scheme}:// is read by obstore, which is not installed: "
             "pip install 'clipfast[stores]'; or mount the store and give that path"
         )
-    return _storages.setdefault(scheme, ObjectStorage(scheme, _options))
+    return _storages.setdefault(scheme, ObjectStorage(scheme, _options, _cache))

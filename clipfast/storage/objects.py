@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from clipfast.storage.base import Listed, Reader, Stat, Storage, Stream
+from clipfast.storage.cache import Cache, read_copy
 from clipfast.storage.clients import Place, client_of, place_of
 from clipfast.storage.failures import (
     ChangedError,
@@ -23,6 +24,7 @@ from clipfast.storage.failures import (
     status_of,
 )
 from clipfast.storage.globs import glob_paths
+from clipfast.storage.local import FileReader
 from clipfast.storage.options import StoreOptions
 from clipfast.storage.paths import join, split
 from clipfast.storage.patience import Patience
@@ -51,6 +53,7 @@ class ObjectReader(Reader):
     def __init__(self, storage: "ObjectStorage", path: str, stat: Stat) -> None:
         super().__init__(storage, path)
         self._store, self._stat = storage, stat
+        self._copied: FileReader | None = None
 
     def stat(self) -> Stat:
         """What was opened."""
@@ -70,16 +73,35 @@ class ObjectReader(Reader):
         stop = min(offset + size, self._stat.size)
         if stop <= offset:
             return b""
+        if (found := self._from_cache([(offset, stop - offset)])) is not None:
+            return found[0]
         return self._store.fetch(self._path, offset, stop, self._stat)
 
     def start_many(self, ranges: Sequence[tuple[int, int]]) -> Callable[[], list[bytes]]:
         """See `Reader.start_many`. Neighbours are one request; all are under way at once."""
+        stop = self._stat.size
+        inside = [(at, max(0, min(size, stop - at))) for at, size in ranges]
+        if (found := self._from_cache(inside)) is not None:
+            return lambda: found
         joined = join_ranges(ranges, _GAP)
         in_flight = self._store.options.in_flight
         # Says so where this process cannot ask: the threads of a forked one are not there.
         client_of(place_of(self._path).root, self._store.options)
         futures = [submit(in_flight, self.read_at, at, size) for at, size, _ in joined]
         return partial(_collect, ranges, joined, futures)
+
+    def _from_cache(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Ranges of the copy in the cache; None where there is none."""
+        if self._store.cache is None:
+            return None
+        if self._copied is None:
+            self._copied = self._store.cache.find(self._path, self._stat)
+        if self._copied is None:
+            return None
+        found = read_copy(self._copied, ranges)
+        if found is None:
+            self._copied = None
+        return found
 
     def stream(self) -> io.BufferedReader:
         """See `Reader.stream`."""
@@ -132,11 +154,15 @@ class ObjectStorage(Storage):
     Args:
         scheme: of its paths.
         options: how stores are reached.
+        cache: copies of shards on a disk of this machine.
     """
 
     is_remote = True
 
-    def __init__(self, scheme: str, options: StoreOptions | None = None) -> None:
+    def __init__(
+        self, scheme: str, options: StoreOptions | None = None, cache: Cache | None = None
+    ) -> None:
+        self.cache = cache
         self.scheme, self.options = scheme, options or StoreOptions()
         self._patience = Patience(self.options.patience)
 
