@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from clipfast.arguments import real_number, whole_number
 from clipfast.data.blank import is_blank
+from clipfast.data.captions import pick
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.judge import BATCH, DaliDecoder
 from clipfast.data.plain import plain_size
@@ -64,7 +65,7 @@ def check_caption(data: bytes, fields: Fields = FIELDS, caption: str | None = No
         caption: its extension; None: the first of `fields`.
     """
     try:
-        text = fields.caption_text(data, caption)
+        text = pick(fields.texts(data, caption), None)
     except ValueError as error:
         return str(error)
     return why_empty(text)

@@ -214,11 +214,6 @@ class Fields:
         keys = self._keys[caption or self.caption_extensions[0]]
         return _values(text, keys) if keys else [text]
 
-    def caption_text(self, data: bytes, caption: str | None = None) -> str:
-        """The first caption of a member that says something; see ``texts``."""
-        texts = self.texts(data, caption)
-        return next((text for text in texts if text.strip()), texts[0])
-
     def wants(self) -> str:
         """What a sample needs, for messages."""
         images = self.images if len(self.images) <= _SHOWN else (*COMMON, "...")

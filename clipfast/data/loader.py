@@ -176,6 +176,8 @@ class TrainLoader(_Loader):
         shuffle: False reads in the order of the shards.
         decode: "exact", or "scaled": JPEGs whose smallest crop is 2, 4 or 8 times `image_size` are
             decoded at a half, a quarter or an eighth (``clipfast.data.scaled``).
+        captions: of an image that has several, one that is "drawn" anew in each epoch, by seed,
+            epoch and sample; or the "first" that says something.
         on_error: "stop" at a broken sample, or "skip" it.
         max_errors: with "skip", the number of broken samples, each counted once, that this rank
             bears with; one more is an error that names them all.
@@ -216,6 +218,7 @@ class TrainLoader(_Loader):
         window: int = 1 << 18,
         shuffle: bool = True,
         decode: Literal["exact", "scaled"] = "exact",
+        captions: Literal["drawn", "first"] = "drawn",
         on_error: Literal["stop", "skip"] = "stop",
         max_errors: int = MAX_ERRORS,
         on_skip: Callable[[Skipped], None] | None = None,
@@ -225,6 +228,9 @@ class TrainLoader(_Loader):
         if decode not in ("exact", "scaled"):
             raise ValueError(f"decode must be 'exact' or 'scaled'; got {decode!r}")
         self.decode = decode
+        if captions not in ("drawn", "first"):
+            raise ValueError(f"captions must be 'drawn' or 'first'; got {captions!r}")
+        self._caption_seed = seed if captions == "drawn" else None
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip'; got {on_error!r}")
         max_errors = whole_number("max_errors", max_errors, 0)
@@ -269,6 +275,7 @@ class TrainLoader(_Loader):
         self._substitutes = self._places if on_error == "skip" else None
 
     def _make_reader(self, context_length: int, **options: Any) -> ShardReader:
+        options["caption_seed"] = self._caption_seed
         if self.decode == "scaled":
             options |= {"least_side": self.image_size / self.scale[0], "threads": self.threads}
         return super()._make_reader(context_length, **options)

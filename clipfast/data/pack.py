@@ -81,7 +81,7 @@ def _pack_item(item: Item, encoding: Encoding, limits: Limits) -> _Packed:
         reason = check_caption(caption)
         if reason:
             return _Packed(reason=reason)
-        text = clean_caption(FIELDS.caption_text(caption))
+        text = clean_caption(FIELDS.texts(caption)[0])
         data = _read(item.image)
         image, extension = encode_image(data, encoding, limits)
     except OSError as error:

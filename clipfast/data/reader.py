@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from clipfast.arguments import WrongKindError, shown, whole_number
+from clipfast.data.captions import draws, pick
 from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.encoded import WHOLE, EncodedBatch, Fill, Request, encode
@@ -64,6 +65,8 @@ class ShardReader:
             then decoded in a smaller size (``clipfast.data.scaled``). None: all are left alone.
         threads: that decode so, beside the one that reads.
         choices: what a selection keeps of each shard; rows then count what is kept. None: all.
+        caption_seed: of several captions of an image one is drawn in each epoch
+            (``clipfast.data.captions``). None: the first that says something.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -79,6 +82,7 @@ class ShardReader:
         least_side: float | None = None,
         threads: int = 1,
         choices: Sequence[ShardChoice | None] | None = None,
+        caption_seed: int | None = None,
     ) -> None:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
@@ -90,6 +94,7 @@ class ShardReader:
         self._keys: tuple[int, list[str]] = (-1, [])
         self._lock = Lock()
         self._choices = choices
+        self._caption_seed = caption_seed
         self._least_side = least_side
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
@@ -124,7 +129,7 @@ class ShardReader:
         return self._image(self._table_with(shard, row), shard, row)
 
     def caption(self, shard: int, row: int) -> str:
-        """One caption.
+        """One caption: of several the first that says something.
 
         Raises:
             IndexError: there is no such row.
@@ -134,7 +139,7 @@ class ShardReader:
         table = self._table_with(shard, row)
         data = self._caption(table, shard, row)
         try:
-            return self.fields.caption_text(data, table.caption)
+            return pick(self.fields.texts(data, table.caption), None)
         except ValueError as error:
             raise self.broken(shard, row, str(error)) from None
 
@@ -178,19 +183,20 @@ class ShardReader:
         Raises:
             ValueError: a sample is broken; names it.
         """
-        files = self.fetch(request.samples, with_content)
+        files = self.fetch(request.samples, with_content, request.epoch)
         for i, reason in files.faults.items() if strict else ():
             raise self.broken(int(request.samples.shard[i]), int(request.samples.row[i]), reason)
         batch = encode(request, files.images, files.fills, files.captions, self.context_length)
         content = torch.tensor(files.content, dtype=torch.int64) if with_content else None
         return replace(batch, faults=files.faults, content=content)
 
-    def fetch(self, samples: SampleRefs, with_content: bool = False) -> Files:
+    def fetch(self, samples: SampleRefs, with_content: bool = False, epoch: int = 0) -> Files:
         """What samples hold, and which are broken.
 
         Args:
             samples: N references.
             with_content: whether to tell which pictures and captions are the same.
+            epoch: that they are read in, where one of several captions is drawn.
 
         Raises:
             IndexError: there is no such row.
@@ -207,10 +213,13 @@ class ShardReader:
         pieces = self._files.read_many(wanted)
         read, words = pieces[: len(places)], pieces[len(places) :]
         fits = self._fits(read, [table.checked for table in tables])
-        for i, (table, data, word, (image, fill, why_image)) in enumerate(
-            zip(tables, read, words, fits, strict=True)
+        drawn: list[int | None] = [None] * len(places)
+        if self._caption_seed is not None:
+            drawn = [*draws(self._caption_seed, epoch, samples).tolist()]
+        for i, (table, data, word, draw, (image, fill, why_image)) in enumerate(
+            zip(tables, read, words, drawn, fits, strict=True)
         ):
-            caption, why_caption = self._text(word, table)
+            caption, why_caption = self._text(word, table, draw)
             files.images.append(image)
             files.fills.append(fill)
             files.captions.append(caption)
@@ -269,10 +278,10 @@ class ShardReader:
     def _caption(self, table: Table, shard: int, row: int) -> bytes:
         return self._files.pread(*_caption_of(table, shard, row))
 
-    def _text(self, data: bytes, table: Table) -> tuple[str, str]:
+    def _text(self, data: bytes, table: Table, draw: int | None) -> tuple[str, str]:
         """A caption, or why there is none."""
         try:
-            text = self.fields.caption_text(data, table.caption)
+            text = pick(self.fields.texts(data, table.caption), draw)
         except ValueError as error:
             return "", str(error)
         # An index does not say which key of a JSON it was made for.

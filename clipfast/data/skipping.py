@@ -105,7 +105,7 @@ class Substitutes:
         """The batch with some rows read again, as its request now has them."""
         asked = batch.request
         samples = SampleRefs(asked.samples.shard[rows], asked.samples.row[rows])
-        fresh = self._reader.fetch(samples)
+        fresh = self._reader.fetch(samples, epoch=asked.epoch)
         images, captions = list(batch.images), list(batch.captions)
         fills = batch.fills.tolist()
         for i, row in enumerate(rows.tolist()):

@@ -62,6 +62,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
             select=config.data.select or None,
             scale=config.data.scale,
             decode=config.data.decode,
+            captions=config.data.caption_choice,
             window=config.data.shuffle_window,
             device=process.device,
             dtype=plan.dtype,

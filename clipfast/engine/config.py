@@ -138,6 +138,10 @@ class DataConfig:
     json:caption: the text under this key of the .json beside the image; json:caption,alt: those
     under several keys. Of all shards that the run reads."""
 
+    caption_choice: Literal["drawn", "first"] = "drawn"
+    """Which of several captions an image is trained with. drawn: one in each epoch, by seed, epoch
+    and sample. first: the first that says something, as evaluations take it."""
+
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
 

@@ -8,7 +8,7 @@ from clipfast.models.towers import tower_of
 _OF_SHARDS = (
     *("--data.scale", "--data.decode", "--data.shuffle-window", "--data.threads"),
     *("--data.on-error", "--data.max-errors", "--data.captions", "--data.select"),
-    *("--data.weights", "--data.repeats", "--data.epoch-samples"),
+    *("--data.weights", "--data.repeats", "--data.epoch-samples", "--data.caption-choice"),
 )
 _OF_TASKS = (
     *("--eval.limit", "--eval.classnames", "--eval.templates", "--eval.splits", "--eval.shots"),

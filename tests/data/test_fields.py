@@ -93,7 +93,6 @@ def test_texts_of_several_keys_and_lists_come_in_order():
     fields = Fields(captions=("json:a,b",))
     data = json.dumps({"a": ["", "one"], "b": "two", "c": "three"}).encode()
     assert fields.texts(data) == ["", "one", "two"]
-    assert fields.caption_text(data) == "one"
     assert fields.texts(b'{"b": "two"}') == ["two"]
     for wrong in (b'{"a": 1, "b": []}', b"[]", b"3", b'{"c": "three"}'):
         with pytest.raises(ValueError, match="no text under 'a' or 'b' of the JSON"):

@@ -268,7 +268,7 @@ def _flags(data: bytes) -> np.ndarray:
 
 
 def _captions(data: bytes) -> list[str]:
-    captions = [clean_caption(line) for line in FIELDS.caption_text(data).splitlines()]
+    captions = [clean_caption(line) for line in FIELDS.texts(data)[0].splitlines()]
     captions = [caption for caption in captions if caption]
     if not captions:
         raise ValueError("holds no caption")
