@@ -50,7 +50,10 @@ def open_ray(address: str | None, workers: int | None) -> tuple[RayExecutor, int
             ray.init(**options)
         except (ConnectionError, TimeoutError, RuntimeError) as error:
             first = str(error).partition("\n")[0]
-            raise OSError(f"no Ray cluster at {address or 'this machine'}: {first}") from None
+            raise OSError(
+                f"no Ray cluster at {address or 'this machine'}: {first}; see that it runs, and "
+                "that this shell has the token that it asks for"
+            ) from None
     cores = int(ray.cluster_resources().get("CPU", 1))
     return RayExecutor(ray, ends=began), min(workers or cores, cores)
 
