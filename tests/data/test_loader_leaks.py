@@ -4,7 +4,12 @@ import pytest
 
 from clipfast.data import EvalLoader, TrainLoader
 from tests.data.test_loader import SIZE, encoded, picture, write_shard
-from tests.process_use import ProcessUse, assert_flat, without_the_collector
+from tests.process_use import (
+    ProcessUse,
+    assert_flat,
+    assert_flat_when_repeated,
+    without_the_collector,
+)
 
 
 @pytest.fixture
@@ -41,11 +46,7 @@ def test_a_train_loader_left_in_the_middle_ends_its_threads_and_closes_its_shard
                 break
 
     with without_the_collector():
-        visit()
-        before = ProcessUse.now()
-        for _ in range(3):
-            visit()
-        assert_flat(before, megabytes=4)
+        assert_flat_when_repeated(visit, megabytes=4)
 
 
 def test_an_eval_loader_reads_again_after_it_was_closed(shards):
@@ -66,8 +67,4 @@ def test_a_broken_image_leaves_no_thread_and_no_descriptor(tmp_path):
             list(EvalLoader(broken, SIZE, 4))
 
     with without_the_collector():
-        visit()
-        before = ProcessUse.now()
-        for _ in range(3):
-            visit()
-        assert_flat(before, megabytes=4)
+        assert_flat_when_repeated(visit, megabytes=4)

@@ -292,9 +292,12 @@ def test_shared_memory_bears_files_that_others_delete_meanwhile(monkeypatch, tmp
     for name in ("gone", "stays"):
         (tmp_path / name).write_bytes(b"1234")
     entries = list(os.scandir(tmp_path))
-    monkeypatch.setattr("os.scandir", lambda folder: entries)
     (tmp_path / "gone").unlink()
-    assert SHARED_MEMORY.look(situation())["files"] == ["stays (4 bytes)"]
+    with monkeypatch.context() as patch:
+        # Not beyond this: pytest deletes the folder.
+        patch.setattr("os.scandir", lambda folder: entries)
+        found = SHARED_MEMORY.look(situation())
+    assert found["files"] == ["stays (4 bytes)"]
 
 
 @pytest.mark.parametrize("has_deepspeed", [True, False])

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader
 from clipfast.data.content import caption_id
-from clipfast.data.fields import Fields
+from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.index import index_shards
 from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOptions
 from clipfast.engine.encoder import RunEncoder, _openers
@@ -92,7 +92,7 @@ def test_encoder_gives_pairs_in_the_order_of_the_shards(process_group):
 @pytest.mark.filterwarnings("error")
 def test_drawn_pictures_lie_on_white_and_leave_no_shard_open(tmp_path):
     shard = write_shard(tmp_path / "0.tar", [("png", palette_png(), "three columns")])
-    image, caption = _openers(shard, 1)
+    image, caption = _openers(shard, 1, FIELDS)
     before = ProcessUse.now().descriptors
     assert image(0).getpixel((0, 0)) == (255, 255, 255)
     assert caption(0) == "three columns"
