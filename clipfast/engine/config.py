@@ -5,6 +5,7 @@ The docstring under a field is its help text.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Annotated, Literal
@@ -105,7 +106,10 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Shards and how they are read."""
+    """Shards and how they are read.
+
+    What came later is given by name, so that positions mean what they meant.
+    """
 
     train: tuple[str, ...] = ()
     """Training shards: paths, brace ranges ('shards/{00000..41407}.tar'), globs or folders, several
@@ -113,15 +117,15 @@ class DataConfig:
     'synthetic' or 'synthetic:N' alone: random images and captions, N to an epoch, to measure a step
     without data. NAME=PATTERN names a source, such as cc='/data/cc/*.tar'."""
 
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict, kw_only=True)
     """Of each named source, such as cc 2 laion 1: an epoch takes samples in this ratio. Each sample
     of a source is seen as often as its others, or once more. Empty: each sample once per epoch."""
 
-    repeats: dict[str, float] = field(default_factory=dict)
+    repeats: dict[str, float] = field(default_factory=dict, kw_only=True)
     """Instead of weights, how often an epoch passes through a named source; 1 where nothing is
     said."""
 
-    epoch_samples: int = 0
+    epoch_samples: int = field(default=0, kw_only=True)
     """Samples of an epoch, with weights or alone. 0: as many as there are."""
 
     eval: tuple[str, ...] = ()
@@ -129,16 +133,16 @@ class DataConfig:
     name stands in tables and in tags, eval/coco/image_to_text/R@1; a pattern without one gets the
     last part of its path that says something. Empty: no retrieval."""
 
-    select: str = ""
+    select: str = field(default="", kw_only=True)
     """A file that says which samples of the training shards are used (docs/data.md), as python -m
     clipfast.curate select writes it; no shard is written anew. Empty: all."""
 
-    captions: tuple[str, ...] = FIELDS.captions
+    captions: tuple[str, ...] = field(default=FIELDS.captions, kw_only=True)
     """Where captions are, the first that a shard has. txt: the member that is the caption.
     json:caption: the text under this key of the .json beside the image; json:caption,alt: those
     under several keys. Of all shards that the run reads."""
 
-    caption_choice: Literal["drawn", "first"] = "drawn"
+    caption_choice: Literal["drawn", "first"] = field(default="drawn", kw_only=True)
     """Which of several captions an image is trained with. drawn: one in each epoch, by seed, epoch
     and sample. first: the first that says something, as evaluations take it."""
 
@@ -165,14 +169,14 @@ class DataConfig:
     max_errors: int = 1000
     """With skip: more broken samples than this, each counted once over all ranks, end the run."""
 
-    store: StoreOptions = field(default_factory=StoreOptions)
+    store: StoreOptions = field(default_factory=StoreOptions, kw_only=True)
     """Where shards in stores are, and how long a run waits for one."""
 
-    cache: str = ""
+    cache: str = field(default="", kw_only=True)
     """A folder on a disk of each machine for copies of shards in stores: they are fetched whole,
     ahead of their use, and shared by the ranks of a machine. Empty: no copies."""
 
-    cache_gb: float = 100.0
+    cache_gb: float = field(default=100.0, kw_only=True)
     """Gigabytes that the copies take together, at most. A window of shuffling should fit twice."""
 
     eval_batch_size: int = 256
@@ -218,6 +222,10 @@ class DataConfig:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for option, named in (("weights", self.weights), ("repeats", self.repeats)):
+            _require(
+                isinstance(named, Mapping),
+                f"--data.{option} must have a number for each named source; got {named!r}",
+            )
             for name, value in named.items():
                 _require(
                     0 < value < math.inf,
@@ -273,29 +281,29 @@ class EvaluationConfig:
     """Evaluations to run. retrieval: R@1, R@5 and R@10 on every set of --data.eval. Others
     are registered by a recipe, with clipfast.eval.register."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = field(default=(), kw_only=True)
     """What else to measure, each TASK=SET or TASK:NAME=SET: zeroshot, probe and fewshot on labelled
     sets, retrieval on captioned ones, such as zeroshot=cifar10:FOLDER. A set is given as to
     python -m clipfast.eval. The name stands in tags, eval/cifar10/zeroshot/acc1."""
 
-    every: int | None = None
+    every: int | None = field(default=None, kw_only=True)
     """Evaluate every so many steps; 0: only at the end. None: as --logging.eval-every-steps, its
     old name, says."""
 
-    limit: int = 0
+    limit: int = field(default=0, kw_only=True)
     """Images of a set of --eval.tasks that are looked at, at most, drawn once; 0: all."""
 
-    classnames: dict[str, str] = field(default_factory=dict)
+    classnames: dict[str, str] = field(default_factory=dict, kw_only=True)
     """By the name of a set of --eval.tasks, a file with its class names, one a line."""
 
-    templates: dict[str, str] = field(default_factory=dict)
+    templates: dict[str, str] = field(default_factory=dict, kw_only=True)
     """Likewise a file with prompts, {c} in the name's place, or a list such as
     imagenet1k_best7."""
 
-    splits: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict, kw_only=True)
     """Likewise the split that is measured; test where nothing is said."""
 
-    shots: tuple[int, ...] = (1, 4, 16)
+    shots: tuple[int, ...] = field(default=(1, 4, 16), kw_only=True)
     """Images per class that fewshot learns from."""
 
     floors: dict[str, float] = field(default_factory=dict)
