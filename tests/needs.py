@@ -125,7 +125,7 @@ def _program(name: str) -> str | None:
 
 
 def _service(name: str) -> str | None:
-    """A package at the edge, which shows runs or reads tables: no test run has to have it."""
+    """A package at the edge, such as one that shows runs: no test run has to have it."""
     return None if _is_importable(name) else f"{name} is not installed (pip install {name})"
 
 
@@ -147,7 +147,6 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "make": functools.partial(_program, "make"),
     "mount": _mount,
     "nvcc": functools.partial(_program, "nvcc"),
-    "pyarrow": functools.partial(_service, "pyarrow"),
     "ray": functools.partial(_service, "ray"),
     "trackio": functools.partial(_service, "trackio"),
     "triton": _triton,

@@ -5,16 +5,12 @@ import importlib
 from collections.abc import Sequence
 
 from clipfast.curate.commands import COMMANDS
-from clipfast.data.command import fail
+from clipfast.data.command import fail, parser_of
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line with all subcommands."""
-    main_parser = argparse.ArgumentParser(prog="python -m clipfast.curate", description=__doc__)
-    subparsers = main_parser.add_subparsers(dest="command", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"clipfast.curate.commands.{name}").add(subparsers)
-    return main_parser
+    return parser_of("clipfast.curate", __doc__, COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,7 @@
 """What the commands of this package share: how they parse, fail and name paths."""
 
+import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -25,6 +27,23 @@ def run_command(function: Callable[..., int], argv: Sequence[str] | None, module
         return tyro.cli(function, args=argv, prog=f"python -m {module}")
     except (ValueError, OSError, RuntimeError) as error:
         return fail(error)
+
+
+def parser_of(
+    package: str, description: str | None, commands: Sequence[str]
+) -> argparse.ArgumentParser:
+    """The command line of a package with subcommands.
+
+    Args:
+        package: what ``python -m`` is given; ``PACKAGE.commands.NAME`` adds the subcommand NAME.
+        description: for its help.
+        commands: their names.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {package}", description=description)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name in commands:
+        importlib.import_module(f"{package}.commands.{name}").add(subparsers)
+    return parser
 
 
 def fail(why: object) -> int:

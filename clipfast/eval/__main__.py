@@ -6,18 +6,14 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from clipfast.data.command import fail
+from clipfast.data.command import fail, parser_of
 from clipfast.eval.commands import COMMANDS
 from clipfast.eval.running import carry_out
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line with all subcommands."""
-    main_parser = argparse.ArgumentParser(prog="python -m clipfast.eval", description=__doc__)
-    subparsers = main_parser.add_subparsers(dest="command", required=True)
-    for name in COMMANDS:
-        importlib.import_module(f"clipfast.eval.commands.{name}").add(subparsers)
-    return main_parser
+    return parser_of("clipfast.eval", __doc__, COMMANDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

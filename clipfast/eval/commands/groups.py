@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from clipfast.eval.commands.options import (
+    add_cache_option,
     add_model_options,
     add_output_options,
     add_set_options,
     begin,
+    cache_of,
     encoder_of,
     require_same,
     set_of,
@@ -20,7 +21,6 @@ from clipfast.eval.groups.columns import columns_of
 from clipfast.eval.groups.labelsets import check_added, read_added, shares
 from clipfast.eval.groups.result import as_json, metrics_of, table
 from clipfast.eval.readable import readable_features
-from clipfast.eval.zeroshot.cache import ClassifierCache
 
 TASK = "groups"
 
@@ -59,9 +59,7 @@ def add(subparsers: Any) -> None:
         help="added on top of --add-classes, for a second table",
     )
     add_output_options(parser)
-    parser.add_argument(
-        "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
-    )
+    add_cache_option(parser)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         require_same(file.path, differing)
         return existing
     encoder = encoder_of(options, loaded)
-    cache = ClassifierCache(options.cache or options.out / "classifiers")
+    cache = cache_of(options)
     classifier, *others = (
         cache.classifier(
             encoder,

@@ -18,6 +18,7 @@ from clipfast.eval.models import LoadedModel, load_model
 from clipfast.eval.results import ResultFile
 from clipfast.eval.sets import LabelledSet, open_set
 from clipfast.eval.sharing import Sharing
+from clipfast.eval.zeroshot.cache import ClassifierCache
 
 # One rank may fit a probe for hours while the others wait; one that fails tells them.
 _PATIENCE = timedelta(hours=12)
@@ -99,6 +100,26 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--skip-existing", action="store_true", help="leave alone what has a result already"
     )
+
+
+def add_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Where classifiers are kept; `cache_of` reads it.
+
+    Args:
+        parser: of a subcommand that has ``add_output_options``.
+    """
+    parser.add_argument(
+        "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
+    )
+
+
+def cache_of(options: argparse.Namespace) -> ClassifierCache:
+    """The classifiers of ``add_cache_option``.
+
+    Args:
+        options: as parsed.
+    """
+    return ClassifierCache(options.cache or options.out / "classifiers")
 
 
 def loaded_model(options: argparse.Namespace) -> LoadedModel:

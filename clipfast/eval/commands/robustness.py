@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clipfast.eval.commands.options import (
+    add_cache_option,
     add_model_options,
     add_output_options,
     add_set_options,
     begin,
+    cache_of,
     encoder_of,
     require_same,
     set_of,
@@ -34,7 +36,6 @@ from clipfast.eval.robustness.measure import (
 from clipfast.eval.robustness.result import as_json, metrics_of, table
 from clipfast.eval.robustness.shifts import Shift, evenly, open_shifts
 from clipfast.eval.sets import LabelledSet
-from clipfast.eval.zeroshot.cache import ClassifierCache
 
 SHARES_WORK = True
 
@@ -90,9 +91,7 @@ def add(subparsers: Any) -> None:
     )
     add_probe_options(parser)
     add_output_options(parser)
-    parser.add_argument(
-        "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
-    )
+    add_cache_option(parser)
     parser.add_argument("--plot", type=Path, help="PNG of the scatter plot; needs matplotlib")
 
 
@@ -121,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     compare((), baselines, options.relative_to)  # refuses before there is any work
     reference = evenly(reference, options.limit)
     shifts = [replace(one, images=evenly(one.images, options.limit)) for one in shifts]
-    cache = ClassifierCache(options.cache or options.out / "classifiers")
+    cache = cache_of(options)
     found = measure(encoder, reference, shifts, cache)
     adapted = _adapted(options, encoder, reference, shifts) if options.adapted else ()
     scores, fits = compare(_together(found.scores, adapted), baselines, options.relative_to)

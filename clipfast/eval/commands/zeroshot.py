@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from clipfast.eval.commands.options import (
+    add_cache_option,
     add_model_options,
     add_output_options,
     add_set_options,
     begin,
+    cache_of,
     encoder_of,
     set_of,
 )
-from clipfast.eval.zeroshot.cache import ClassifierCache
 from clipfast.eval.zeroshot.classification import TASK, classify
 from clipfast.eval.zeroshot.examples import MOST_EXAMPLES, write_examples
 from clipfast.eval.zeroshot.table import table
@@ -33,9 +33,7 @@ def add(subparsers: Any) -> None:
     add_model_options(parser)
     add_set_options(parser)
     add_output_options(parser)
-    parser.add_argument(
-        "--cache", type=Path, help="folder of classifiers; default: `classifiers` in --out"
-    )
+    add_cache_option(parser)
     parser.add_argument(
         "--examples",
         type=int,
@@ -65,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if loaded is None:
         return existing
     encoder = encoder_of(options, loaded)
-    cache = ClassifierCache(options.cache or options.out / "classifiers")
+    cache = cache_of(options)
     found = classify(encoder, images, cache, options.examples)
     more = {**found.as_json(), "resize": options.resize}
     if encoder.sharing.rank:
