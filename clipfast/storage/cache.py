@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from clipfast.files import process_is_alive, remove_stale_in, whole_file, write_whole
+from clipfast.storage import counting
 from clipfast.storage.base import Reader, Stat
 from clipfast.storage.failures import UnreachableError
 from clipfast.storage.local import FileReader
@@ -110,10 +111,16 @@ class Cache:
                     temporary = stack.enter_context(whole_file(copy, clean=False))
                     # What is on its way counts from now on.
                     os.truncate(temporary, stat.size)
+                stack.enter_context(counting.filling())
                 with open(temporary, "r+b") as file:
                     for data in _parts(reader, stat.size):
                         file.write(data)
+                        counting.add(copied=len(data))
             return True
+
+    def held(self) -> int:
+        """Bytes that all shards take now, those that are on their way among them."""
+        return sum(size for _, size, _ in self._found())
 
     def pin(self, name: str, wanted: Iterable[tuple[str, Stat]]) -> None:
         """Say which shards are needed next; it replaces what was said under this name.
@@ -150,11 +157,7 @@ class Cache:
         Held by `_room`.
         """
         remove_stale_in(self._objects)
-        held = []
-        for path in self._objects.iterdir():
-            with suppress(FileNotFoundError):
-                found = path.stat()
-                held.append((found.st_mtime_ns, found.st_size, path))
+        held = self._found()
         total = sum(bytes_ for _, bytes_, _ in held)
         pinned = self._pinned()
         free = [
@@ -170,6 +173,15 @@ class Cache:
             path.unlink()
             total -= bytes_
         return True
+
+    def _found(self) -> list[tuple[int, int, Path]]:
+        """Time of the last use, bytes and path of each file."""
+        found = []
+        for path in self._objects.iterdir():
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append((stat.st_mtime_ns, stat.st_size, path))
+        return found
 
     def _pinned(self) -> set[str]:
         """Shards that living processes need."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from threading import Event, Lock
 from typing import TypeVar
 
+from clipfast.storage import counting
 from clipfast.storage.failures import PassingError, UnreachableError
 
 T = TypeVar("T")
@@ -64,7 +65,8 @@ class Patience:
         with _lock:
             _under_way += 1
         try:
-            return self._call(act, what)
+            with counting.waiting():
+                return self._call(act, what)
         finally:
             with _lock:
                 _under_way -= 1
@@ -100,6 +102,7 @@ class Patience:
             pause = self.draw() * min(_LONGEST, _FIRST * 2 ** min(attempt, 10))
             if (self.sleep or _sleep)(max(0.0, min(pause, self.seconds - waited))):
                 raise UnreachableError(f"{what}: nobody waits for it any more")
+            counting.add(retries=1)
 
 
 def _sleep(seconds: float) -> bool:

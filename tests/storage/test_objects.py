@@ -18,8 +18,8 @@ from clipfast.data.pack import main as pack
 from clipfast.data.table import read_table
 from clipfast.storage import ObjectStorage, StoreOptions, storage_of
 from clipfast.storage.failures import ChangedError, RefusedError, UnreachableError
-from clipfast.storage.objects import join_ranges
 from clipfast.storage.patience import Patience, under_way
+from clipfast.storage.remote import join_ranges
 from tests.storage.conftest import SIZES, address
 from tests.storage.httpfolder import serve
 from tests.storage.proxy import FAULTS

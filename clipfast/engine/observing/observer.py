@@ -14,6 +14,7 @@ from clipfast.engine.observing.parts import PartTimer
 from clipfast.engine.observing.phases import DATA, Steps
 from clipfast.engine.observing.profiler import Profiler
 from clipfast.engine.observing.rates import Utilisation
+from clipfast.engine.observing.reading import Reading, with_hit_rate
 from clipfast.engine.observing.usage import memory_figures
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.step import train_step
@@ -39,6 +40,7 @@ class Observer:
         self._engine = engine
         self._steps = Steps()
         self._utilisation = Utilisation(plan, say)
+        self._reading = Reading(plan.config.data)
         self._parts: PartTimer | None = None
         self._profiler = None
         if plan.config.logging.profile:
@@ -92,11 +94,15 @@ class Observer:
         pairs = taken * self._plan.config.batch_size
         assert self._parts is not None
         parts = self._parts.seconds()
-        largest = self._largest(
+        sums, largest = self._reading.take(taken)
+        largest = self._over_ranks(
             {
                 "seconds/data": self._steps.take_waited() / taken,
+                **largest,
                 **memory_figures(self._plan.process.device),
-            }
+            },
+            # The slowest one holds all of them up.
+            dist.ReduceOp.MAX,
         )
         return {
             **step_figures(self._engine, self._plan.dtype),
@@ -106,14 +112,16 @@ class Observer:
             "seconds/step": seconds / taken,
             **{f"seconds/{name}": took for name, took in parts.items() if name != DATA},
             **largest,
+            **with_hit_rate(self._over_ranks(sums, dist.ReduceOp.SUM)),
         }
 
-    def _largest(self, figures: dict[str, float]) -> dict[str, float]:
-        """The largest value of any rank: the slowest one holds all of them up."""
-        if self._plan.process.world_size == 1:
+    def _over_ranks(
+        self, figures: dict[str, float], how: "dist.ReduceOp.RedOpType"
+    ) -> dict[str, float]:
+        if self._plan.process.world_size == 1 or not figures:
             return figures
         values = torch.tensor(
             list(figures.values()), dtype=torch.float64, device=self._plan.process.device
         )
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        dist.all_reduce(values, op=how)
         return dict(zip(figures, values.tolist(), strict=True))
