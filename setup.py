@@ -98,13 +98,13 @@ EXTRAS = {
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
         # Stores, and a server of S3's protocol for their tests.
         *("obstore>=0.9", "moto[s3]", "flask", "flask-cors"),
-        # Parquet: selections.
-        "pyarrow",
+        # Parquet: selections. Neighbours: near duplicates; their groups need scipy.
+        *("pyarrow", "faiss-cpu", "scipy"),
         # The types of Kubernetes' kinds, which the manifest in recipes/launch is checked by.
         "kubeflow-trainer-api",
     ],
     # Tables of `python -m clipfast.curate`.
-    "curate": ["pyarrow"],
+    "curate": ["pyarrow", "faiss-cpu", "scipy", "matplotlib"],
     # Shards in stores and on web servers: s3, gs, az, http.
     "stores": ["obstore>=0.9"],
     # Coverage-guided fuzzing of the tar walk and the index; wheels for Linux alone.

@@ -33,6 +33,7 @@ PACKAGES = {
     "PIL": "pillow",
     "clip_benchmark": "clip_benchmark",
     "deepspeed": "deepspeed",
+    "faiss": "faiss-cpu",
     "flask": "flask",
     "flask_cors": "flask-cors",
     "ftfy": "ftfy",

@@ -12,26 +12,10 @@ import numpy as np
 from clipfast.curate.balance.draw import chances, draws
 from clipfast.curate.engine.parts import read_table
 from clipfast.curate.select.bits import choice_table
-from clipfast.curate.select.combine import kept_rows, known_selection
+from clipfast.curate.select.combine import kept_rows
+from clipfast.curate.select.within import EVERYTHING, Within
 from clipfast.curate.text.matchfolder import Matched, MatchFolder
 from clipfast.data.selection import Selection, choose
-
-
-@dataclass(frozen=True)
-class Within:
-    """A selection that pairs are taken from.
-
-    Attributes:
-        path: of its file; None: all pairs.
-        digest: of its choices.
-    """
-
-    path: str | None = None
-    digest: str = ""
-
-    def selection(self) -> Selection | None:
-        """The selection; None where there is none."""
-        return None if self.path is None else known_selection(self.path, self.digest)
 
 
 def matches(matched: Matched, selection: Selection | None) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +68,7 @@ class Balance:
     at_most: int
     seed: int = 0
     rule: str = "any"
-    within: Within = Within()
+    within: Within = EVERYTHING
     name: ClassVar[str] = "balance"
 
     def options(self) -> dict[str, Any]:

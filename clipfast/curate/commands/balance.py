@@ -6,15 +6,16 @@ import argparse
 from typing import Any
 
 from clipfast.curate.balance.draw import RULES
-from clipfast.curate.balance.step import Balance, Within, query_counts
+from clipfast.curate.balance.step import Balance, query_counts
 from clipfast.curate.balance.summary import summary
 from clipfast.curate.commands.options import add_engine_options, path_of, whole
 from clipfast.curate.engine import read_table, write_table
 from clipfast.curate.engine import run as run_step
 from clipfast.curate.engine.parts import arrow, digest
 from clipfast.curate.select.bits import choices_of
+from clipfast.curate.select.within import within
 from clipfast.curate.text.matchfolder import read_match_folder
-from clipfast.data.selection import Selection, read_selection, write_selection
+from clipfast.data.selection import Selection, write_selection
 from clipfast.storage.paths import join
 
 
@@ -46,15 +47,12 @@ def run(options: argparse.Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     folder = read_match_folder(path_of(options.matches))
-    within, selection = Within(), None
-    if options.select:
-        selection = read_selection(path_of(options.select))
-        within = Within(path_of(options.select), selection.digest)
-    before = query_counts(folder, selection)
+    taken = within(path_of(options.select) if options.select else None)
+    before = query_counts(folder, taken.selection())
     known = digest(before.tolist())
     counts = join(folder.folder, f"counts-{known}.parquet")
     write_table(counts, arrow().table({"count": before}))
-    step = Balance(folder.step, counts, known, options.at_most, options.seed, options.rule, within)
+    step = Balance(folder.step, counts, known, options.at_most, options.seed, options.rule, taken)
     paths = run_step(step, folder.matched, folder.folder, options.engine, options.workers)
     choices = choices_of([read_table(path) for path in paths])
     out = path_of(options.out)

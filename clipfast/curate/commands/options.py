@@ -8,7 +8,15 @@ from typing import Any
 from clipfast.data.command import path_of
 from clipfast.data.fields import FIELDS
 
-__all__ = ["add_engine_options", "add_shards", "path_of", "whole"]
+__all__ = [
+    "add_detector_options",
+    "add_engine_options",
+    "add_shards",
+    "path_of",
+    "similarity",
+    "thresholds",
+    "whole",
+]
 
 
 def add_engine_options(parser: Any) -> None:
@@ -30,6 +38,39 @@ def add_shards(parser: Any) -> None:
         default=list(FIELDS.captions),
         help=f"where they are, as --data.captions says it ({' '.join(FIELDS.captions)})",
     )
+
+
+def add_detector_options(parser: Any) -> None:
+    """What says how alike two pictures are, and where it computes."""
+    parser.add_argument(
+        "--detector",
+        required=True,
+        help="hash, clip:FILE of weights, or the folder of a detector that was trained",
+    )
+    parser.add_argument(
+        "--flips",
+        choices=("other", "same"),
+        default="other",
+        help="what a mirrored picture is: another one (the default), or the same",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU where one is")
+    parser.add_argument("--threads", type=whole(1), help="that decode, in each worker")
+
+
+def similarity(text: str) -> float:
+    """A type of argparse: a similarity, above -1 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a similarity, got {text!r}") from None
+    if not -1 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above -1 and at most 1, got {text}")
+    return value
+
+
+def thresholds(text: str) -> list[float]:
+    """A type of argparse: one similarity or several, with commas between them."""
+    return list(dict.fromkeys(similarity(part) for part in text.split(",")))
 
 
 def whole(least: int) -> Any:

@@ -36,12 +36,12 @@ class ClipDetector(Prepared):
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """``[S, S, 3]`` uint8: the square in the middle, as evaluation cuts it."""
-        return np.asarray(middle_square(Image.fromarray(image), self._prepares.image_size))
+        return np.array(middle_square(Image.fromarray(image), self._prepares.image_size))
 
     @torch.no_grad()
     def vectors(self, prepared: np.ndarray) -> np.ndarray:
         """See ``Detector``."""
-        squares = torch.from_numpy(np.ascontiguousarray(prepared)).to(self._device)
+        squares = torch.from_numpy(np.array(prepared)).to(self._device)
         pixels = normalised(squares, torch.float32, self._prepares.mean, self._prepares.std)
         features = F.normalize(self._model.encode_image(pixels).float(), dim=1)
         return features.cpu().numpy()

@@ -42,5 +42,5 @@ class TrainedDetector(Prepared):
     @torch.no_grad()
     def vectors(self, prepared: np.ndarray) -> np.ndarray:
         """See ``Detector``."""
-        squares = torch.from_numpy(np.ascontiguousarray(prepared)).to(self._device)
+        squares = torch.from_numpy(np.array(prepared)).to(self._device)
         return self._model.encode(squares).float().cpu().numpy()
