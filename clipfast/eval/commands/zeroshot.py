@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from clipfast.eval.commands.options import (
@@ -17,6 +18,7 @@ from clipfast.eval.commands.options import (
 )
 from clipfast.eval.zeroshot.classification import TASK, classify
 from clipfast.eval.zeroshot.examples import MOST_EXAMPLES, write_examples
+from clipfast.eval.zeroshot.peranswer import write_answers
 from clipfast.eval.zeroshot.table import table
 
 SHARES_WORK = True
@@ -41,6 +43,12 @@ def add(subparsers: Any) -> None:
         metavar="N",
         help="single images with their likeliest classes, for the report; 0: none",
     )
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE",
+        help="write the answer on each image, as CSV or .parquet",
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -59,6 +67,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= options.examples <= MOST_EXAMPLES:
         raise ValueError(f"--examples is 0 to {MOST_EXAMPLES}; got {options.examples}")
     images = set_of(options)
+    if options.answers is not None and images.labels.ndim == 2:
+        raise ValueError(
+            f"--answers: images of {images.name} have several classes, and none is the right one"
+        )
     file, loaded, existing = begin(options, images.name, TASK)
     if loaded is None:
         return existing
@@ -68,6 +80,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     more = {**found.as_json(), "resize": options.resize}
     if encoder.sharing.rank:
         return {"metrics": found.main.metrics, **more}
+    if options.answers is not None and found.main.predicted is not None:
+        about = found.places, found.labels, found.main.predicted, images.classnames
+        write_answers(options.answers, *about)
     pictures = write_examples(found.examples, images.encoded, file.path)
     written = file.write(found.main.metrics, {**more, "examples": pictures})
     print(*table(found), sep="\n")

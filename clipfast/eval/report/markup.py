@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-_VOID = ("img", "input", "meta", "br")
+_VOID = ("img", "input", "meta", "br", "source")
 
 
 class Markup(str):

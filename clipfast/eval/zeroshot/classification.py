@@ -55,6 +55,7 @@ class Judged:
         confusion: images of a class (row) that were taken for a class (column); None for sets of
             many classes, or of several classes per image.
         most_confused: pairs of classes that are taken for each other most often.
+        predicted: ``[N]`` int64, the answer on each image; None where images have several classes.
     """
 
     metrics: Metrics
@@ -62,6 +63,7 @@ class Judged:
     per_class: list[dict[str, Any]] = field(default_factory=list)
     confusion: list[list[int]] | None = None
     most_confused: list[dict[str, Any]] = field(default_factory=list)
+    predicted: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,8 @@ class Classification:
             "a photo of a {c}.", and in the set's own prompts are worth.
         seconds: that images and texts took.
         examples: single images, as many as were asked for.
+        places: ``[N]`` int64, of the images that were judged in their set.
+        labels: of these images, as the set has them.
     """
 
     dataset: str
@@ -90,6 +94,8 @@ class Classification:
     prompts: dict[str, Judged]
     seconds: dict[str, float]
     examples: list[Example] = field(default_factory=list)
+    places: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
     def main(self) -> Judged:
@@ -158,6 +164,7 @@ def classify(
     found = readable_features(encoder, images)
     seconds = {"texts": between - begin, "images": time.perf_counter() - between}
     features, labels = found.features, torch.from_numpy(images.labels)[found.kept]
+    places = found.kept.nonzero()[:, 0]
     for name, classifier in classifiers.items():
         check_finite(images.name, f"text ({name})", classifier)
     prompts = {
@@ -179,9 +186,11 @@ def classify(
             labels,
             images.classnames,
             encoder.scale,
-            found.kept.nonzero()[:, 0],
+            places,
             examples,
         ),
+        places=places,
+        labels=labels,
     )
 
 
@@ -231,6 +240,7 @@ def _judged(
             {"class": names[row], "taken_for": names[column], "images": count}
             for row, column, count in most_confused(said.predicted, labels, classes, _PAIRS)
         ],
+        said.predicted,
     )
 
 
