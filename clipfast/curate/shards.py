@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +15,13 @@ from clipfast.curate.engine.parts import digest
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.shards import Table, expand, read_table
 from clipfast.data.table import identify
-from clipfast.data.tarwalk import read_exactly
+from clipfast.data.tarwalk import check_length
 from clipfast.storage import storage_of
 from clipfast.storage.paths import split
 
 _THREADS = 16
+# Of a store, so much is asked for at once; two batches are in memory.
+_BATCH_BYTES, _BATCH_MEMBERS = 16 << 20, 4096
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,34 @@ def images(shard: Shard) -> Iterator[bytes]:
 
 
 def _members(shard: Shard, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[bytes]:
+    """Members in the order asked for: a batch is read while the one before is worked on."""
     with storage_of(shard.path).open(shard.path) as reader:
-        for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-            yield read_exactly(reader, offset, size, shard.path)
+        under_way: deque[tuple[list[tuple[int, int]], Callable[[], list[bytes]]]] = deque()
+        for ranges in _batches(offsets, sizes):
+            under_way.append((ranges, reader.start_many(ranges)))
+            if len(under_way) > 1:
+                yield from _finished(shard, *under_way.popleft())
+        while under_way:
+            yield from _finished(shard, *under_way.popleft())
+
+
+def _batches(offsets: np.ndarray, sizes: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+    batch: list[tuple[int, int]] = []
+    room = _BATCH_BYTES
+    for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+        if batch and (size > room or len(batch) == _BATCH_MEMBERS):
+            yield batch
+            batch, room = [], _BATCH_BYTES
+        batch.append((offset, size))
+        room -= size
+    if batch:
+        yield batch
+
+
+def _finished(
+    shard: Shard, ranges: list[tuple[int, int]], wait: Callable[[], list[bytes]]
+) -> list[bytes]:
+    found = wait()
+    for (offset, size), data in zip(ranges, found, strict=True):
+        check_length(data, offset, size, shard.path)
+    return found
