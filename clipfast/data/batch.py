@@ -24,6 +24,7 @@ class ImageTextBatch:
         row: ``[B]`` int64, its row in that shard.
         content: ``[B, 2]`` int64 on the CPU: an id of the picture's file, and one of the caption's
             words, equal where they are equal. From `EvalLoader` alone.
+        every: all captions of each sample, the one of `tokens` first. From `EvalLoader` alone.
         skipped: broken samples that were met on the way to this batch, where they are left out.
     """
 
@@ -35,6 +36,7 @@ class ImageTextBatch:
     shard: np.ndarray
     row: np.ndarray
     content: Tensor | None = None
+    every: list[list[str]] | None = None
     skipped: tuple[Skipped, ...] = ()
 
     def parts(self, count: int, passes: int | None = None) -> "Sequence[ImageTextBatch]":
@@ -68,6 +70,7 @@ class ImageTextBatch:
             shard=self.shard[rows],
             row=self.row[rows],
             content=None if self.content is None else self.content[rows],
+            every=None if self.every is None else self.every[rows],
             skipped=(),
         )
 

@@ -6,9 +6,7 @@ import numpy as np
 
 from clipfast.data.blank import is_blank
 from clipfast.data.order import SampleRefs
-
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+from clipfast.data.splitmix import mixed
 
 
 def draws(seed: int, epoch: int, samples: SampleRefs) -> np.ndarray:
@@ -27,26 +25,48 @@ def draws(seed: int, epoch: int, samples: SampleRefs) -> np.ndarray:
     """
     state = np.zeros(len(samples), np.uint64)
     for word in (np.uint64(seed), np.uint64(epoch), samples.shard, samples.row):
-        state = _mixed(state ^ np.asarray(word).astype(np.uint64))
+        state = mixed(state ^ np.asarray(word).astype(np.uint64))
     return state >> np.uint64(32)
 
 
-def _mixed(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's step; products wrap around at 2^64."""
-    state = state + _STEP
-    state = (state ^ (state >> np.uint64(30))) * _FIRST
-    state = (state ^ (state >> np.uint64(27))) * _SECOND
-    return state ^ (state >> np.uint64(31))
-
-
-def pick(texts: Sequence[str], draw: int | None) -> str:
+def pick(texts: Sequence[str], draw: int | None, chosen: int = -1) -> str:
     """One of some captions that says something; the first where none does.
 
     Args:
         texts: one at the least.
         draw: of ``draws``; None takes the first that says something.
+        chosen: the one that a selection names; below 0 it names none.
+
+    Raises:
+        ValueError: there is no such one; begins "caption".
     """
+    if chosen >= len(texts):
+        raise ValueError(f"caption {chosen} is chosen, counted from 0, and there are {len(texts)}")
+    if chosen >= 0:
+        return texts[chosen]
     if len(texts) == 1:
         return texts[0]
-    said = [text for text in texts if not is_blank(text)] or texts[:1]
+    said = saying(texts)
     return said[0] if draw is None else said[draw * len(said) >> 32]
+
+
+def saying(texts: Sequence[str]) -> list[str]:
+    """Those of some captions that say something; or the first where none does.
+
+    Args:
+        texts: one at the least.
+    """
+    return [text for text in texts if not is_blank(text)] or list(texts[:1])
+
+
+def captions_of(sources: Sequence[str], table: str = "") -> str:
+    """What tells the captions of a shard from others that its samples may have.
+
+    A selection that chooses captions by number holds it (``clipfast.data.selection``).
+
+    Args:
+        sources: where captions stand in the tar, as ``Fields.captions``.
+        table: digest of captions that stand in a table; "": there is none.
+    """
+    where = " ".join(sources)
+    return f"{table} {where}" if table else where

@@ -73,6 +73,7 @@ class EncodedBatch:
         lengths: ``[B]`` int64, tokens up to and including end-of-text.
         content: ``[B, 2]`` int64, ids of picture and caption (``clipfast.data.content``), where
             they were asked for.
+        every: with them, all captions of each sample.
         faults: why samples are broken, by their rows; they are not fit for the decoder.
         skipped: broken samples that were replaced.
     """
@@ -84,6 +85,7 @@ class EncodedBatch:
     tokens: Tensor
     lengths: Tensor
     content: Tensor | None = None
+    every: list[list[str]] | None = None
     faults: Mapping[int, str] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
 

@@ -6,7 +6,7 @@ sample is a run of adjacent members of a tar with one key, webdataset's rule.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,6 +27,10 @@ IMAGES = (
     "ico",
 )  # fmt: skip
 
+# Stands among captions where a sample needs none of its own: they come from a table.
+ELSEWHERE = "elsewhere"
+_USUAL = ("txt", "json:caption")
+
 # Extensions that a message lists.
 _SHOWN = 8
 
@@ -44,8 +48,10 @@ class Entry:
         key: member name without its extension.
         extension: image extension, lower case, one of `Fields.images`.
         image_offset, image_size: byte range of the encoded image.
-        caption_offset, caption_size: byte range of the member that holds the caption.
-        caption: extension of that member, one of `Fields.caption_extensions`.
+        caption_offset, caption_size: byte range of the member that holds the caption; zeros where
+            there is none.
+        caption: extension of that member, one of `Fields.caption_extensions`; "" where there is
+            none.
     """
 
     key: str
@@ -76,7 +82,8 @@ class Fields:
         captions: where a caption is, the first that a shard has: ``txt`` is a member that is the
             caption, UTF-8 text; ``json:caption`` is the text under that key of a member that is a
             JSON object; ``json:caption,alt`` those under several keys. What is there may be a list
-            of texts.
+            of texts. With ``elsewhere`` among them an image alone is a sample; where nothing else
+            is named, the usual members are captions still, where there are some.
 
     Raises:
         TypeError: these are no texts; a ``ValueError`` too.
@@ -85,7 +92,7 @@ class Fields:
     """
 
     images: tuple[str, ...] = IMAGES
-    captions: tuple[str, ...] = ("txt", "json:caption")
+    captions: tuple[str, ...] = _USUAL
 
     def __post_init__(self) -> None:
         for name, given, such in (
@@ -111,7 +118,7 @@ class Fields:
                 f"expected each extension once, of an image or of a caption; {twice[0]!r} is there "
                 "twice. Several keys of one member follow each other: json:caption,alt"
             )
-        for source in self.captions:
+        for source in self._members:
             extension, colon, keys = source.partition(":")
             if (extension == "json" and not colon) or (colon and not all(keys.split(","))):
                 raise ValueError(
@@ -120,14 +127,23 @@ class Fields:
                 )
 
     @cached_property
+    def elsewhere(self) -> bool:
+        """Whether an image alone is a sample."""
+        return ELSEWHERE in self.captions
+
+    @cached_property
+    def _members(self) -> tuple[str, ...]:
+        return tuple(source for source in self.captions if source != ELSEWHERE) or _USUAL
+
+    @cached_property
     def caption_extensions(self) -> tuple[str, ...]:
         """Extensions of the members that hold captions, in the order in which they are tried."""
-        return tuple(source.partition(":")[0] for source in self.captions)
+        return tuple(source.partition(":")[0] for source in self._members)
 
     @cached_property
     def _keys(self) -> dict[str, list[str]]:
         """Keys of the JSON of each extension; none for a member that is the caption itself."""
-        parts = (source.partition(":") for source in self.captions)
+        parts = (source.partition(":") for source in self._members)
         return {extension: keys.split(",") if keys else [] for extension, _, keys in parts}
 
     def split(self, name: str) -> tuple[str, str] | None:
@@ -158,7 +174,8 @@ class Fields:
 
     def is_complete(self, members: Sequence[_Row]) -> bool:
         """Whether members are a sample, wherever its caption is."""
-        return any(all(self.pick(members, caption)) for caption in self.caption_extensions)
+        picked = (self.pick(members, caption) for caption in self.caption_extensions)
+        return any(image and (text or self.elsewhere) for image, text in picked)
 
     def caption_of(self, samples: Sequence[Sequence[_Row]]) -> str:
         """The extension of the captions of a shard: the first that a sample with an image has.
@@ -185,6 +202,8 @@ class Fields:
         image, text = self.pick(members, caption)
         if image and text:
             return Sample(key, Entry(key, *image, *text[1:], caption))
+        if image and self.elsewhere:
+            return Sample(key, Entry(key, *image, 0, 0, ""))
         has = ", ".join("." + m[0] for m in members[:_SHOWN])
         if len(members) > _SHOWN:
             has += f" and {len(members) - _SHOWN:,} more"
@@ -217,7 +236,10 @@ class Fields:
     def wants(self) -> str:
         """What a sample needs, for messages."""
         images = self.images if len(self.images) <= _SHOWN else (*COMMON, "...")
-        return f"an image ({', '.join(images)}) and {' or '.join(self.captions)} with one key"
+        image = f"an image ({', '.join(images)})"
+        if self.elsewhere:
+            return image
+        return f"{image} and {' or '.join(self.captions)} with one key"
 
 
 def _values(text: str, keys: Sequence[str]) -> list[str]:
@@ -237,6 +259,15 @@ def _values(text: str, keys: Sequence[str]) -> list[str]:
 
 
 FIELDS = Fields()
+
+
+def without_captions(fields: Fields) -> Fields:
+    """The same, and a sample needs no caption of its own.
+
+    Args:
+        fields: which members are image and caption.
+    """
+    return fields if fields.elsewhere else replace(fields, captions=(ELSEWHERE, *fields.captions))
 
 
 def clean_caption(text: str) -> str:

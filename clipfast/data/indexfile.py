@@ -150,6 +150,9 @@ def _rows(shard: str, lines: Sequence[bytes], fields: Fields) -> list[_Row]:
     rows = []
     for number, members in enumerate(found, 2):
         image, caption = fields.pick(members, extension)
+        if image is not None and caption is None and fields.elsewhere:
+            rows.append((image[0].encode(), *image[1], b"", b"0", b"0", b""))
+            continue
         if image is None or caption is None:
             raise _stale(
                 shard,
@@ -215,7 +218,7 @@ def read_columns(shard: str, fields: Fields = FIELDS) -> Columns:
         caption_offset,
         caption_size.astype(np.int32),
         np.array([codes[word] for word in columns[0]], np.uint8),
-        columns[4][0].decode() if count else fields.caption_extensions[0],
+        next(filter(None, columns[4]), fields.caption_extensions[0].encode()).decode(),
         mark.lines if mark is not None else digest_of_lines(count, body),
     )
 
@@ -251,6 +254,8 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
         samples = []
         for extension, offset, size, name in (row[:4], row[4:]):
             kind = extension.decode()
+            if not kind:
+                continue
             own = _key(name, kind)
             at = present.get((own or "", kind, int(offset), int(size)), set())
             if not at or own is None:
@@ -260,7 +265,7 @@ def _compare(shard: str, columns: Sequence[Sequence[bytes]], fields: Fields) -> 
                     f"bytes begins at {int(offset):,}",
                 )
             samples.append(at)
-        if not samples[0] & samples[1]:
+        if not set.intersection(*samples):
             raise _stale(shard, f"line {line} pairs members of two samples")
         if row in seen:
             raise _stale(shard, f"line {line} repeats line {seen[row]}")
@@ -300,8 +305,8 @@ def lines_of(entries: Iterable[Entry], fields: Fields = FIELDS) -> tuple[int, by
     for e in entries:
         key = re.sub(r"[\s%\x00-\x1f\x7f-\x9f]", lambda m: urllib.parse.quote(m.group()), e.key)
         image, caption = fields.names(key, e.extension, e.caption)
-        lines.append(
-            f"{e.extension} {e.image_offset} {e.image_size} {image} "
-            f"{e.caption} {e.caption_offset} {e.caption_size} {caption}\n"
-        )
+        line = f"{e.extension} {e.image_offset} {e.image_size} {image}"
+        if e.caption:
+            line += f" {e.caption} {e.caption_offset} {e.caption_size} {caption}"
+        lines.append(line + "\n")
     return len(lines), "".join(lines).encode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
 """Batches of images and tokens: an endless shuffled stream to train on, one pass to evaluate."""
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from typing import Any, Literal
@@ -30,13 +30,16 @@ from clipfast.data.encoded import EncodedBatch, Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
 from clipfast.data.good_order import GoodOrder
+from clipfast.data.kept import kept
 from clipfast.data.order import EpochOrder, MixedOrder
 from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
+from clipfast.data.selecting import Selected
 from clipfast.data.selecting import select as find_selected
 from clipfast.data.selection import Selection
+from clipfast.data.sidecar import Sidecar, bind
 from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.sources import Mixing, Patterns, Tally, find_sources, order_of
 from clipfast.data.stream import Jobs, Stream
@@ -74,6 +77,8 @@ class _Loader:
         context_length: int = 77,
         fields: Fields = FIELDS,
         select: Selection | str | None = None,
+        caption_tables: Sidecar | Mapping[str, Sidecar] | None = None,
+        caption_cache: str = "",
         on_wait: Callable[[], None] | None = None,
     ) -> None:
         self._on_wait = on_wait
@@ -86,18 +91,35 @@ class _Loader:
         self.fields = fields
         self.sources = find_sources(patterns)
         self.shards = self.sources.shards
-        self.selected = None if select is None else find_selected(select, self.shards, self.fields)
+        self.captions = (
+            bind(
+                caption_tables,
+                self.shards,
+                self.sources.names,
+                self.sources.source,
+                self.fields,
+                caption_cache,
+            )
+            if caption_tables
+            else None
+        )
+        each = [self._fields_of(shard) for shard in range(len(self.shards))]
+        if select is None:
+            self.selected: Selected | None = None
+            read = counts(self.shards, fields=each)
+        else:
+            self.selected = find_selected(select, self.shards, each)
+            read = self.selected.counts
+        self._kept = kept(self.shards, read, self.selected, self.captions, self.fields)
         self.reader = self._make_reader(context_length)
+
+    def _fields_of(self, shard: int) -> Fields:
+        return self.fields if self.captions is None else self.captions.fields(shard, self.fields)
 
     def _make_reader(self, context_length: int, **options: Any) -> ShardReader:
         choices = None if self.selected is None else self.selected.choices
-        return ShardReader(self.shards, context_length, self.fields, choices=choices, **options)
-
-    def _counts(self) -> np.ndarray:
-        """``[S]`` int64, samples of each shard that are read."""
-        if self.selected is not None:
-            return self.selected.counts
-        return counts(self.shards, fields=self.fields)
+        options |= {"choices": choices, "captions": self.captions}
+        return ShardReader(self.shards, context_length, self.fields, **options)
 
     def _batches(
         self, requests: Iterator[Request], batch_size: int
@@ -140,6 +162,7 @@ class _Loader:
             shard=encoded.request.samples.shard,
             row=encoded.request.samples.row,
             content=encoded.content,
+            every=encoded.every,
             skipped=encoded.skipped,
         )
 
@@ -194,7 +217,15 @@ class TrainLoader(_Loader):
         fields (Fields): which members of a sample are image and caption.
         select (Selection | str | None): which samples of which shards are read, or the path of the
             file that says so (``clipfast.data.selection``). What it leaves out is not there: order,
-            rows and counts are those of shards that hold the others alone. None: all.
+            rows and counts are those of shards that hold the others alone. None: all. Where it has
+            weights, an epoch has a sample as often as its weight says; where it chooses captions,
+            they count.
+        caption_tables (Sidecar | Mapping[str, Sidecar] | None): where captions stand, if not in the
+            tars (``clipfast.data.sidecar``), by the names of sources where there are several; ""
+            is of those without one. Samples without a caption there are left out, or take their
+            own.
+        caption_cache (str): folder where they are kept joined with the shards; "": one of this user
+            below the machine's temporary folder.
         on_wait (Callable[[], None]): called each second that a batch is waited for.
 
     Raises:
@@ -241,11 +272,12 @@ class TrainLoader(_Loader):
             )
         self.order = order_of(
             self.sources,
-            self._counts(),
+            self._kept.counts,
             mixing or Mixing(),
             seed=seed,
             window=window,
             shuffle=shuffle,
+            units=self._kept.units,
         )
         self.batches_per_epoch = len(self.order) // self.batch_size
         if self.batches_per_epoch == 0:
@@ -291,7 +323,11 @@ class TrainLoader(_Loader):
         words = f"{len(self.order)} pairs in {len(self.shards)} shard(s)"
         if isinstance(self.order, MixedOrder):
             words += f": {self._shares()}"
-        return words if self.selected is None else f"{words}, {self.selected}"
+        if self._kept.units is not None:
+            words += f", by weight from {int(self._kept.counts.sum())}"
+        if self.selected is not None:
+            words += f", {self.selected}"
+        return words if self.captions is None else f"{words}; {self.captions}"
 
     def source_samples(self) -> dict[str, int]:
         """Samples of each named source that batches have taken since the beginning, over all
@@ -400,6 +436,7 @@ class TrainLoader(_Loader):
             "window": self.order.window,
             "mixture": self._shares() if isinstance(self.order, MixedOrder) else None,
             "selection": None if self.selected is None else self.selected.digest[:16],
+            "captions": None if self.captions is None else self.captions.digest,
         }
 
     def _shares(self) -> str:
@@ -456,7 +493,9 @@ class EvalLoader(_Loader):
         threads (int): CPU threads that decode.
         context_length (int): tokens that a caption is cut to.
         fields (Fields): which members of a sample are image and caption.
-        select (Selection | str | None): which samples are read, see `TrainLoader`.
+        select (Selection | str | None): which samples are read, each once; see `TrainLoader`.
+        caption_tables (Sidecar | Mapping[str, Sidecar] | None): see `TrainLoader`.
+        caption_cache (str): see `TrainLoader`.
         on_wait (Callable[[], None]): called each second that a batch is waited for.
 
     Raises:
@@ -479,7 +518,7 @@ class EvalLoader(_Loader):
         if limit is not None:
             limit = whole_number("limit", limit, 0, why="None reads all")
         super().__init__(patterns, image_size, batch_size, **options)
-        self.order = EpochOrder(self._counts(), shuffle=False)
+        self.order = EpochOrder(self._kept.counts, shuffle=False)
         total = len(self.order) if limit is None else min(len(self.order), limit)
         self.start, self.stop = (
             total * part // self.world_size for part in (self.rank, self.rank + 1)

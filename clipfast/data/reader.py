@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clipfast.arguments import WrongKindError, shown, whole_number
-from clipfast.data.captions import draws, pick
+from clipfast.data.captions import draws, pick, saying
 from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.encoded import WHOLE, EncodedBatch, Fill, Request, encode
@@ -24,6 +24,7 @@ from clipfast.data.report import printable
 from clipfast.data.scaled import decode_scaled
 from clipfast.data.selection import ShardChoice, choose
 from clipfast.data.shardfiles import Piece, ShardFiles
+from clipfast.data.sidecar import Captions
 from clipfast.data.table import Table, read_table
 from clipfast.storage import storage_of
 
@@ -45,6 +46,7 @@ class Files:
         captions: N texts.
         faults: why samples are broken, by their rows.
         content: ``[N, 2]``, ids of the picture's file and of the caption's words, where asked for.
+        every: with them, all captions of each sample that say something.
     """
 
     images: list[np.ndarray]
@@ -52,6 +54,7 @@ class Files:
     captions: list[str]
     faults: dict[int, str]
     content: list[tuple[int, int]]
+    every: list[list[str]]
 
 
 class ShardReader:
@@ -67,6 +70,8 @@ class ShardReader:
         choices: what a selection keeps of each shard; rows then count what is kept. None: all.
         caption_seed: of several captions of an image one is drawn in each epoch
             (``clipfast.data.captions``). None: the first that says something.
+        captions: those that stand in tables; samples without one are not there. None: all stand in
+            the tars.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -83,6 +88,7 @@ class ShardReader:
         threads: int = 1,
         choices: Sequence[ShardChoice | None] | None = None,
         caption_seed: int | None = None,
+        captions: Captions | None = None,
     ) -> None:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
@@ -95,6 +101,7 @@ class ShardReader:
         self._lock = Lock()
         self._choices = choices
         self._caption_seed = caption_seed
+        self._captions = captions
         self._least_side = least_side
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
@@ -108,10 +115,15 @@ class ShardReader:
         # Before its index is compared with it: what is read later is then what was compared.
         if storage_of(self.shards[shard]).is_remote:
             self._files.hold(shard)
-        table = read_table(self.shards[shard], self.fields)
+        fields = self.fields
+        if self._captions is not None:
+            fields = self._captions.fields(shard, fields)
+        table = read_table(self.shards[shard], fields)
         if self._choices is not None:
             choice = self._choices[shard]
             table = table.take(choice or choose(table.shard, len(table), table.mark, []))
+        if self._captions is not None:
+            table = self._captions.only_usable(shard, table)
         with self._lock:
             self._tables[shard] = table
             while len(self._tables) > _KEPT_TABLES:
@@ -129,7 +141,8 @@ class ShardReader:
         return self._image(self._table_with(shard, row), shard, row)
 
     def caption(self, shard: int, row: int) -> str:
-        """One caption: of several the first that says something.
+        """One caption: of several the one that a selection names, else the first that says
+        something.
 
         Raises:
             IndexError: there is no such row.
@@ -137,11 +150,25 @@ class ShardReader:
             OSError: the shard cannot be read.
         """
         table = self._table_with(shard, row)
-        data = self._caption(table, shard, row)
         try:
-            return pick(self.fields.texts(data, table.caption), None)
+            return pick(self._all_texts(table, shard, row), None, _chosen(table, row))
         except ValueError as error:
             raise self.broken(shard, row, str(error)) from None
+
+    def captions(self, shard: int, row: int) -> list[str]:
+        """All captions of a sample that say something; or the first where none does.
+
+        Raises:
+            IndexError, ValueError, OSError: as ``caption``.
+        """
+        table = self._table_with(shard, row)
+        try:
+            texts = self._all_texts(table, shard, row)
+            if (chosen := _chosen(table, row)) >= 0:
+                return [pick(texts, None, chosen)]
+        except ValueError as error:
+            raise self.broken(shard, row, str(error)) from None
+        return saying(texts)
 
     def key(self, shard: int, row: int) -> str:
         """The key of a sample."""
@@ -177,7 +204,8 @@ class ShardReader:
 
         Args:
             request: which samples.
-            with_content: whether the batch says which pictures and captions are the same.
+            with_content: whether the batch says which pictures and captions are the same, and has
+                all captions.
             strict: a broken sample is an error; else it is among the batch's faults.
 
         Raises:
@@ -188,14 +216,16 @@ class ShardReader:
             raise self.broken(int(request.samples.shard[i]), int(request.samples.row[i]), reason)
         batch = encode(request, files.images, files.fills, files.captions, self.context_length)
         content = torch.tensor(files.content, dtype=torch.int64) if with_content else None
-        return replace(batch, faults=files.faults, content=content)
+        every = files.every if with_content else None
+        return replace(batch, faults=files.faults, content=content, every=every)
 
     def fetch(self, samples: SampleRefs, with_content: bool = False, epoch: int = 0) -> Files:
         """What samples hold, and which are broken.
 
         Args:
             samples: N references.
-            with_content: whether to tell which pictures and captions are the same.
+            with_content: whether to tell which pictures and captions are the same, and all
+                captions.
             epoch: that they are read in, where one of several captions is drawn.
 
         Raises:
@@ -203,23 +233,29 @@ class ShardReader:
             ValueError: a shard ends before, or its index does not fit it.
             OSError: a shard cannot be read.
         """
-        files = Files([], [], [], {}, [])
+        files = Files([], [], [], {}, [], [])
         places = list(zip(samples.shard.tolist(), samples.row.tolist(), strict=True))
         self._meet({shard for shard, _ in places})
         tables = [self._table_with(*place) for place in places]
         named = list(zip(tables, places, strict=True))
+        known = [self._known(table, *place) for table, place in named]
         wanted = [_image_of(table, *place) for table, place in named]
-        wanted += [_caption_of(table, *place) for table, place in named]
+        wanted += [
+            _caption_of(table, *place)
+            for (table, place), texts in zip(named, known, strict=True)
+            if not texts
+        ]
         pieces = self._files.read_many(wanted)
-        read, words = pieces[: len(places)], pieces[len(places) :]
+        read, words = pieces[: len(places)], iter(pieces[len(places) :])
         fits = self._fits(read, [table.checked for table in tables])
         drawn: list[int | None] = [None] * len(places)
         if self._caption_seed is not None:
             drawn = [*draws(self._caption_seed, epoch, samples).tolist()]
-        for i, (table, data, word, draw, (image, fill, why_image)) in enumerate(
-            zip(tables, read, words, drawn, fits, strict=True)
+        for i, (table, data, texts, draw, (image, fill, why_image)) in enumerate(
+            zip(tables, read, known, drawn, fits, strict=True)
         ):
-            caption, why_caption = self._text(word, table, draw)
+            given: bytes | list[str] = texts if texts else next(words)
+            caption, every, why_caption = _text(given, table, draw, _chosen(table, places[i][1]))
             files.images.append(image)
             files.fills.append(fill)
             files.captions.append(caption)
@@ -227,6 +263,7 @@ class ShardReader:
                 files.faults[i] = "; ".join(filter(None, (why_image, why_caption)))
             elif with_content:
                 files.content.append((image_id(data), caption_id(caption)))
+                files.every.append(every)
         return files
 
     def close(self) -> None:
@@ -275,18 +312,18 @@ class ShardReader:
     def _image(self, table: Table, shard: int, row: int) -> bytes:
         return self._files.pread(*_image_of(table, shard, row))
 
-    def _caption(self, table: Table, shard: int, row: int) -> bytes:
-        return self._files.pread(*_caption_of(table, shard, row))
+    def _known(self, table: Table, shard: int, row: int) -> list[str]:
+        """The captions of a sample that stand in a table; none where they stand in the tar."""
+        if self._captions is None:
+            return []
+        return self._captions.texts(shard, row if table.rows is None else int(table.rows[row]))
 
-    def _text(self, data: bytes, table: Table, draw: int | None) -> tuple[str, str]:
-        """A caption, or why there is none."""
-        try:
-            text = pick(self.fields.texts(data, table.caption), draw)
-        except ValueError as error:
-            return "", str(error)
-        # An index does not say which key of a JSON it was made for.
-        is_checked = table.checked and table.caption == "txt"
-        return text, "" if is_checked else why_empty(text)
+    def _all_texts(self, table: Table, shard: int, row: int) -> list[str]:
+        """All captions of a sample, wherever they stand."""
+        if texts := self._known(table, shard, row):
+            return texts
+        data = self._files.pread(*_caption_of(table, shard, row))
+        return table.fields.texts(data, table.caption)
 
 
 def _image_of(table: Table, shard: int, row: int) -> Piece:
@@ -295,6 +332,25 @@ def _image_of(table: Table, shard: int, row: int) -> Piece:
 
 def _caption_of(table: Table, shard: int, row: int) -> Piece:
     return Piece(shard, int(table.caption_offset[row]), int(table.caption_size[row]))
+
+
+def _text(
+    given: bytes | list[str], table: Table, draw: int | None, chosen: int
+) -> tuple[str, list[str], str]:
+    """A caption of a member or of some texts, all that may be it, and why it is unfit."""
+    try:
+        texts = given if isinstance(given, list) else table.fields.texts(given, table.caption)
+        text = pick(texts, draw, chosen)
+    except ValueError as error:
+        return "", [], str(error)
+    # An index does not say which key of a JSON it was made for.
+    is_checked = table.checked and table.caption == "txt" and not table.fields.elsewhere
+    every = [text] if chosen >= 0 else saying(texts)
+    return text, every, "" if is_checked else why_empty(text)
+
+
+def _chosen(table: Table, row: int) -> int:
+    return -1 if table.chosen is None else int(table.chosen[row])
 
 
 def _fit(data: bytes, checked: bool, least_side: float | None) -> tuple[np.ndarray, Fill, str]:

@@ -47,13 +47,15 @@ class Selected:
         return words
 
 
-def select(selection: Selection | str, shards: Sequence[str], fields: Fields = FIELDS) -> Selected:
+def select(
+    selection: Selection | str, shards: Sequence[str], fields: Fields | Sequence[Fields] = FIELDS
+) -> Selected:
     """Find what a selection keeps of some shards.
 
     Args:
         selection: one, or the path of its file.
         shards: paths of tars.
-        fields: which members are image and caption.
+        fields: which members are image and caption, of all shards or of each.
 
     Raises:
         ValueError: it was made of another index of a shard, names none of them, or keeps nothing;
@@ -63,7 +65,8 @@ def select(selection: Selection | str, shards: Sequence[str], fields: Fields = F
     if isinstance(selection, str):
         selection = read_selection(selection)
     with ThreadPoolExecutor(max(1, min(_LOOKED_AT_TOGETHER, len(shards)))) as pool:
-        choices = list(pool.map(partial(_choice, selection, fields=fields), shards))
+        each = [fields] * len(shards) if isinstance(fields, Fields) else fields
+        choices = list(pool.map(partial(_choice, selection), shards, each))
     named = [choice for choice in choices if choice is not None]
     if not named:
         raise ValueError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipfast.arguments import real_number, whole_number
-from clipfast.data.order import EpochOrder, MixedOrder, Order, Share
+from clipfast.data.order import EpochOrder, MixedOrder, Order, Share, WeightedOrder
 from clipfast.data.order.shares import by_repeats, by_weights
 from clipfast.data.patterns import expand
 from clipfast.storage import storage_of
@@ -103,6 +103,7 @@ def order_of(
     seed: int,
     window: int,
     shuffle: bool,
+    units: Sequence[np.ndarray | None] | None = None,
 ) -> Order:
     """The order in which sources are read.
 
@@ -113,25 +114,49 @@ def order_of(
         seed: see ``EpochOrder``, as the others.
         window: samples shuffled together.
         shuffle: False reads as the shards lie.
+        units: weights of samples, shard by shard, see ``WeightedOrder``; None: there are none.
 
     Returns:
-        An ``EpochOrder`` over all shards where nothing is said of shares, whatever their names.
+        An order over all shards where nothing is said of shares, whatever their names.
 
     Raises:
         ValueError: the shares are not those of these sources.
     """
     if not mixing:
-        return EpochOrder(counts, seed, window, shuffle)
+        return _order(counts, units, seed, window, shuffle)
     names = sources.names or ("all",)
-    own = {name: counts[sources.source == number] for number, name in enumerate(names)}
-    sizes = {name: int(each.sum()) for name, each in own.items()}
+    mine = [np.flatnonzero(sources.source == number) for number in range(len(names))]
+    own = {name: counts[here] for name, here in zip(names, mine, strict=True)}
+    weighted = [
+        None if units is None else [units[shard] for shard in here.tolist()] for here in mine
+    ]
+    # Of one pass: without weights as many as there are.
+    sizes = {
+        name: len(_order(each, more, seed, window, shuffle))
+        for (name, each), more in zip(own.items(), weighted, strict=True)
+    }
     if mixing.repeats:
         samples = by_repeats(sizes, mixing.repeats)
     else:
         weights = mixing.weights or {name: float(size) for name, size in sizes.items()}
         samples = by_weights(sizes, weights, mixing.epoch_samples or sum(sizes.values()))
-    shares = [Share(name, each, m) for (name, each), m in zip(own.items(), samples, strict=True)]
+    shares = [
+        Share(name, each, m, more)
+        for (name, each), m, more in zip(own.items(), samples, weighted, strict=True)
+    ]
     return MixedOrder(shares, seed, window, shuffle)
+
+
+def _order(
+    counts: np.ndarray,
+    units: Sequence[np.ndarray | None] | None,
+    seed: int,
+    window: int,
+    shuffle: bool,
+) -> EpochOrder:
+    if units is None or all(each is None for each in units):
+        return EpochOrder(counts, seed, window, shuffle)
+    return WeightedOrder(counts, units, seed, window, shuffle)
 
 
 class Tally:

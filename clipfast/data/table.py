@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
@@ -39,7 +38,7 @@ class Table:
         shard: path of the tar.
         image_offset: [N] int64, bytes from the start of the tar.
         image_size: [N] int32, bytes.
-        caption_offset: [N] int64.
+        caption_offset: [N] int64; 0 where the tar has no caption.
         caption_size: [N] int32.
         extension: [N] uint8, position in `Fields.images`.
         caption: extension of the members that hold the captions.
@@ -48,6 +47,7 @@ class Table:
         checked: an index has left out what is not fit for training.
         mark: see `Identity`.
         rows: [N] int64, which samples of the shard these are; None: all.
+        chosen: [N] int32, which caption of each a selection names, -1 for none; None: of none.
     """
 
     shard: str
@@ -62,6 +62,7 @@ class Table:
     checked: bool = False
     mark: str = ""
     rows: np.ndarray | None = None
+    chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_offset)
@@ -88,7 +89,14 @@ class Table:
                 f"shard {self.shard} or its index has changed since its selection was looked up: "
                 f"it has {len(self):,} samples, and had {choice.samples:,}. Put the old one back"
             )
-        rows = choice.rows()
+        return replace(self.only(choice.rows()), chosen=choice.chosen())
+
+    def only(self, rows: np.ndarray) -> "Table":
+        """The table of some rows.
+
+        Args:
+            rows: rising.
+        """
         return replace(
             self,
             image_offset=self.image_offset[rows],
@@ -96,7 +104,8 @@ class Table:
             caption_offset=self.caption_offset[rows],
             caption_size=self.caption_size[rows],
             extension=self.extension[rows],
-            rows=rows,
+            rows=rows if self.rows is None else self.rows[rows],
+            chosen=None if self.chosen is None else self.chosen[rows],
         )
 
     def entry(self, i: int) -> Entry:
@@ -108,7 +117,7 @@ class Table:
             int(self.image_size[i]),
             int(self.caption_offset[i]),
             int(self.caption_size[i]),
-            self.caption,
+            self.caption if self.caption_offset[i] else "",
         )
 
 
@@ -123,7 +132,7 @@ def _table(shard: str, rows: Sequence[Entry], left_out: int, fields: Fields) -> 
         column("caption_offset", np.int64),
         column("caption_size", np.int32),
         np.fromiter((fields.code(row.extension) for row in rows), np.uint8, len(rows)),
-        rows[0].caption,
+        next((row.caption for row in rows if row.caption), fields.caption_extensions[0]),
         left_out,
         fields,
         mark=digest_of_lines(*lines_of(rows, fields)),
@@ -242,13 +251,15 @@ def identify(shard: str, fields: Fields = FIELDS) -> Identity:
     return Identity(len(table), table.mark)
 
 
-def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) -> np.ndarray:
+def counts(
+    shards: Sequence[str], threads: int = 16, fields: Fields | Sequence[Fields] = FIELDS
+) -> np.ndarray:
     """Number of samples of every shard.
 
     Args:
         shards: paths of tars.
         threads: shards looked at together; the time is the file system's latency.
-        fields: which members are image and caption.
+        fields: which members are image and caption, of all shards or of each.
 
     Returns:
         [len(shards)] int64.
@@ -265,6 +276,5 @@ def counts(shards: Sequence[str], threads: int = 16, fields: Fields = FIELDS) ->
             INDEX_COMMAND,
         )
     with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
-        return np.fromiter(
-            pool.map(partial(_count, fields=fields), shards, indexed), np.int64, len(shards)
-        )
+        each = [fields] * len(shards) if isinstance(fields, Fields) else fields
+        return np.fromiter(pool.map(_count, shards, indexed, each), np.int64, len(shards))

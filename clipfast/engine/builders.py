@@ -63,6 +63,8 @@ def build_loader(plan: RunPlan) -> TrainingData:
             scale=config.data.scale,
             decode=config.data.decode,
             captions=config.data.caption_choice,
+            caption_tables=config.data.training_captions,
+            caption_cache=config.data.caption_cache,
             window=config.data.shuffle_window,
             device=process.device,
             dtype=plan.dtype,

@@ -13,11 +13,12 @@ from typing import Annotated, Literal
 import tyro
 
 from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.sidecar.options import Sidecar
 from clipfast.data.synthetic_name import synthetic_samples
 from clipfast.engine.ranges import ALIASES, Range, check_fields
 from clipfast.engine.ranges import ConfigError as ConfigError
 from clipfast.engine.renamed import renamed_field
-from clipfast.engine.sources import named_sources, training_sources
+from clipfast.engine.sources import caption_files, named_sources, training_sources
 from clipfast.models.layers import Activation
 from clipfast.models.recompute import Recompute
 from clipfast.storage.options import StoreOptions
@@ -28,6 +29,8 @@ Weights = Literal["fp32", "remainder", "stochastic"]
 
 # Names of checkpoints hold eight digits.
 MOST_STEPS = 99_999_999
+# How tables of captions name the held-out pairs of --logging.validation.
+VALIDATION = "validation"
 _MOST = 2**31 - 1
 _COUNT = Range(1, _MOST)
 _LARGEST = 3.4e38  # of float32
@@ -144,7 +147,31 @@ class DataConfig:
 
     caption_choice: Literal["drawn", "first"] = field(default="drawn", kw_only=True)
     """Which of several captions an image is trained with. drawn: one in each epoch, by seed, epoch
-    and sample. first: the first that says something, as evaluations take it."""
+    and sample. first: the first that says something. Retrieval takes all."""
+
+    caption_files: tuple[str, ...] = field(default=(), kw_only=True)
+    """Parquet or CSV tables with the captions, if they are not in the shards: '{shard}.parquet' is
+    one beside each tar, any other path one of all shards; brace ranges and globs too. They are of
+    --data.train and --logging.validation, or NAME=TABLE: of one source, of one set of --data.eval,
+    or of validation."""
+
+    caption_key: str = field(default="key", kw_only=True)
+    """Column of these tables with the key of the sample, as its tar has it."""
+
+    caption_columns: tuple[str, ...] = field(default=("caption",), kw_only=True)
+    """Columns with captions. A sample has all that say something, of all its rows."""
+
+    caption_shard: str = field(default="shard", kw_only=True)
+    """Column with the name of the tar, in a table of all shards whose keys are not unique. It need
+    not be there."""
+
+    caption_missing: Literal["leave-out", "own"] = field(default="leave-out", kw_only=True)
+    """What is done with samples without a row. leave-out: they are not trained on. own: they take
+    the caption in the tar, those that have one."""
+
+    caption_cache: str = field(default="", kw_only=True)
+    """A folder on a disk of each machine for captions in the order of the shards, which its ranks
+    and later runs share. Empty: one of this user in the machine's temporary folder."""
 
     scale: tuple[float, float] = (0.9, 1.0)
     """Smallest and largest side of the random square crop, as fractions of the short side."""
@@ -250,6 +277,19 @@ class DataConfig:
             Fields(captions=self.captions)
         except ValueError as error:
             raise ConfigError(f"--data.captions: {error}") from error
+        self._check_caption_files(sources)
+
+    def _check_caption_files(self, sources: Mapping[str, object]) -> None:
+        try:
+            named = self._sidecars
+        except ValueError as error:
+            raise ConfigError(f"--data.caption-files: {error}") from error
+        known = {"", VALIDATION, *sources, *self.eval_sources}
+        if unknown := sorted(set(named) - known):
+            raise ConfigError(
+                f"--data.caption-files: {unknown[0]!r} is no source of --data.train, no set of "
+                f"--data.eval and not {VALIDATION!r}"
+            )
 
     @property
     def train_patterns(self) -> tuple[str, ...]:
@@ -261,6 +301,31 @@ class DataConfig:
     def fields(self) -> Fields:
         """Which members of a sample are image and caption."""
         return Fields(captions=self.captions)
+
+    @property
+    def _sidecars(self) -> dict[str, Sidecar]:
+        """Tables of captions by the names of what they are of."""
+        return {
+            name: Sidecar(
+                files,
+                self.caption_key,
+                self.caption_columns,
+                self.caption_shard,
+                self.caption_missing,
+            )
+            for name, files in caption_files(self.caption_files).items()
+        }
+
+    @property
+    def training_captions(self) -> dict[str, Sidecar]:
+        """Tables of captions of ``train``, by the names of its sources; "" is of the others."""
+        mine = {"", *training_sources(self.train)}
+        return {name: each for name, each in self._sidecars.items() if name in mine}
+
+    def captions_in(self, name: str) -> Sidecar | None:
+        """The table of captions of a set of ``eval``, by its name, or of ``VALIDATION``."""
+        usual = self._sidecars.get("") if name == VALIDATION else None
+        return self._sidecars.get(name, usual)
 
     @property
     def eval_sources(self) -> dict[str, str]:

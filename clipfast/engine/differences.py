@@ -10,13 +10,16 @@ from clipfast.engine.ranges import ALIASES
 
 WITH_CHANGES = "--resume-with-changes"
 # What may differ without a word more than that: where it writes, how often, how it is measured,
-# how fast it is. Every other option changes what is trained. `data.train` and `data.select` may
-# name other places of the same shards and selection: the loader's state tells them from others.
+# how fast it is. Every other option changes what is trained. `data.train`, `data.select` and
+# `data.caption_files` may name other places of the same shards, selection and captions: the
+# loader's state tells them from others.
 FREE = (
     *("logging", "checkpoint", "eval"),
     *(
         "data.train",
         "data.select",
+        "data.caption_files",
+        "data.caption_cache",
         "data.eval",
         "data.eval_batch_size",
         "data.eval_limit",

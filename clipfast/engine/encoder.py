@@ -1,21 +1,22 @@
 """The model of a run as evaluations see it: encoded by all ranks together."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipfast.data import EvalLoader, ShardReader
-from clipfast.data.fields import Fields
-from clipfast.data.order import EpochOrder, SampleRefs
+from clipfast.data import EvalLoader
+from clipfast.data.content import caption_id
 from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
 from clipfast.data.shards import counts, expand
+from clipfast.data.sidecar import usable
+from clipfast.engine.config import DataConfig
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.setencoder import RunSetEncoder
 from clipfast.eval import Pairs
@@ -23,6 +24,24 @@ from clipfast.tokenizer import tokenize_with_lengths
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def held(data: DataConfig, patterns: str | Sequence[str], name: str) -> int:
+    """Samples of shards that an evaluation can read.
+
+    Args:
+        data: of the run.
+        patterns: of shards.
+        name: of the set, by which tables of captions are told.
+
+    Raises:
+        ValueError, OSError: a shard, its index or a table of captions is unfit.
+    """
+    shards = expand(patterns)
+    tables = data.captions_in(name)
+    if tables is None:
+        return int(counts(shards, fields=data.fields).sum())
+    return int(usable(shards, tables, data.fields, data.caption_cache).sum())
 
 
 class RunData:
@@ -47,11 +66,12 @@ class RunData:
         Raises:
             ValueError: a shard or its index is unfit, or no sample is left.
         """
-        shards = expand(self._pattern(source))
-        pairs = int(counts(shards, fields=self.plan.config.data.fields).sum())
+        data = self.plan.config.data
+        pairs = held(data, self._pattern(source), source)
         if not pairs:
+            shards = expand(self._pattern(source))
             raise ValueError(reasons_of(shards).after(f"{len(shards)} shard(s) hold no sample"))
-        return min(pairs, self.plan.config.data.eval_limit)
+        return min(pairs, data.eval_limit)
 
     def _pattern(self, source: str) -> str:
         return self._patterns.get(source, source)
@@ -84,22 +104,25 @@ class RunEncoder(RunData):
 
     @torch.no_grad()
     def pairs(self, source: str) -> Pairs:
-        """All pairs of some shards: each rank encodes one contiguous part.
+        """All pairs of some shards: each rank encodes one contiguous part. An image with several
+        captions is a pair with each of them.
 
         Args:
             source: a set's name, or a pattern of shards.
         """
-        loader = self._loader(self._pattern(source))
-        sizes = self._sizes(len(loader))
-        images, texts, content, _ = self._encode(loader, sizes)
+        loader = self._loader(self._pattern(source), source)
+        encoded = self._encode(loader, self._sizes(len(loader)))
+        sample, texts, content = self._with_more(encoded)
+        sizes = self._sizes(len(sample))
         first = sum(sizes[: self.plan.process.rank])
         image_ids, caption_ids = self.gather(content.to(self.device)).cpu().unbind(1)
-        image, caption = _openers(self._pattern(source), sum(sizes), self.plan.config.data.fields)
+        counts = torch.tensor([len(each) for each in encoded.every], dtype=torch.int64)
+        image, caption = _openers(loader, self.gather(counts.to(self.device)).cpu())
         return Pairs(
             source=source,
-            image_features=self.gather(images),
+            image_features=self.gather(encoded.images[sample]),
             text_features=self.gather(texts),
-            mine=slice(first, first + len(loader)),
+            mine=slice(first, first + len(sample)),
             image_ids=image_ids,
             caption_ids=caption_ids,
             image=image,
@@ -107,19 +130,23 @@ class RunEncoder(RunData):
         )
 
     @torch.no_grad()
-    def features(self, patterns: Sequence[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Features of all pairs of some shards, and what the loss takes beside them.
+    def features(
+        self, patterns: Sequence[str], name: str = ""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Features of all pairs of some shards, with the first caption of each image, and what the
+        loss takes beside them.
 
         Args:
             patterns: of shards.
+            name: by which tables of captions are told.
 
         Returns:
             Image features and text features ``[N, D]`` float32, the same on every rank; the logit
             scale and the objective's scalars.
         """
-        loader = self._loader(patterns)
-        images, texts, _, scalars = self._encode(loader, self._sizes(len(loader)))
-        return self.gather(images), self.gather(texts), scalars
+        loader = self._loader(patterns, name)
+        encoded = self._encode(loader, self._sizes(len(loader)))
+        return self.gather(encoded.images), self.gather(encoded.texts), encoded.scalars
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -164,7 +191,7 @@ class RunEncoder(RunData):
         dist.all_reduce(sizes)
         return sizes.tolist()
 
-    def _loader(self, patterns: str | Sequence[str]) -> EvalLoader:
+    def _loader(self, patterns: str | Sequence[str], name: str) -> EvalLoader:
         data, process = self.plan.config.data, self.plan.process
         return EvalLoader(
             patterns,
@@ -177,15 +204,18 @@ class RunEncoder(RunData):
             dtype=self.plan.dtype,
             threads=self.plan.decode_threads,
             fields=data.fields,
+            caption_tables=data.captions_in(name),
+            caption_cache=data.caption_cache,
         )
 
-    def _encode(
-        self, loader: EvalLoader, sizes: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """Encode this rank's pairs, and pass on the ids of their content and the model's scalars.
+    def _encode(self, loader: EvalLoader, sizes: Sequence[int]) -> "_Encoded":
+        """Encode this rank's images with the first caption of each.
+
         Every rank runs the same number of forwards, since under ZeRO-3 each one gathers parameters
-        from all ranks; one with a batch less repeats its last."""
+        from all ranks; one with a batch less repeats its last.
+        """
         images, texts, content = [], [], []
+        every: list[list[str]] = []
         scalars: list[Tensor] = []
         batch: Any = None
         with closing(iter(loader)) as batches:
@@ -200,28 +230,83 @@ class RunEncoder(RunData):
                     images.append(image_features.float())
                     texts.append(text_features.float())
                     content.append(fresh.content)
-        return torch.cat(images), torch.cat(texts), torch.cat(content), scalars
+                    every += fresh.every
+        return _Encoded(torch.cat(images), torch.cat(texts), torch.cat(content), every, scalars)
+
+    def _with_more(self, encoded: "_Encoded") -> tuple[Tensor, Tensor, Tensor]:
+        """The pairs of this rank's images with all their captions.
+
+        Every rank runs the same number of forwards, as in `_encode`.
+
+        Returns:
+            ``[P]`` int64 on the CPU, the image of each pair, rising; ``[P, D]`` features of the
+            captions; ``[P, 2]`` ids of the pairs' content.
+        """
+        more = [text for texts in encoded.every for text in texts[1:]]
+        size = self.plan.config.data.eval_batch_size
+        rounds = max(math.ceil(each / size) for each in self._sizes(len(more)))
+        found = [encoded.texts]
+        for start in range(0, rounds * size, size):
+            part = more[start : start + size]
+            # What a rank has encoded before, where others have captions left.
+            features = self.texts(part or encoded.every[0][:1])
+            found += [features] if part else []
+        texts = torch.cat(found)
+        counts = torch.tensor([len(each) for each in encoded.every])
+        sample = torch.arange(len(counts)).repeat_interleave(counts)
+        is_first = sample.diff(prepend=torch.tensor([-1])) > 0
+        # First captions stand in front of all others.
+        place = torch.where(is_first, sample, len(counts) + (~is_first).cumsum(0) - 1)
+        ids = torch.tensor([caption_id(text) for text in more], dtype=torch.int64)
+        captions = torch.cat([encoded.content[:, 1], ids])[place]
+        content = torch.stack([encoded.content[sample, 0], captions], 1)
+        return sample, texts[place.to(texts.device)], content
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """What a rank has encoded.
+
+    Attributes:
+        images: ``[n, D]`` float32.
+        texts: ``[n, D]`` likewise, of the first caption of each image.
+        content: ``[n, 2]`` int64 on the CPU, see ``ImageTextBatch``.
+        every: all captions of each image.
+        scalars: of the objective.
+    """
+
+    images: Tensor
+    texts: Tensor
+    content: Tensor
+    every: list[list[str]]
+    scalars: list[Tensor]
 
 
 def _openers(
-    pattern: str, pairs: int, fields: Fields
+    loader: EvalLoader, counts: Tensor
 ) -> tuple[Callable[[int], "Image"], Callable[[int], str]]:
-    """Functions that read the i-th picture and caption, and leave no shard open."""
+    """Functions that read the picture and the caption of the i-th pair, and leave no shard open.
 
-    @functools.cache
-    def reader_and_places() -> tuple[ShardReader, SampleRefs]:
-        shards = expand(pattern)
-        order = EpochOrder(counts(shards, fields=fields), shuffle=False)
-        return ShardReader(shards, fields=fields), order.locate(0, 0, pairs)
+    Args:
+        loader: of the shards.
+        counts: ``[n]`` int64, captions of each image of all ranks.
+    """
+    reader = loader.reader
+    starts = torch.cumsum(counts, 0) - counts
+
+    def place(i: int) -> tuple[int, int, int]:
+        sample = int(torch.searchsorted(starts, i, right=True)) - 1
+        at = loader.order.locate(0, sample, sample + 1)
+        return int(at.shard[0]), int(at.row[0]), i - int(starts[sample])
 
     def image(i: int) -> "Image":
-        reader, places = reader_and_places()
+        shard, row, _ = place(i)
         with closing(reader):
-            return open_rgb(reader.image(int(places.shard[i]), int(places.row[i])))
+            return open_rgb(reader.image(shard, row))
 
     def caption(i: int) -> str:
-        reader, places = reader_and_places()
+        shard, row, number = place(i)
         with closing(reader):
-            return reader.caption(int(places.shard[i]), int(places.row[i]))
+            return reader.captions(shard, row)[number]
 
     return image, caption

@@ -68,7 +68,23 @@ def training_sources(values: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _split(value: str, option: str = "--data.eval") -> tuple[str, str]:
+def caption_files(values: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The patterns of ``--data.caption-files`` by the names of the data that they are of.
+
+    Args:
+        values: each ``NAME=PATTERN`` or a pattern, whose name is "". A name may come several times.
+
+    Raises:
+        ValueError: a name is none.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for value in values:
+        name, pattern = _split(value, "--data.caption-files", "table")
+        found[name] = (*found.get(name, ()), pattern)
+    return found
+
+
+def _split(value: str, option: str = "--data.eval", what: str = "shards") -> tuple[str, str]:
     """Name and pattern; the name is empty where none is given."""
     name, equals, pattern = value.partition("=")
     if not equals or _OF_A_PATH.search(name):
@@ -79,7 +95,7 @@ def _split(value: str, option: str = "--data.eval") -> tuple[str, str]:
             "'-', such as coco='/data/coco/{0..3}.tar'"
         )
     if not pattern:
-        raise ValueError(f"{option} {value}: no shards after the '='")
+        raise ValueError(f"{option} {value}: no {what} after the '='")
     return name, pattern
 
 

@@ -5,10 +5,15 @@ from collections.abc import Iterator, Sequence
 from clipfast.engine.plan import RunPlan
 from clipfast.models.towers import tower_of
 
+_OF_TABLES = (
+    *("--data.caption-key", "--data.caption-columns", "--data.caption-shard"),
+    *("--data.caption-missing", "--data.caption-cache"),
+)
 _OF_SHARDS = (
     *("--data.scale", "--data.decode", "--data.shuffle-window", "--data.threads"),
     *("--data.on-error", "--data.max-errors", "--data.captions", "--data.select"),
     *("--data.weights", "--data.repeats", "--data.epoch-samples", "--data.caption-choice"),
+    *("--data.caption-files", *_OF_TABLES),
 )
 _OF_TASKS = (
     *("--eval.limit", "--eval.classnames", "--eval.templates", "--eval.splits", "--eval.shots"),
@@ -80,6 +85,10 @@ def idle_options(arguments: Sequence[str], plan: RunPlan) -> Iterator[str]:
         if option in options and not config.logging.validation:
             yield f"{option} does not count: there is no --logging.validation to measure on"
     is_read = config.data.synthetic is None
+    if is_read and not config.data.caption_files:
+        for option in _OF_TABLES:
+            if option in options:
+                yield f"{option} does not count: there are no --data.caption-files"
     if "--data.max-errors" in options and config.data.on_error == "stop" and is_read:
         yield "--data.max-errors does not count: --data.on-error stop bears with none"
     saves = config.checkpoint.every_steps > 0 or config.checkpoint.every_minutes > 0

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipfast.data.shards import counts, expand
-from clipfast.engine.config import ConfigError
-from clipfast.engine.encoder import RunEncoder
+from clipfast.engine.config import VALIDATION, ConfigError
+from clipfast.engine.encoder import RunEncoder, held
 from clipfast.engine.plan import RunPlan
 
 
@@ -36,7 +35,7 @@ class Validation:
         if not self._patterns:
             return
         try:
-            found = int(counts(expand(self._patterns), fields=plan.config.data.fields).sum())
+            found = held(plan.config.data, self._patterns, VALIDATION)
         except (ValueError, OSError) as error:
             raise ConfigError(f"--logging.validation: {error}") from error
         pairs = min(found, plan.config.data.eval_limit)
@@ -67,7 +66,7 @@ class Validation:
         engine.eval()
         try:
             encoder = RunEncoder(engine, self._plan, between)
-            loss = self._mean_loss(*encoder.features(self._patterns))
+            loss = self._mean_loss(*encoder.features(self._patterns, VALIDATION))
         finally:
             engine.train(was_training)
         return {"validation/loss": loss, "seconds/validation": time.monotonic() - began}

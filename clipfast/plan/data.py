@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
+from clipfast.data.kept import kept
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
 from clipfast.data.selecting import select
+from clipfast.data.sidecar import bind
 from clipfast.data.sources import find_sources, order_of
 from clipfast.data.table import counts
 from clipfast.engine.builders import mixing_of
@@ -50,14 +52,43 @@ def contents(options: DataConfig) -> Contents:
     configure(options.store)
     sources = find_sources(training_sources(options.train) or options.train)
     shards = sources.shards
-    held = counts(shards, fields=options.fields)
-    used = held
-    if options.select:
-        used = select(options.select, shards, options.fields).counts
+    tables = options.training_captions
+    captions = (
+        bind(
+            tables,
+            shards,
+            sources.names,
+            sources.source,
+            options.fields,
+            options.caption_cache,
+        )
+        if tables
+        else None
+    )
+    fields = [
+        options.fields if captions is None else captions.fields(i, options.fields)
+        for i in range(len(shards))
+    ]
+    held = counts(shards, fields=fields)
+    selected = select(options.select, shards, fields) if options.select else None
+    used = kept(
+        shards,
+        held if selected is None else selected.counts,
+        selected,
+        captions,
+        options.fields,
+    )
     order = order_of(
-        sources, used, mixing_of(options), seed=0, window=options.shuffle_window, shuffle=True
+        sources,
+        used.counts,
+        mixing_of(options),
+        seed=0,
+        window=options.shuffle_window,
+        shuffle=True,
+        units=used.units,
     )
     pairs = len(order)
     size = sum(storage_of(shard).size(shard) for shard in shards) / max(1, int(held.sum()))
     source = f"{len(shards)} shard(s) of --data.train"
-    return Contents(pairs, mean_tokens(ShardReader(shards, 77, options.fields)), size / 1e3, source)
+    reader = ShardReader(shards, 77, options.fields, captions=captions)
+    return Contents(pairs, mean_tokens(reader), size / 1e3, source)

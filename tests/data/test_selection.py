@@ -93,7 +93,7 @@ def test_read_selection_refuses_what_is_none(tmp_path):
     )
     for wrong, why in (
         (table.replace_schema_metadata({}), "no word of clipfast"),
-        (table.replace_schema_metadata(meta | {b"clipfast.selection": b"2"}), "another version"),
+        (table.replace_schema_metadata(meta | {b"clipfast.selection": b"3"}), "another version"),
         (table.append_column("weight", table.column("kept")), "has the columns"),
         (table.set_column(kept, "kept", more), "bits are set"),
         (emptied, "damaged: its rows have not the digest"),

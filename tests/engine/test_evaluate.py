@@ -1,21 +1,26 @@
 """Encoding by all ranks together, and the loop over evaluations."""
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
 
 from clipfast.data import EvalLoader
 from clipfast.data.content import caption_id
-from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.fields import Fields
 from clipfast.data.index import index_shards
 from clipfast.engine import ConfigError, DataConfig, EvaluationConfig, ModelOptions
 from clipfast.engine.encoder import RunEncoder, _openers
 from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.plan import RunPlan
 from clipfast.eval import Measured, list_evaluations, register
+from clipfast.eval.distinct import Distinct
 from clipfast.models import create_model
 from clipfast.tokenizer import tokenize_with_lengths
+from tests.data.tars import END, member
 from tests.data.test_fields import make_shard
+from tests.data.test_folders import picture
 from tests.data.test_loader import write_shard
 from tests.data.test_rgb import palette_png
 from tests.engine.plans import plan
@@ -92,11 +97,63 @@ def test_encoder_gives_pairs_in_the_order_of_the_shards(process_group):
 @pytest.mark.filterwarnings("error")
 def test_drawn_pictures_lie_on_white_and_leave_no_shard_open(tmp_path):
     shard = write_shard(tmp_path / "0.tar", [("png", palette_png(), "three columns")])
-    image, caption = _openers(shard, 1, FIELDS)
+    image, caption = _openers(EvalLoader(shard, 64, 1), torch.tensor([1]))
     before = ProcessUse.now().descriptors
     assert image(0).getpixel((0, 0)) == (255, 255, 255)
     assert caption(0) == "three columns"
     assert ProcessUse.now().descriptors == before
+
+
+MANY = [["one"], ["a", "", "b", "c"], ["d", "e"], ["one"], ["f", "g"]]
+
+
+def _shard_of_many(folder) -> str:
+    """Five pictures with one to three captions that say something, the first and fourth equal."""
+    parts = []
+    for row, texts in enumerate(MANY):
+        data = json.dumps({"caption": texts}).encode()
+        parts += [member(f"{row}.jpg", picture(40 * row)), member(f"{row}.json", data)]
+    (folder / "many.tar").write_bytes(b"".join(parts) + END)
+    return str(folder / "many.tar")
+
+
+def _pairs_of(shard: str) -> tuple[Tensor, Tensor, list, Tensor, Tensor, list[str]]:
+    ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    data = DataConfig(train=("sample/noto",), eval=(f"many={shard}",), eval_batch_size=2)
+    engine = Engine()
+    engine.eval()
+    pairs = RunEncoder(engine, made(ranks, rank, data=data)).pairs("many")
+    captions = [pairs.caption(i) for i in range(len(pairs))]
+    mine = [pairs.mine.start, pairs.mine.stop]
+    ids = pairs.image_ids, pairs.caption_ids
+    return pairs.image_features, pairs.text_features, mine, *ids, captions
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_image_is_a_pair_with_each_of_its_captions(process_group, tmp_path, ranks):
+    shard = _shard_of_many(tmp_path)
+    expected = [text for texts in MANY for text in texts if text]
+    sample = [row for row, texts in enumerate(MANY) for text in texts if text]
+    engine = Engine()
+    engine.eval()
+    (batch,) = EvalLoader(shard, 64, 5)
+    tokens, lengths = tokenize_with_lengths(expected)
+    with torch.no_grad():
+        images = engine(images=batch.images)[0]
+        texts = engine(tokens=tokens, lengths=lengths)[1]
+    found = [_pairs_of(shard)] if ranks == 1 else run_ranks(ranks, _pairs_of, shard)
+    for image_features, text_features, _, image_ids, caption_ids, captions in found:
+        assert captions == expected
+        assert torch.allclose(image_features, images[sample], atol=1e-5)
+        assert torch.allclose(text_features, texts, atol=1e-5)
+        assert caption_ids.tolist() == [caption_id(text) for text in expected]
+        seen = image_ids.tolist()
+        assert [seen.index(each) for each in seen] == [sample.index(row) for row in sample]
+        right = Distinct.of(image_ids, caption_ids).right
+        assert len(right) == len(expected)
+    # A rank has whole images.
+    parts = [[0, 9]] if ranks == 1 else [[0, 4], [4, 9]]
+    assert [each[2] for each in found] == parts
 
 
 @pytest.mark.slow

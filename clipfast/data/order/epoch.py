@@ -135,7 +135,7 @@ class EpochOrder:
         shards, starts = self._line(epoch)
         whole = stop - stop % self.window if self.shuffle else stop
         # Windows are permuted within themselves.
-        each = np.clip(whole - starts, 0, self.counts[shards])
+        each = np.clip(whole - starts, 0, self._counts_of(epoch)[shards])
         found = np.zeros(groups, np.int64)
         np.add.at(found, group[shards], each)
         if whole < stop:
@@ -146,15 +146,20 @@ class EpochOrder:
     def _line(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Shards end to end, the empty ones left out, and the place where each begins."""
         if epoch not in self._lines:
-            shards = np.arange(len(self.counts))
+            counts = self._counts_of(epoch)
+            shards = np.arange(len(counts))
             if self.shuffle:
                 shards = self._generator(_SHARDS, epoch, 0).permutation(shards)
-            shards = shards[self.counts[shards] > 0]
-            starts = np.concatenate([[0], np.cumsum(self.counts[shards])[:-1]]).astype(np.int64)
+            shards = shards[counts[shards] > 0]
+            starts = np.concatenate([[0], np.cumsum(counts[shards])[:-1]]).astype(np.int64)
             self._lines[epoch] = shards, starts
             while len(self._lines) > _KEPT_EPOCHS:
                 self._lines.popitem(last=False)
         return self._lines[epoch]
+
+    def _counts_of(self, epoch: int) -> np.ndarray:
+        """``[S]`` int64: positions of each shard in an epoch."""
+        return self.counts
 
     def _permutation(self, epoch: int, window: int) -> np.ndarray:
         key = (epoch, window)

@@ -3,7 +3,8 @@
 Source i gives m_i of the N samples of an epoch. It is one endless line: its own ``EpochOrder``
 shuffles it anew in each pass, and passes follow each other without a gap. Epoch e takes places
 e m_i to (e + 1) m_i of that line. So over the epochs from the first on, each sample of a source is
-seen as often as every other, or once more.
+seen as often as every other, or once more; where samples have weights, as often as its weight says
+in so many passes.
 
 The epoch is cut into windows. A window takes of each source what is due (``shares``), and permutes
 which position is whose.
@@ -20,6 +21,7 @@ from clipfast.arguments import truth, whole_number
 from clipfast.data.order.epoch import MOST_SEED, EpochOrder
 from clipfast.data.order.refs import SampleRefs, check_positions, crops_of
 from clipfast.data.order.shares import Share, taken
+from clipfast.data.order.weighted import WeightedOrder
 
 _SOURCES = 3  # keeps this permutation apart from those of EpochOrder
 _KEPT_WINDOWS = 3
@@ -127,7 +129,7 @@ class MixedOrder:
             m, size = self._samples[i], int(self._sizes[i])
             first, stop = epoch * m, (epoch + 1) * m
             for each in range(first // size, (stop - 1) // size + 1):
-                line = each * size + self._sources[i].positions(each, own)
+                line = each * size + self._sources[i].places(each, own)
                 inside = line[(line >= first) & (line < stop)] - first
                 found += [self._position(epoch, i, place) for place in inside.tolist()]
         return np.sort(np.array(found, np.int64))
@@ -155,6 +157,8 @@ class MixedOrder:
         name = hashlib.blake2b(f"{self.seed} {share.name}".encode(), digest_size=8).digest()
         seed = int.from_bytes(name, "little") & MOST_SEED
         window = max(1, round(self.window * share.samples / self._total))
+        if share.units is not None:
+            return WeightedOrder(share.counts, share.units, seed, window, self.shuffle)
         return EpochOrder(share.counts, seed, window, self.shuffle)
 
     def _position(self, epoch: int, source: int, place: int) -> int:

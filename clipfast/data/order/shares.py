@@ -21,11 +21,13 @@ class Share:
         name: of the source; its order depends on it.
         counts: ``[S]`` int64, number of samples of each of its shards.
         samples: m, what an epoch of the mixture takes of it.
+        units: weights of its samples, see ``WeightedOrder``; None: there are none.
     """
 
     name: str
     counts: np.ndarray
     samples: int
+    units: Sequence[np.ndarray | None] | None = None
 
 
 def taken(stop: int, samples: Sequence[int]) -> list[int]:
