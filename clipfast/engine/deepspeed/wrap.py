@@ -7,6 +7,7 @@ import torch
 from torch.optim import Optimizer
 
 from clipfast.engine.deepspeed.contents import EngineContents
+from clipfast.engine.deepspeed.few_kernels import look_once
 from clipfast.engine.deepspeed.grid import on_the_grid
 from clipfast.engine.deepspeed.half_stage0 import forget_first_step
 from clipfast.engine.deepspeed.norms import GradientNorms, keep_clipped_norm, towers_of
@@ -53,6 +54,7 @@ def initialise_engine(
         # With nobody to reduce with, DeepSpeed still copies all gradients into one tensor and back.
         engine.enable_backward_allreduce = False
     forget_first_step(engine)
+    look_once(engine)
     keep_clipped_norm(engine)
     engine.gradient_norms = GradientNorms(engine, towers, plan.stage)
     number_elements(engine)
