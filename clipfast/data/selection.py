@@ -40,7 +40,7 @@ _MADE_KEY = b"clipfast.selection.made"
 _COLUMNS = ("shard", "samples", "mark", "kept", "keep")
 _CHOICES = ("caption", "captions_of", "weight")
 # Of a weight, as ``clipfast.data.order.copies`` counts.
-_LEAST, _MOST = 2.0**-16, 65_535.0
+LEAST_WEIGHT, MOST_WEIGHT = 2.0**-16, 65_535.0
 
 
 @dataclass(frozen=True)
@@ -146,14 +146,15 @@ def choose(
         raise ValueError(f"{shard}: a row is named twice among the {len(chosen):,} to keep")
     keep = np.packbits(bits, bitorder="little").tobytes()
     order = np.argsort(chosen)
+    numbers = _numbers(shard, "captions", captions, order, -1, 2**31 - 1, np.dtype("<i4"))
     return ShardChoice(
         split(shard)[1],
         samples,
         mark,
         keep,
-        _numbers(shard, "captions", captions, order, -1, 2**31 - 1, np.dtype("<i4")),
-        captions_of if captions is not None else "",
-        _numbers(shard, "weights", weights, order, _LEAST, _MOST, np.dtype("<f4")),
+        numbers,
+        captions_of if numbers else "",
+        _numbers(shard, "weights", weights, order, LEAST_WEIGHT, MOST_WEIGHT, np.dtype("<f4")),
     )
 
 

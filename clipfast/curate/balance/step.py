@@ -15,7 +15,7 @@ from clipfast.curate.select.bits import choice_table
 from clipfast.curate.select.combine import kept_rows
 from clipfast.curate.select.within import EVERYTHING, Within
 from clipfast.curate.text.matchfolder import Matched, MatchFolder
-from clipfast.data.selection import Selection, choose
+from clipfast.data.selection import LEAST_WEIGHT, Selection, choose
 
 
 def matches(matched: Matched, selection: Selection | None) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +60,9 @@ class Balance:
         seed: of the draws.
         rule: of the chances, see ``clipfast.curate.balance.draw``.
         within: what pairs are taken from.
+        weights: each pair that has a chance stays, with the chance as its weight: an epoch has as
+            many as one draw keeps, and each epoch others.
+        captions: a pair is trained with the first of its captions that holds a query.
     """
 
     match: str
@@ -69,18 +72,22 @@ class Balance:
     seed: int = 0
     rule: str = "any"
     within: Within = EVERYTHING
+    weights: bool = False
+    captions: bool = False
     name: ClassVar[str] = "balance"
 
     def options(self) -> dict[str, Any]:
         """See ``Step``."""
         return {
-            "version": 1,
+            "version": 2,
             "match": self.match,
             "counts": self.counts_digest,
             "at_most": self.at_most,
             "seed": self.seed,
             "rule": self.rule,
             "within": self.within.digest,
+            "weights": self.weights,
+            "captions": self.captions,
         }
 
     def table(self, item: Matched) -> Any:
@@ -89,9 +96,26 @@ class Balance:
         row, query = matches(item, self.within.selection())
         taken = np.minimum(1.0, self.at_most / np.maximum(1, _counts(self.counts)))
         chance = chances(row, query, shard.samples, taken, self.rule)
-        draw = draws(self.seed, shard.name, shard.table().keys())
-        stays = np.flatnonzero(draw < chance)
-        return choice_table(choose(shard.name, shard.samples, shard.mark, stays))
+        more: dict[str, Any] = {}
+        if self.weights:
+            stays = np.flatnonzero(chance >= LEAST_WEIGHT)
+            more["weights"] = np.minimum(1.0, chance[stays])
+        else:
+            draw = draws(self.seed, shard.name, shard.table().keys())
+            stays = np.flatnonzero(draw < chance)
+        if self.captions:
+            more |= {"captions": _first_captions(item)[stays], "captions_of": shard.captions_of}
+        return choice_table(choose(shard.name, shard.samples, shard.mark, stays, **more))
+
+
+def _first_captions(matched: Matched) -> np.ndarray:
+    """[N] int64: the first caption of each sample that holds a query; -1 where none does."""
+    table = read_table(matched.path)
+    row, caption = (table[name].to_numpy().astype(np.int64) for name in ("row", "caption"))
+    none = np.iinfo(np.int64).max
+    first = np.full(matched.shard.samples, none)
+    np.minimum.at(first, row, caption)
+    return np.where(first == none, -1, first)
 
 
 @functools.lru_cache(1)

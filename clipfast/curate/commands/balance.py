@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import numpy as np
+
 from clipfast.curate.balance.draw import RULES
 from clipfast.curate.balance.step import Balance, query_counts
 from clipfast.curate.balance.summary import summary
@@ -33,6 +35,17 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     parser.add_argument("--rule", choices=RULES, default=RULES[0], help="of a pair's chance")
     parser.add_argument("--select", help="take pairs of this selection alone, and count them alone")
+    parser.add_argument(
+        "--weights",
+        action="store_true",
+        help="keep all that have a chance, with it as their weight: each epoch has others",
+    )
+    parser.add_argument(
+        "--captions",
+        choices=("all", "matched"),
+        default="all",
+        help="of a pair's captions draw from all (the default), or take the first with a query",
+    )
     add_engine_options(parser)
 
 
@@ -52,7 +65,17 @@ def run(options: argparse.Namespace) -> None:
     known = digest(before.tolist())
     counts = join(folder.folder, f"counts-{known}.parquet")
     write_table(counts, arrow().table({"count": before}))
-    step = Balance(folder.step, counts, known, options.at_most, options.seed, options.rule, taken)
+    step = Balance(
+        folder.step,
+        counts,
+        known,
+        options.at_most,
+        options.seed,
+        options.rule,
+        taken,
+        options.weights,
+        options.captions == "matched",
+    )
     paths = run_step(step, folder.matched, folder.folder, options.engine, options.workers)
     choices = choices_of([read_table(path) for path in paths])
     out = path_of(options.out)
@@ -62,6 +85,9 @@ def run(options: argparse.Namespace) -> None:
     samples = sum(choice.samples for choice in choices)
     share = result.kept / max(1, samples)
     print(f"{result.kept:,} of {samples:,} pairs ({share:.1%}) in {out}")
+    if options.weights:
+        epoch = sum(w.sum() if (w := c.weighted()) is not None else c.kept for c in choices)
+        print(f"an epoch has {int(np.ceil(epoch)):,} of them, by their weights")
     texts = [query.text for query in folder.queries.queries]
     for line in summary(texts, before, query_counts(folder, result), options.at_most):
         print(line)

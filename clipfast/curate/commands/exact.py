@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from clipfast.curate.commands.options import add_engine_options, add_shards, path_of
+from clipfast.curate.commands.options import add_engine_options, add_shards, path_of, shards_given
 from clipfast.curate.engine import read_table, write_table
 from clipfast.curate.engine import run as run_step
 from clipfast.curate.engine.parts import arrow, digest
 from clipfast.curate.exact.digests import KINDS, Digests
 from clipfast.curate.exact.repeats import Repeats, left_out, ranges
-from clipfast.curate.shards import shards_of
 from clipfast.data.selection import choose, write_selection
 from clipfast.storage.paths import join
 
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     out = path_of(options.out)
     folder = f"{out}.parts"
-    shards = shards_of(options.shards, options.captions)
+    shards = shards_given(options)
     work = options.engine, options.workers
     paths = run_step(Digests(options.by), shards, folder, *work)
     known = digest([options.by, *(shard.part for shard in shards)])

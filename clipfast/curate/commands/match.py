@@ -6,9 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from clipfast.curate.commands.options import add_engine_options, add_shards, path_of
+from clipfast.curate.commands.options import add_engine_options, add_shards, path_of, shards_given
 from clipfast.curate.engine import run as run_step
-from clipfast.curate.shards import shards_of
 from clipfast.curate.text.match import Match, totals
 from clipfast.curate.text.matchfolder import write_match_folder
 from clipfast.curate.text.queryfile import read_queries, write_queries
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     out = path_of(options.out)
     listed = read_queries(path_of(options.queries), options.words)
-    shards = shards_of(options.shards, options.captions)
+    shards = shards_given(options)
     # A copy of its own: the matches are numbers of its lines.
     storage_of(out).make_folder(out)
     copy = join(out, f"queries-{listed.digest}.tsv")

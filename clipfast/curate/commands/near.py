@@ -14,6 +14,7 @@ from clipfast.curate.commands.options import (
     add_engine_options,
     add_shards,
     path_of,
+    shards_given,
     thresholds,
     whole,
 )
@@ -27,7 +28,7 @@ from clipfast.curate.near.page import NearPage
 from clipfast.curate.near.vectors import Vectors, gather
 from clipfast.curate.select.combine import kept_rows
 from clipfast.curate.select.within import within
-from clipfast.curate.shards import Shard, shards_of
+from clipfast.curate.shards import Shard
 from clipfast.data.selection import ShardChoice, choose, write_selection
 from clipfast.storage import storage_of
 
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
     """
     began = time.perf_counter()
     out = path_of(options.out)
-    shards = shards_of(options.shards, options.captions)
+    shards = shards_given(options)
     detector = choose_detector(options.detector, options.device)
     chosen = within(path_of(options.select) if options.select else None)
     scratch = path_of(options.scratch) if options.scratch else None

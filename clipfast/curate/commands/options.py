@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from clipfast.curate.shards import Shard, shards_of
 from clipfast.data.command import path_of
 from clipfast.data.fields import FIELDS
+from clipfast.data.sidecar import Sidecar
 
 __all__ = [
     "add_detector_options",
@@ -38,6 +40,7 @@ def add_shards(parser: Any) -> None:
         default=list(FIELDS.captions),
         help=f"where they are, as --data.captions says it ({' '.join(FIELDS.captions)})",
     )
+    add_caption_files(parser)
 
 
 def add_detector_options(parser: Any) -> None:
@@ -71,6 +74,53 @@ def similarity(text: str) -> float:
 def thresholds(text: str) -> list[float]:
     """A type of argparse: one similarity or several, with commas between them."""
     return list(dict.fromkeys(similarity(part) for part in text.split(",")))
+
+
+def add_caption_files(parser: Any) -> None:
+    """Tables in which captions stand."""
+    usual = Sidecar(("{shard}.parquet",))
+    parser.add_argument(
+        "--caption-files",
+        nargs="+",
+        default=[],
+        help="Parquet or CSV tables of captions, as --data.caption-files takes them",
+    )
+    parser.add_argument("--caption-key", default=usual.key, help="their column of keys (key)")
+    parser.add_argument(
+        "--caption-columns",
+        nargs="+",
+        default=list(usual.captions),
+        help="their columns of captions (caption)",
+    )
+    parser.add_argument("--caption-shard", default=usual.shard, help="column of shards (shard)")
+    parser.add_argument(
+        "--caption-missing",
+        choices=("leave-out", "own"),
+        default=usual.missing,
+        help="samples without a row have no caption (leave-out), or their own",
+    )
+    parser.add_argument("--caption-cache", default="", help="see --data.caption-cache")
+
+
+def shards_given(options: argparse.Namespace) -> list[Shard]:
+    """The shards of ``add_shards``, with their captions.
+
+    Args:
+        options: as parsed.
+
+    Raises:
+        ValueError, OSError: see ``clipfast.curate.shards.shards_of``.
+    """
+    sidecar = None
+    if options.caption_files:
+        sidecar = Sidecar(
+            tuple(options.caption_files),
+            options.caption_key,
+            tuple(options.caption_columns),
+            options.caption_shard,
+            options.caption_missing,
+        )
+    return shards_of(options.shards, options.captions, sidecar, options.caption_cache)
 
 
 def whole(least: int) -> Any:

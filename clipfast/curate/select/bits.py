@@ -10,7 +10,7 @@ from clipfast.data.selection import ShardChoice
 
 
 def choice_table(choice: ShardChoice) -> Any:
-    """A table of one row: shard, samples, mark and keep."""
+    """A table of one row: the fields of the choice."""
     pa = arrow()
     return pa.table(
         {
@@ -18,6 +18,9 @@ def choice_table(choice: ShardChoice) -> Any:
             "samples": pa.array([choice.samples], pa.int64()),
             "mark": pa.array([choice.mark], pa.string()),
             "keep": pa.array([choice.keep], pa.binary()),
+            "captions": pa.array([choice.captions], pa.binary()),
+            "captions_of": pa.array([choice.captions_of], pa.string()),
+            "weights": pa.array([choice.weights], pa.binary()),
         }
     )
 

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clipfast.data.selection import Selection, ShardChoice, read_selection
+from clipfast.data.selection import (
+    LEAST_WEIGHT,
+    MOST_WEIGHT,
+    Selection,
+    ShardChoice,
+    choose,
+    read_selection,
+)
 
 
 def combine(
@@ -15,7 +22,10 @@ def combine(
 ) -> list[ShardChoice]:
     """What all of some selections keep, or any of them, and none of others.
 
-    A shard that a selection does not name is one of which it keeps nothing.
+    A shard that a selection does not name is one of which it keeps nothing. Of those that keep a
+    sample, weights are multiplied where all must, and the largest counts where one is enough; one
+    without weights has the weight 1. The caption of a sample is that which they choose, and those
+    that choose one must agree. What `without` weighs and chooses does not count.
 
     Args:
         selections: at least one.
@@ -23,7 +33,7 @@ def combine(
         any_of: what one of `selections` keeps is enough.
 
     Raises:
-        ValueError: two were made of different indexes of a shard.
+        ValueError: two were made of different indexes of a shard, or choose different captions.
     """
     named: dict[tuple[str, str], ShardChoice] = {}
     for selection in [*selections, *without]:
@@ -37,8 +47,52 @@ def combine(
         for selection in without:
             keep = keep & ~_bits(selection, shard)
         if any(selection.names(shard.shard) for selection in selections):
-            made.append(ShardChoice(shard.shard, shard.samples, shard.mark, keep.tobytes()))
+            plain = ShardChoice(shard.shard, shard.samples, shard.mark, keep.tobytes())
+            made.append(_with_choices(plain, selections, any_of))
     return made
+
+
+def _with_choices(plain: ShardChoice, selections: Sequence[Selection], any_of: bool) -> ShardChoice:
+    """The choice with weights and captions of those selections that keep its samples."""
+    found = [each.choice(plain.shard, plain.samples, plain.mark) for each in selections]
+    known = [each for each in found if each is not None]
+    if not any(each.captions or each.weights for each in known):
+        return plain
+    rows = plain.rows()
+    weights = np.zeros(plain.samples) if any_of else np.ones(plain.samples)
+    captions = np.full(plain.samples, -1, np.int64)
+    captions_of = {each.captions_of for each in known if each.captions}
+    if len(captions_of) > 1:
+        raise ValueError(
+            f"two selections choose among different captions of {plain.shard}: "
+            f"{' and '.join(map(repr, sorted(captions_of)))}"
+        )
+    for each in known:
+        kept = each.rows()
+        own = each.weighted()
+        own = np.ones(len(kept)) if own is None else own.astype(np.float64)
+        weights[kept] = np.maximum(weights[kept], own) if any_of else weights[kept] * own
+        chosen = each.chosen()
+        if chosen is None:
+            continue
+        here = np.isin(kept, rows) & (chosen >= 0)
+        kept, chosen = kept[here], chosen[here]
+        other = (captions[kept] >= 0) & (captions[kept] != chosen)
+        if other.any():
+            raise ValueError(
+                f"two selections choose different captions of {int(other.sum()):,} samples of "
+                f"{plain.shard}, such as row {kept[other][0]:,}: leave one of them out"
+            )
+        captions[kept] = chosen
+    return choose(
+        plain.shard,
+        plain.samples,
+        plain.mark,
+        rows,
+        captions=captions[rows],
+        captions_of=next(iter(captions_of), ""),
+        weights=np.clip(weights[rows], LEAST_WEIGHT, MOST_WEIGHT),
+    )
 
 
 def _bits(selection: Selection, shard: ShardChoice) -> np.ndarray:

@@ -32,20 +32,28 @@ class Match:
 
     def options(self) -> dict[str, Any]:
         """See ``Step``."""
-        return {"version": 2, "queries": self.digest, "words": self.words}
+        return {"version": 3, "queries": self.digest, "words": self.words}
 
     def table(self, item: Shard) -> Any:
-        """Columns row and query, uint32: each match once, rising by the two. A sample of several
-        captions holds a query that one of them holds."""
+        """Columns row, query and caption, uint32: each match once, rising by row and query.
+
+        A sample of several captions holds a query that one of them holds; caption is the first that
+        does.
+        """
         pa = arrow()
         texts = list(captions(item))
         counts = [len(each) for each in texts]
         trie = _trie(self.queries, self.digest, self.words)
         text, query = trie.match([caption for each in texts for caption in each])
         row = np.repeat(np.arange(len(texts)), counts)[text]
+        caption = text - (np.cumsum(counts, dtype=np.int64) - counts)[row]
         if len(row) and max(counts) > 1:
-            row, query = np.unique(np.stack([row, query]), axis=1)
-        return pa.table({"row": row.astype(np.uint32), "query": query.astype(np.uint32)})
+            order = np.lexsort((caption, query, row))
+            row, query, caption = row[order], query[order], caption[order]
+            first = np.append(True, (np.diff(row) != 0) | (np.diff(query) != 0))
+            row, query, caption = row[first], query[first], caption[first]
+        columns = {"row": row, "query": query, "caption": caption}
+        return pa.table({name: column.astype(np.uint32) for name, column in columns.items()})
 
 
 @functools.lru_cache(1)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from clipfast.curate.engine.parts import ENDING
-from clipfast.curate.shards import Shard
+from clipfast.curate.shards import Shard, Told
 from clipfast.curate.text.match import Match
 from clipfast.curate.text.queryfile import QueryList, read_queries
 from clipfast.storage import storage_of
 from clipfast.storage.paths import join, split
 
 _NAME = "match.json"
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def write_match_folder(
         "digest": step.digest,
         "parts": split(split(paths[0])[0])[1],
         "captions": shards[0].captions,
-        "shards": [[shard.path, shard.samples, shard.mark] for shard in shards],
+        "shards": [
+            [shard.path, shard.samples, shard.mark, shard.told and list(astuple(shard.told))]
+            for shard in shards
+        ],
     }
     text = json.dumps(state, indent=1)
     path = join(folder, _NAME)
@@ -100,7 +103,7 @@ def read_match_folder(folder: str) -> MatchFolder:
         raise ValueError(f"the queries of {folder} have changed since match: run it again")
     parts = join(folder, state["parts"])
     matched = []
-    for place, samples, mark in state["shards"]:
-        shard = Shard(place, samples, mark, tuple(state["captions"]))
+    for place, samples, mark, told in state["shards"]:
+        shard = Shard(place, samples, mark, tuple(state["captions"]), told and Told(*told))
         matched.append(Matched(shard, join(parts, shard.part + ENDING)))
     return MatchFolder(folder, state["words"], queries, matched, state["parts"])
