@@ -26,7 +26,8 @@ OLD_NAME = "complete.json"
 FORMAT = 2
 # In the state of a checkpoint that is kept for good.
 FOR_GOOD = "kept_for_good"
-_LARGEST = 256 << 20
+# No manifest is larger, in bytes.
+LARGEST = 256 << 20
 _CHUNK = 4 << 20
 # A hash takes a core, so that several files at a time reach the rate of the disk.
 _THREADS = 4
@@ -108,6 +109,41 @@ class Manifest:
         write_whole(folder / NAME, json.dumps(document, indent=1).encode(), sync=sync)
 
     @classmethod
+    def parse(cls, data: bytes, path: str, folder_name: str) -> "Manifest":
+        """Of a manifest's bytes.
+
+        Args:
+            data: as ``write`` wrote them.
+            path: that they were read from, for messages.
+            folder_name: of the checkpoint.
+
+        Raises:
+            Damaged: they cannot be what was written.
+        """
+        document = _parse(data, path)
+        try:
+            content = document["content"]
+            if document["sha256"] != _hash_of(content):
+                raise Damaged(f"{path} has other content than was saved")
+            if content["format"] > FORMAT:
+                raise Damaged(
+                    f"{path} has format {content['format']}, of a later version of clipfast"
+                )
+            files = {name: Entry(**entry) for name, entry in content["files"].items()}
+            manifest = cls(
+                content["run"],
+                content["counter"],
+                content["step"],
+                content["layout"],
+                content["state"],
+                files,
+            )
+            _check(manifest, path, folder_name)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{path} is no manifest: {type(error).__name__} {error}") from error
+        return manifest
+
+    @classmethod
     def read(cls, folder: Path) -> "Manifest | None":
         """Of a checkpoint's folder.
 
@@ -119,7 +155,8 @@ class Manifest:
             OSError: it cannot be read.
         """
         if os.path.lexists(folder / NAME):
-            return _read(folder / NAME, folder.name)
+            path = folder / NAME
+            return cls.parse(_bytes(path), str(path), folder.name)
         if os.path.lexists(folder / OLD_NAME):
             return _read_old(folder / OLD_NAME)
         return None
@@ -140,6 +177,15 @@ def problems(folder: Path, manifest: Manifest, names: Iterable[str] | None = Non
     with ThreadPoolExecutor(min(_THREADS, max(1, len(chosen)))) as pool:
         found = pool.map(lambda name: _problem(folder / name, manifest.files[name]), chosen)
         return [problem for problem in found if problem]
+
+
+def entry_of(path: Path) -> Entry:
+    """A file as it is now.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return Entry(path.stat().st_size, _sha256(path))
 
 
 def _problem(path: Path, entry: Entry) -> Problem | None:
@@ -173,41 +219,22 @@ def _hash_of(content: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _parse(path: Path) -> Any:
+def _bytes(path: Path) -> bytes:
     if not stat.S_ISREG(path.lstat().st_mode):
         raise Damaged(f"{path} is no plain file")
-    if path.stat().st_size > _LARGEST:
+    if path.stat().st_size > LARGEST:
         raise Damaged(f"{path} has {path.stat().st_size:,} bytes: no manifest is so large")
+    return path.read_bytes()
+
+
+def _parse(data: bytes, path: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is no JSON: {error}") from error
 
 
-def _read(path: Path, folder_name: str) -> Manifest:
-    document = _parse(path)
-    try:
-        content = document["content"]
-        if document["sha256"] != _hash_of(content):
-            raise Damaged(f"{path} has other content than was saved")
-        if content["format"] > FORMAT:
-            raise Damaged(f"{path} has format {content['format']}, of a later version of clipfast")
-        files = {name: Entry(**entry) for name, entry in content["files"].items()}
-        manifest = Manifest(
-            content["run"],
-            content["counter"],
-            content["step"],
-            content["layout"],
-            content["state"],
-            files,
-        )
-        _check(manifest, path, folder_name)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path} is no manifest: {type(error).__name__} {error}") from error
-    return manifest
-
-
-def _check(manifest: Manifest, path: Path, folder_name: str) -> None:
+def _check(manifest: Manifest, path: str, folder_name: str) -> None:
     """Raise unless every value is of its kind, and no name leads out of the folder."""
     numbers = (manifest.counter, manifest.step, *(e.size for e in manifest.files.values()))
     texts = (manifest.run, *(e.sha256 for e in manifest.files.values()))
@@ -234,7 +261,7 @@ def folder_name_of(step: int) -> str:
 
 
 def _read_old(path: Path) -> Manifest:
-    document = _parse(path)
+    document = _parse(_bytes(path), str(path))
     if not isinstance(document, dict) or not isinstance(document.get("layout"), dict):
         raise Damaged(f"{path} says nothing of a checkpoint")
     state = {key: value for key, value in document.items() if key not in ("step", "layout")}

@@ -206,6 +206,20 @@ def _agreed(default: Config, arguments: Sequence[str] | None, speaks: bool) -> C
     return config
 
 
+def _check_store(option: str, path: str) -> None:
+    """Refuse what no store can be reached by: what is not installed, a secret, no bucket."""
+    from clipfast.storage import storage_of
+    from clipfast.storage.clients import OBJECT_SCHEMES, place_of
+    from clipfast.storage.paths import scheme_of
+
+    try:
+        storage_of(path)
+        if scheme_of(path) in OBJECT_SCHEMES:
+            place_of(path)
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error
+
+
 def _check_names(config: Config) -> None:
     from clipfast.models.catalogue import get_config
 
@@ -224,6 +238,11 @@ def _check_files(config: Config) -> None:
     from clipfast.storage import configure
 
     configure(config.data.store)
+    for option, path in (
+        ("--checkpoint.upload", config.checkpoint.upload),
+        ("--resume", config.checkpoint.resume or ""),
+    ):
+        _check_store(option, path)
     if config.model.weights and not os.path.exists(config.model.weights):
         raise ConfigError(f"--model.weights {config.model.weights}: no such file")
     for pattern in config.logging.validation:

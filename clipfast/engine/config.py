@@ -587,6 +587,11 @@ class CheckpointConfig:
     """'latest' goes on from the newest intact checkpoint of this run (from the beginning where
     there is none); a path names one, of another run too, from which a new run then branches off."""
 
+    upload: str = field(default="", kw_only=True)
+    """Copy what the run leaves to UPLOAD/NAME of a store, such as s3://bucket/runs: each checkpoint
+    once it stands here, the final weights, metrics.jsonl and run.json. Training goes on meanwhile.
+    --resume latest looks there too. Empty: not."""
+
     resume_with_changes: Annotated[
         bool, tyro.conf.arg(aliases=[ALIASES["--checkpoint.resume-with-changes"]])
     ] = False
@@ -609,6 +614,12 @@ class CheckpointConfig:
         _require(
             self.resume != "",
             "--resume is empty: pass 'latest' or a path, or leave the option out to start anew",
+        )
+        _require(
+            not self.upload.lower().startswith(("http://", "https://")),
+            f"--checkpoint.upload {self.upload}: nothing can be written to a web server. Pass "
+            "s3://BUCKET/FOLDER, gs://, az:// or a folder; --data.store.endpoint says where a "
+            "store is",
         )
 
     def kept_for_good(self, first: int, last: int) -> int:

@@ -23,6 +23,7 @@ from clipfast.models.catalogue import get_config
 from clipfast.models.recompute import MODES
 from clipfast.models.towers import tower_of
 from clipfast.ops.registry import runs_triton
+from clipfast.storage.paths import join
 
 _DTYPES = {
     "bf16": torch.bfloat16,
@@ -100,6 +101,12 @@ class RunPlan:
             "loss": self.objective.name,
             "masters": "bf16 weights and what the optimizer keeps" if ours else "float32",
         }
+
+    @property
+    def folder_in_store(self) -> str:
+        """Where the run's folder is copied to; empty: nowhere."""
+        upload = self.config.checkpoint.upload
+        return join(upload, self.config.run_name) if upload else ""
 
     def with_recompute(self, mode: str, note: str = "") -> "RunPlan":
         """The plan with a mode of recomputation, and with what that decides about compilation.

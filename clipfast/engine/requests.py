@@ -58,6 +58,7 @@ class Requests:
     Attributes:
         signal_name: of the first signal that this rank got.
         least_progress: of the ranks' saves in the background, as ``agree`` learned it last.
+        least_sent: of the ranks' uploads, likewise.
     """
 
     def __init__(self, process: Process, every_minutes: float) -> None:
@@ -69,6 +70,7 @@ class Requests:
         self._ends_at_once = False
         self.signal_name = ""
         self.least_progress = 0
+        self.least_sent = 0
 
     def listen(self) -> None:
         """Take Ctrl-C, SIGTERM and SIGUSR1, as launchers and schedulers send them, for a request to
@@ -98,7 +100,7 @@ class Requests:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         self._shared.forget(Request.SAVE)
 
-    def agree(self, progress: int = 0) -> Request:
+    def agree(self, progress: int = 0, sent: int = 0) -> Request:
         """The largest request of any rank, since clocks differ and signals reach ranks one by one.
         Called by every rank after every step; on several GPUs it tells what was asked for a step
         before, and nobody waits.
@@ -106,10 +108,11 @@ class Requests:
         Args:
             progress: of this rank's save in the background; the smallest of all ranks is
                 ``least_progress`` from then on.
+            sent: of this rank's uploads; likewise, ``least_sent``.
         """
-        # One collective carries both.
-        wanted, missing = self._shared.largest(int(self._wanted()), -progress)
-        self.least_progress = -missing
+        # One collective carries all.
+        wanted, missing, unsent = self._shared.largest(int(self._wanted()), -progress, -sent)
+        self.least_progress, self.least_sent = -missing, -unsent
         return Request(wanted)
 
     def leave_if_stopped(self) -> None:
@@ -160,7 +163,7 @@ class Requests:
 
 
 class _Shared:
-    """The largest of the ranks' numbers, two at a time.
+    """The largest of the ranks' numbers, some at a time.
 
     On GPUs the sum of a step's work would have to be waited for; there numbers are on their way
     while the next step runs.
@@ -175,31 +178,33 @@ class _Shared:
         """What is on its way with this first number was asked for before it was done."""
         self._forgotten = number if self._under_way is not None else -1
 
-    def largest(self, first: int, second: int) -> tuple[int, int]:
+    def largest(self, *numbers: int) -> list[int]:
         if self._process.world_size == 1:
-            return first, second
+            return list(numbers)
         on_gpu = self._process.device.type == "cuda"
-        before = self._arrived() if on_gpu else (0, 0)
-        shared = torch.full((2,), first, device=self._process.device)
-        shared[1] = second
+        before = self._arrived(len(numbers)) if on_gpu else []
+        # Filled on the device: a copy of host memory would wait for it.
+        shared = torch.empty(len(numbers), dtype=torch.int64, device=self._process.device)
+        for place, number in enumerate(numbers):
+            shared[place] = number
         dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         if not on_gpu:
-            return int(shared[0]), int(shared[1])
-        host = torch.empty(2, dtype=shared.dtype, pin_memory=True)
+            return [int(number) for number in shared]
+        host = torch.empty(len(numbers), dtype=shared.dtype, pin_memory=True)
         host.copy_(shared, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self._under_way = (host, event)
         return before
 
-    def _arrived(self) -> tuple[int, int]:
+    def _arrived(self, count: int) -> list[int]:
         if self._under_way is None:
             # What nobody has said yet: no request, and no progress.
-            return 0, 0
+            return [0] * count
         host, event = self._under_way
         event.synchronize()
-        first, second = int(host[0]), int(host[1])
-        if first == self._forgotten:
-            first = 0
+        numbers = [int(number) for number in host]
+        if numbers[0] == self._forgotten:
+            numbers[0] = 0
         self._forgotten = -1
-        return first, second
+        return numbers

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from clipfast.engine.config import ConfigError
 from clipfast.engine.lock import Held, Lock
 from clipfast.files import explain, write_whole
 
-RECORD = "run.json"
+RECORD, METRICS = "run.json", "metrics.jsonl"
 # What tells that a run was in a folder.
-_REMAINS = (RECORD, "metrics.jsonl", "checkpoints", "final.safetensors")
+_REMAINS = (RECORD, METRICS, "checkpoints", "final.safetensors")
 
 
 class RunFolder:
@@ -43,12 +43,20 @@ class RunFolder:
         self._lock = Lock(path.parent / f".{path.name}.lock")
         self._record: dict[str, Any] = {}
 
-    def open(self, *, resumes: bool, known: str = "") -> list[str]:
+    def open(
+        self,
+        *,
+        resumes: bool,
+        known: str = "",
+        fetch: Callable[[], list[str]] | None = None,
+    ) -> list[str]:
         """Take the folder's name, and find out which run's it is.
 
         Args:
             resumes: the run that is in it goes on; else a new one begins.
             known: id of that run, as its checkpoints say, for a folder without a record.
+            fetch: brings the records of a run of which nothing is here, once its name is held;
+                returns lines for a person.
 
         Returns:
             Lines for a person.
@@ -67,7 +75,9 @@ class RunFolder:
         except OSError as error:
             reason = explain(error, self.path)
             raise ConfigError(f"{self.path} cannot be used as a run's folder: {reason}") from error
+        fetched = fetch() if fetch is not None and not self._has_remains() else []
         found, notes = self._read() if resumes else ({}, [])
+        notes = [*fetched, *notes]
         self.run_id = found.get("run") or known or uuid.uuid4().hex[:12]
         self._record = {"run": self.run_id, "starts": found.get("starts", [])}
         return notes
@@ -163,9 +173,12 @@ class RunFolder:
         data = json.dumps(self._record, indent=1).encode()
         write_whole(self.path / RECORD, data, sync=self._sync)
 
+    def _has_remains(self) -> bool:
+        return any((self.path / name).exists() for name in _REMAINS)
+
     def _move_aside(self) -> Path | None:
         """Rename the folder of an earlier run to ``NAME.1``, ``NAME.2``, ..."""
-        if not any((self.path / name).exists() for name in _REMAINS):
+        if not self._has_remains():
             return None
         return self.path.rename(_unused(self.path))
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from clipfast.engine import progress
@@ -22,13 +23,22 @@ class Saves:
         opening: of the run, with its checkpoints.
         requests: learn what was saved and what failed.
         options: of the run.
+        placed: hears of each checkpoint that stands, on every rank: its folder, and what shows a
+            line.
     """
 
-    def __init__(self, opening: Opening, requests: Requests, options: CheckpointConfig) -> None:
+    def __init__(
+        self,
+        opening: Opening,
+        requests: Requests,
+        options: CheckpointConfig,
+        placed: Callable[[Path, Say], object] | None = None,
+    ) -> None:
         self._opening = opening
         self._saving = opening.checkpoints.saving
         self._requests = requests
         self._options = options
+        self._placed = placed
         self._has_told = False
 
     @property
@@ -89,13 +99,13 @@ class Saves:
         progress.mark("save")
         self._wait_for_the_one_before(step, say)
         checkpoints = self._opening.checkpoints
-        act: Callable[[Any, int, Mapping[str, Any]], object] = self._saving.begin
+        act: Callable[[Any, int, Mapping[str, Any]], Path | None] = self._saving.begin
         if not self._options.background or stops or last:
             act = checkpoints.save
 
         def save() -> None:
             self._opening.require()
-            act(engine, step, state)
+            self._note(act(engine, step, state), say)
 
         words = _not_saved(step)
         # A run that ends here has no later attempt of its own accord.
@@ -124,10 +134,14 @@ class Saves:
                 f"{before}: the disk takes longer than the steps between them"
             )
 
-    def _try_in_background(self, act: Callable[[], object], say: Say) -> None:
+    def _try_in_background(self, act: Callable[[], Path | None], say: Say) -> None:
         step = self._saving.step
-        if step is not None and attempt(act, _not_saved(step), say):
+        if step is not None and attempt(lambda: self._note(act(), say), _not_saved(step), say):
             self._requests.failed()
+
+    def _note(self, path: Path | None, say: Say) -> None:
+        if path is not None and self._placed is not None:
+            self._placed(path, say)
 
 
 def _not_saved(step: int) -> str:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from clipfast.engine.requests import Request, Requests, StopAsked
 from clipfast.engine.saves import Saves
 from clipfast.engine.skips import Skips
 from clipfast.engine.startlog import tell
+from clipfast.engine.uploads import Uploads
 from clipfast.engine.validation import Validation
 from clipfast.eval import Measured, Retrieval
 from clipfast.files import explain
@@ -114,6 +116,8 @@ class Trainer:
             seconds = clock.seconds
             progress.mark("export")
             lost = self._export(metrics) if finished else []
+            if finished and not lost:
+                self._uploads.send_final(plan.folder / "final.safetensors")
             status = "failed" if lost else "interrupted"
             if finished and self._requests.end_at_once() == Request.STOP:
                 metrics.say("Interrupted before the evaluation: --resume latest measures")
@@ -127,6 +131,7 @@ class Trainer:
             if finished:
                 pictures = draw_pictures(plan, self._evaluations, measured, metrics, self.step)
                 results = write_results(plan, self._evaluations, measured, metrics)
+            lost += self._uploads.finish(metrics, leaves=not finished)
             lost += metrics.close()
             result = Result(
                 folder=plan.folder,
@@ -151,7 +156,8 @@ class Trainer:
         finally:
             if metrics is not None:
                 metrics.close()
-            self._opening.close(status, self.step)
+            leave = partial(self._uploads.leave, print, quick=status == "failed")
+            self._opening.close(status, self.step, leave)
 
     def _build(self, plan: RunPlan, builders: Builders) -> None:
         """Everything that trains, and where it stands."""
@@ -167,7 +173,8 @@ class Trainer:
         torch.manual_seed(options.seed)
         self._cpu_products = cpu_products.agree(process)
         self._requests = Requests(process, options.checkpoint.every_minutes)
-        self._saves = Saves(self._opening, self._requests, options.checkpoint)
+        self._uploads = Uploads(plan, self._opening)
+        self._saves = Saves(self._opening, self._requests, options.checkpoint, self._uploads.begin)
         if chosen is not None:
             self._place_loader(chosen)
         data = self.loader.state_dict()
@@ -178,6 +185,7 @@ class Trainer:
             self._load(chosen)
         self._opening.begin(self.step)
         self._opening.look_for_room(self.engine.module, self.step, self.length.steps)
+        self._uploads.catch_up(chosen)
         if process.device.type == "cpu":
             keep_freed_memory()
 
@@ -259,10 +267,11 @@ class Trainer:
                 metrics.log(self.step, values)
                 self._require_finite(values["loss"], metrics)
             progress.mark("agreement")
-            request = self._requests.agree(self._saves.progress)
+            request = self._requests.agree(self._saves.progress, self._uploads.progress)
             stops = request == Request.STOP and not last
             with clock.paused():
                 self._saves.go_on(metrics.say)
+                self._uploads.go_on(self._requests.least_sent, metrics, self.step)
                 measures = self._measures_due() if not last and not stops else []
                 if measures:
                     # Nobody puts it in place meanwhile.
@@ -398,6 +407,7 @@ class Trainer:
         lines += result.below_floors
         if result.finished and not result.lost:
             lines.append(f"weights: {result.folder / 'final.safetensors'}")
+        lines += self._uploads.summary()
         lines += [f"result: {path}" for path in results]
         lines += [f"picture: {path}" for path in pictures]
         return lines

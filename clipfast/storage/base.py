@@ -2,7 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,33 @@ class Storage(ABC):
     def create(self, path: str) -> Writer:
         """An object to be written piece by piece."""
         return Writer(self, path)
+
+    def put_blocks(
+        self, path: str, blocks: Callable[[], Iterator[bytes]], size: int, part: int
+    ) -> str | None:
+        """Make an object of blocks, or replace it, as `write_atomic` does.
+
+        Args:
+            path: the object.
+            blocks: gives them from the first on, anew for each attempt.
+            size: bytes of all.
+            part: bytes that go in one request, where the storage takes an object in parts.
+
+        Returns:
+            What the storage calls the object's content; None where it says nothing.
+        """
+        writer = self.create(path)
+        try:
+            for block in blocks():
+                writer.write(block)
+            writer.commit()
+        finally:
+            writer.abort()
+        return None
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove an empty folder, where a storage has such."""
+        return
 
     def exists(self, path: str) -> bool:
         """Whether there is an object or a folder of this path."""

@@ -13,8 +13,11 @@ OBJECT_SCHEMES = ("s3", "gs", "az", "http", "https")
 # Seconds without a byte after which an attempt has failed; obstore waits for ever by default.
 _CONNECT, _READ, _WHOLE = "5s", "20s", "600s"
 
+# Of one part of a large object, beside the attempts at the whole.
+_PART_RETRIES = 5
+
 _lock = Lock()
-_clients: dict[tuple[str, StoreOptions], Any] = {}
+_clients: dict[tuple[str, StoreOptions, bool], Any] = {}
 _born: int | None = None
 
 
@@ -59,8 +62,13 @@ def has_obstore() -> bool:
     return True
 
 
-def client_of(root: str, options: StoreOptions) -> Any:
+def client_of(root: str, options: StoreOptions, *, retries: bool = False) -> Any:
     """The client of a bucket, made at its first use.
+
+    Args:
+        root: of the bucket, such as s3://NAME.
+        options: how it is reached.
+        retries: it asks again by itself, as for the parts of a large object.
 
     Raises:
         RuntimeError: this process was forked from one that had clients. Their threads are not here,
@@ -73,13 +81,13 @@ def client_of(root: str, options: StoreOptions) -> Any:
                 f"{root}: this process was forked from one that reads stores, and cannot read them "
                 "itself. Start processes with multiprocessing's 'spawn'"
             )
-        if (root, options) not in _clients:
-            _clients[root, options] = _make(root, options)
+        if (root, options, retries) not in _clients:
+            _clients[root, options, retries] = _make(root, options, retries)
             _born = os.getpid()
-        return _clients[root, options]
+        return _clients[root, options, retries]
 
 
-def _make(root: str, options: StoreOptions) -> Any:
+def _make(root: str, options: StoreOptions, retries: bool) -> Any:
     from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
     scheme, _, bucket = root.partition("://")
@@ -91,7 +99,10 @@ def _make(root: str, options: StoreOptions) -> Any:
             "timeout": _WHOLE,
         },
         # Attempts are counted, spaced and told by `clipfast.storage.patience`.
-        "retry_config": {"max_retries": 0, "retry_timeout": timedelta(seconds=60)},
+        "retry_config": {
+            "max_retries": _PART_RETRIES if retries else 0,
+            "retry_timeout": timedelta(seconds=60),
+        },
     }
     if scheme in ("http", "https"):
         return HTTPStore.from_url(root, **common)

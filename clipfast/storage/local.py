@@ -165,6 +165,11 @@ class FileStorage(Storage):
         """See `Storage.make_folder`."""
         os.makedirs(folder, exist_ok=True)
 
+    def remove_folder(self, folder: str) -> None:
+        """See `Storage.remove_folder`."""
+        with suppress(OSError):
+            os.rmdir(folder)
+
     def check_writable(self, folder: str) -> None:
         """See `Storage.check_writable`."""
         with tempfile.TemporaryFile(dir=folder or "."):

@@ -4,7 +4,7 @@ Every answer is checked: its range, its length, and that it is of the object tha
 fails in passing is asked for again (`clipfast.storage.patience`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,6 +28,8 @@ from clipfast.storage.remote import RemoteStorage
 
 T = TypeVar("T")
 
+# Parts of one object that are sent together; each is in memory meanwhile.
+_PARTS_TOGETHER = 8
 # What asking again does not change.
 _FINAL = frozenset((400, 401, 403, 405, 410, 411, 416, 501))
 
@@ -123,6 +125,19 @@ class ObjectStorage(RemoteStorage):
             path, f"{path} ({len(data):,} bytes to write)", partial(_put, key=place.key, data=data)
         )
 
+    def put_blocks(
+        self, path: str, blocks: Callable[[], Iterator[bytes]], size: int, part: int
+    ) -> str | None:
+        """See `Storage.put_blocks`. A part that fails is sent again by itself."""
+        self._require_writable(path)
+        what = f"{path} ({size:,} bytes to write)"
+        key = place_of(path).key
+        if size <= part:
+            act = partial(_put_small, key=key, blocks=blocks)
+        else:
+            act = partial(_put_parts, key=key, blocks=blocks, part=part)
+        return self._patience.call(partial(self._once, path, act, retries=True), what)
+
     def remove(self, path: str) -> None:
         """See `Storage.remove`."""
         self._require_writable(path)
@@ -161,7 +176,7 @@ class ObjectStorage(RemoteStorage):
     def _ask(self, path: str, what: str, act: Callable[[Any, Any], T]) -> T:
         return self._patience.call(partial(self._once, path, act), what)
 
-    def _once(self, path: str, act: Callable[[Any, Any], T]) -> T:
+    def _once(self, path: str, act: Callable[[Any, Any], T], *, retries: bool = False) -> T:
         """One request, its error told apart: what passes, and what does not."""
         import obstore
         from obstore.exceptions import (
@@ -171,7 +186,7 @@ class ObjectStorage(RemoteStorage):
             UnauthenticatedError,
         )
 
-        client = client_of(place_of(path).root, self.options)
+        client = client_of(place_of(path).root, self.options, retries=retries)
         counting.add(requests=1)
         try:
             return act(obstore, client)
@@ -198,6 +213,21 @@ def _get(obstore: Any, client: Any, key: str, options: dict[str, Any]) -> tuple[
 
 def _put(obstore: Any, client: Any, key: str, data: bytes) -> Any:
     return obstore.put(client, key, data)
+
+
+def _put_small(
+    obstore: Any, client: Any, key: str, blocks: Callable[[], Iterator[bytes]]
+) -> str | None:
+    etag: str | None = obstore.put(client, key, b"".join(blocks()))["e_tag"]
+    return etag
+
+
+def _put_parts(
+    obstore: Any, client: Any, key: str, blocks: Callable[[], Iterator[bytes]], part: int
+) -> str | None:
+    answer = obstore.put(client, key, blocks(), chunk_size=part, max_concurrency=_PARTS_TOGETHER)
+    etag: str | None = answer["e_tag"]
+    return etag
 
 
 def _stat_of(meta: Any) -> Stat:

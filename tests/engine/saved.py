@@ -10,6 +10,7 @@ import torch
 
 from clipfast.checkpoint import Manifest
 from clipfast.engine.checkpoint import Checkpoints
+from clipfast.engine.checkpoint.store import CheckpointStore
 from clipfast.engine.deepspeed.files import CheckpointFiles
 from tests.engine.plans import plan
 
@@ -45,10 +46,24 @@ class Engine:
 
 
 def checkpoints(
-    folder: Path, keep: int = 2, run: str = "a-run", keep_every: int = 0, **options
+    folder: Path,
+    keep: int = 2,
+    run: str = "a-run",
+    keep_every: int = 0,
+    store: CheckpointStore | None = None,
+    **options,
 ) -> Checkpoints:
     made = plan(**options)
-    return Checkpoints(folder, keep, made.process, made.layout, run=run, keep_every=keep_every)
+    return Checkpoints(
+        folder,
+        keep,
+        made.process,
+        made.layout,
+        run=run,
+        keep_every=keep_every,
+        store=store,
+        scratch=folder.with_name(".fetched"),
+    )
 
 
 def resume(saved: Checkpoints, engine: Engine, which: str) -> Manifest | None:

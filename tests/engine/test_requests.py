@@ -74,11 +74,11 @@ def test_requests_on_several_gpus_forget_a_save_that_was_under_way_when_it_was_m
     shared = requests._Shared(plan(ranks=2).process)
     event = type("Event", (), {"synchronize": lambda self: None})()
     for forgotten, arrives in ((Request.SAVE, Request.GO_ON), (Request.STOP, Request.SAVE)):
-        shared._under_way = (torch.tensor([int(Request.SAVE), -3]), event)
+        shared._under_way = (torch.tensor([int(Request.SAVE), -3, -4]), event)
         shared.forget(forgotten)
-        assert shared._arrived() == (arrives, -3)
+        assert shared._arrived(3) == [arrives, -3, -4]
     # One that comes later counts again.
-    assert shared._arrived() == (Request.SAVE, -3)
+    assert shared._arrived(3) == [Request.SAVE, -3, -4]
 
 
 def test_requests_leave_what_is_long_between_two_batches(asked):
@@ -90,16 +90,19 @@ def test_requests_leave_what_is_long_between_two_batches(asked):
     assert asked.agree() == Request.STOP
 
 
-def _stop_one() -> list[tuple[int, int]]:
+def _stop_one() -> list[tuple[int, int, int]]:
     import torch.distributed as dist
 
     asked = Requests(plan(ranks=2, rank=dist.get_rank()).process, every_minutes=0)
     asked.listen()
-    found = [(int(asked.agree(progress=2 + dist.get_rank())), asked.least_progress)]
-    if dist.get_rank() == 1:
+    rank = dist.get_rank()
+    first = int(asked.agree(progress=2 + rank, sent=7 - rank))
+    found = [(first, asked.least_progress, asked.least_sent)]
+    if rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    return [*found, (int(asked.agree(progress=5)), asked.least_progress)]
+    second = int(asked.agree(progress=5))
+    return [*found, (second, asked.least_progress, asked.least_sent)]
 
 
 def test_requests_of_one_rank_and_the_least_progress_reach_all_in_the_same_step():
-    assert run_ranks(2, _stop_one) == [[(Request.GO_ON, 2), (Request.STOP, 5)]] * 2
+    assert run_ranks(2, _stop_one) == [[(Request.GO_ON, 2, 6), (Request.STOP, 5, 0)]] * 2

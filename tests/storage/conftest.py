@@ -20,6 +20,7 @@ from PIL import Image
 from clipfast import storage
 from clipfast.data import index, shards
 from clipfast.storage import StoreOptions, storage_of
+from tests.engine.conftest import process_group  # noqa: F401 - a fixture for tests of this folder
 from tests.needs import need
 from tests.storage.httpfolder import serve
 from tests.storage.proxy import Proxy
@@ -110,6 +111,7 @@ def web_proxy(folder: Path) -> Iterator[Proxy]:
 def _rest(proxy: Proxy) -> None:
     proxy.faults.clear()
     proxy.met.clear()
+    proxy.spoils = "GET"
     proxy.latency, proxy.away, proxy.most_at_once = 0.0, False, 0
 
 

@@ -20,7 +20,8 @@ class Proxy:
 
     Attributes:
         upstream: port of the server.
-        faults: what happens to the next answers to GET, one each; None: nothing.
+        faults: what happens to the next answers to `spoils`, one each; None: nothing.
+        spoils: the method whose answers these are.
         latency: seconds before each request is passed on.
         away: every connection is closed at once.
         met: what has happened, counted; "GET" and "HEAD" are requests that were passed on.
@@ -29,6 +30,7 @@ class Proxy:
 
     upstream: int
     faults: deque[str | None] = field(default_factory=deque)
+    spoils: str = "GET"
     latency: float = 0.0
     away: bool = False
     met: Counter[str] = field(default_factory=Counter)
@@ -81,7 +83,7 @@ class Proxy:
             return False
         body = await reader.readexactly(_length(head))
         method = head.split(b" ", 1)[0].decode()
-        fault = self.faults.popleft() if method == "GET" and self.faults else None
+        fault = self.faults.popleft() if method == self.spoils and self.faults else None
         self.met[fault or method] += 1
         self._now += 1
         self.most_at_once = max(self.most_at_once, self._now)

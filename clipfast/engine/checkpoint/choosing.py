@@ -1,9 +1,9 @@
 """Which checkpoint a run goes on from: it is verified, then loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -20,10 +20,20 @@ from clipfast.checkpoint import (
 )
 from clipfast.checkpoint.fragments import Unfit
 from clipfast.engine.agreement import from_main
+from clipfast.engine.checkpoint.fetching import fetch
 from clipfast.engine.checkpoint.folder import CheckpointFolder, put_aside
+from clipfast.engine.checkpoint.store import (
+    CHECKPOINTS,
+    CheckpointStore,
+    Stored,
+    is_in_a_store,
+    look_in_store,
+    merged,
+)
 from clipfast.engine.config import ConfigError
 from clipfast.engine.launch import Process
 
+_Made = TypeVar("_Made")
 LATEST = "latest"
 # Parts of a layout that a checkpoint carries over, whatever they were.
 _CARRIED = ("ranks", "ZeRO stage", "masters")
@@ -52,14 +62,23 @@ class Choosing:
         folder: holds them.
         process: this rank.
         layout: what a checkpoint must share with the run that loads it, such as the ZeRO stage.
+        store: the run's folder in a store; None: it has none.
+        scratch: where a checkpoint of another run is fetched to, out of a store.
     """
 
     def __init__(
-        self, folder: CheckpointFolder, process: Process, layout: Mapping[str, int | str]
+        self,
+        folder: CheckpointFolder,
+        process: Process,
+        layout: Mapping[str, int | str],
+        store: CheckpointStore | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self.folder = folder
         self.process = process
         self.layout = layout
+        self.store = store
+        self._scratch = scratch
 
     def choose(self, which: str) -> Chosen | None:
         """Find a checkpoint and verify it: every byte is read, ranks share the files.
@@ -76,21 +95,18 @@ class Choosing:
                 has some and none is intact; or a file would run something.
         """
         # Rank 0 looks for all: file systems do not show a new file everywhere at once.
-        candidates = from_main(self.process, lambda: self._candidates(which))
-        damaged: list[Path] = []
+        candidates = from_main(self.process, lambda: reached(which, self._candidates))
+        damaged: list[Found | Stored] = []
         lines: list[str] = []
-        for found in candidates:
-            if found.manifest and not found.damage:
-                self._check_layout(which, found.path, found.manifest.layout)
-                seen = self._verify(found)
-            else:
-                # Another run's has a manifest and is refused by it: it is not ours to rename.
-                seen = [Problem(found.damage, found.is_damage and not found.manifest)]
+        notes: list[str] = []
+        for candidate in candidates:
+            found, seen = self._seen(which, candidate, notes)
             if not seen:
-                return self._chosen(found, damaged, lines)
+                assert found is not None
+                return self._chosen(found, damaged, lines, notes)
             lines += [problem.text for problem in seen]
             if which == LATEST and any(problem.is_damage for problem in seen):
-                damaged.append(found.path)
+                damaged.append(candidate)
         if lines:
             raise ConfigError(
                 f"--resume {which}: no checkpoint is intact. {'; '.join(lines)}. Fetch a copy of "
@@ -100,7 +116,7 @@ class Choosing:
         if which == LATEST:
             from_main(self.process, self._require_no_remains)
             return None
-        from_main(self.process, lambda: self._require_no_run(which))
+        from_main(self.process, lambda: reached(which, self._require_no_run))
         here = from_main(
             self.process, lambda: [str(f.path) for f in find(self.folder.path) if f.manifest]
         )
@@ -108,6 +124,25 @@ class Choosing:
             f"--resume {which}: no complete checkpoint there (no manifest.json); complete ones of "
             f"this run: {', '.join(here) or 'none'}"
         )
+
+    def _seen(
+        self, which: str, candidate: Found | Stored, notes: list[str]
+    ) -> tuple[Found | None, list[Problem]]:
+        """A checkpoint, fetched where it is in a store, and what is wrong with it."""
+        if candidate.damage or candidate.manifest is None:
+            # Another run's has a manifest and is refused by it: it is not ours to rename.
+            is_damage = isinstance(candidate, Stored) or candidate.is_damage
+            return None, [Problem(candidate.damage, is_damage and not candidate.manifest)]
+        self._check_layout(which, candidate.path, candidate.manifest.layout)
+        if isinstance(candidate, Found):
+            return candidate, self._verify(candidate)
+        folder = self.folder
+        if self.store is None or not self.store.holds(candidate.path):
+            assert self._scratch is not None
+            folder = CheckpointFolder(self._scratch)
+        found, problems, line = fetch(candidate, folder, self.process)
+        notes += [line] if line else []
+        return found, problems or (self._verify(found) if found else [])
 
     def _require_no_remains(self) -> None:
         """Raise where a start from the beginning would write over what a run left."""
@@ -128,7 +163,12 @@ class Choosing:
 
     def _require_no_run(self, which: str) -> None:
         """Raise with the checkpoints of a run, where its folder was named and not one of them."""
-        inside = [str(f.path) for f in find(Path(which) / "checkpoints") if f.manifest]
+        if is_in_a_store(which):
+            there = CheckpointStore(which).find()
+            inside = [stored.path for stored in there if stored.manifest]
+        else:
+            found = find(Path(which) / CHECKPOINTS)
+            inside = [str(f.path) for f in found if f.manifest]
         if inside:
             raise ConfigError(
                 f"--resume {which} is a run's folder: name one of its checkpoints, "
@@ -161,18 +201,29 @@ class Choosing:
             raise ConfigError(f"--resume {chosen.path} cannot be loaded: {reason}") from error
         return list(notes)
 
-    def _candidates(self, which: str) -> list[Found]:
-        if which != LATEST:
+    def _candidates(self, which: str) -> list[Found | Stored]:
+        stored: list[Stored] = []
+        in_own_store = self.store is not None and which != LATEST and self.store.holds(which)
+        if which == LATEST:
+            every = newest_first(self.folder.path)
+            stored = self.store.find() if self.store is not None else []
+        elif in_own_store or is_in_a_store(which):
+            found_there = look_in_store(which)
+            if found_there is None:
+                return []
+            stored = [found_there]
+            here = look(self.folder.path / found_there.name) if in_own_store else None
+            every = [here] if here and here.manifest == found_there.manifest else []
+        else:
             found = look(Path(which))
             every = [found] if found else []
             if Path(which).resolve().parent != self.folder.path.resolve():
-                return every
-        else:
-            every = newest_first(self.folder.path)
-        return [
+                return list(every)
+        own = [
             replace(found, damage=self.folder.foreign(found)) if found.manifest else found
             for found in every
         ]
+        return merged(own, stored)
 
     def _verify(self, found: Found) -> list[Problem]:
         """What is damaged, the same on every rank.
@@ -195,12 +246,18 @@ class Choosing:
             raise ConfigError(f"--resume: {'; '.join(lines)}")
         return [problem for problems_of_rank, _ in shared for problem in problems_of_rank]
 
-    def _chosen(self, found: Found, damaged: list[Path], lines: list[str]) -> Chosen:
+    def _chosen(
+        self,
+        found: Found,
+        damaged: list[Found | Stored],
+        lines: list[str],
+        fetched: list[str],
+    ) -> Chosen:
         assert found.manifest is not None
-        notes = []
+        notes = list(fetched)
         if lines:
             notes.append(f"DAMAGED: {'; '.join(lines)}")
-            notes += from_main(self.process, lambda: [put_aside(path) for path in damaged])
+            notes += from_main(self.process, lambda: self._put_aside(damaged, found))
             notes.append(f"The newest intact checkpoint is {found.path}")
         if not found.manifest.is_verifiable:
             notes.append(
@@ -208,7 +265,21 @@ class Choosing:
             )
         return Chosen(found.path, found.manifest, notes)
 
-    def _check_layout(self, which: str, path: Path, layout: Mapping[str, Any]) -> None:
+    def _put_aside(self, damaged: list[Found | Stored], chosen: Found) -> list[str]:
+        lines = []
+        for each in damaged:
+            if isinstance(each, Found):
+                # Where a copy of the store took its place, that was done.
+                if each.path != chosen.path:
+                    lines.append(put_aside(each.path))
+            elif self.store is not None:
+                try:
+                    lines.append(self.store.put_aside(each))
+                except OSError as error:
+                    lines.append(f"{each.path} stays as it is: {error}")
+        return lines
+
+    def _check_layout(self, which: str, path: Path | str, layout: Mapping[str, Any]) -> None:
         # What there was before there was another kind.
         saved = {"loss": "contrastive", **layout}
         differing = [
@@ -241,6 +312,27 @@ class Choosing:
             for name in _CARRIED
             if name in saved and name in self.layout and saved[name] != self.layout[name]
         ]
+
+
+def reached(which: str, look_for: Callable[[str], _Made]) -> _Made:
+    """What is found of a checkpoint that may be in a store.
+
+    Args:
+        which: as of ``Choosing.choose``.
+        look_for: finds it.
+
+    Raises:
+        ConfigError: the store does not answer, or says no.
+    """
+    try:
+        return look_for(which)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--resume {which}: {error}. Without --checkpoint.upload the checkpoints of this "
+            "machine alone are looked at"
+        ) from error
 
 
 def _refused(folder: Path, names: list[str]) -> list[str]:

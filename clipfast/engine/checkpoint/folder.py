@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from clipfast.checkpoint import Found, Manifest, find, look
-from clipfast.checkpoint.manifest import FOR_GOOD, folder_name_of
-from clipfast.files import explain, sync_path
+from clipfast.checkpoint.manifest import FOR_GOOD, NAME, folder_name_of
+from clipfast.files import explain, sync_path, write_whole
 
 
 class CheckpointFolder:
@@ -23,6 +23,9 @@ class CheckpointFolder:
         keep: how many stay, the newest.
         keep_every: those whose step is a multiple of it stay too; 0: none.
         sync: wait until what is put in place is on the disk.
+
+    Attributes:
+        held: checkpoints that somebody reads; they are not deleted now.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class CheckpointFolder:
         self.keep = keep
         self.keep_every = keep_every
         self.sync = sync
+        self.held: set[Path] = set()
 
     def latest(self) -> Path | None:
         """The newest, as far as its manifest tells."""
@@ -130,6 +134,38 @@ class CheckpointFolder:
         shutil.rmtree(replaced, ignore_errors=True)
         self._delete_all_but(path)
 
+    def bring(self, partial: Path, name: str, data: bytes) -> Path:
+        """Put a checkpoint in place that was fetched whole, with the manifest that it has there.
+
+        Args:
+            partial: of ``prepare``; the files are in it.
+            name: that it gets.
+            data: the manifest's bytes.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.path / name
+        if self.sync:
+            for folder in (partial, self.path, self.path.parent, self.path.parent.parent):
+                sync_path(folder)
+        write_whole(partial / NAME, data, sync=self.sync)
+        if path.exists():
+            put_aside(path)
+        partial.rename(path)
+        if self.sync:
+            sync_path(self.path)
+        return path
+
+    def delete_surplus(self) -> None:
+        """Delete what is no longer kept, and was held when its time came."""
+        newest = self.latest()
+        if newest is not None:
+            self._delete_all_but(newest)
+
     def next_counter(self) -> int:
         """Of the checkpoint that is saved next."""
         return 1 + max((f.manifest.counter for f in find(self.path) if f.manifest), default=-1)
@@ -148,6 +184,8 @@ class CheckpointFolder:
         # The newest last; one place is taken by what was just saved.
         surplus = others[: max(0, len(others) - (self.keep - 1))]
         for old in [f.path for f in surplus if f.manifest and not self._is_for_good(f.manifest)]:
+            if old in self.held:
+                continue
             # Under another name a half-deleted folder is no checkpoint.
             hidden = old.with_name(f".{old.name}.deleted")
             with suppress(OSError):

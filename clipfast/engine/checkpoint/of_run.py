@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from clipfast.engine.agreement import from_main
-from clipfast.engine.checkpoint.choosing import Choosing, Chosen
+from clipfast.engine.checkpoint.choosing import Choosing, Chosen, reached
 from clipfast.engine.checkpoint.folder import CheckpointFolder
 from clipfast.engine.checkpoint.saving import Saving
+from clipfast.engine.checkpoint.store import CheckpointStore
 from clipfast.engine.launch import Process
 
 
@@ -22,8 +23,11 @@ class Checkpoints:
         run: id of the run; empty takes the checkpoints of any.
         keep_every: those whose step is a multiple of it stay too; 0: none.
         sync: wait until what is saved is on the disk.
+        store: the run's folder in a store; None: it has none.
+        scratch: where a checkpoint of another run is fetched to, out of a store.
 
     Attributes:
+        folder: holds them.
         saving: writes them.
     """
 
@@ -37,18 +41,19 @@ class Checkpoints:
         run: str = "",
         keep_every: int = 0,
         sync: bool = True,
+        store: CheckpointStore | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self.layout = layout
         self._process = process
-        self._folder = CheckpointFolder(
-            folder, run=run, keep=keep, keep_every=keep_every, sync=sync
-        )
-        self._choosing = Choosing(self._folder, process, layout)
-        self.saving = Saving(self._folder, process, layout)
+        self._store = store
+        self.folder = CheckpointFolder(folder, run=run, keep=keep, keep_every=keep_every, sync=sync)
+        self._choosing = Choosing(self.folder, process, layout, store, scratch)
+        self.saving = Saving(self.folder, process, layout)
 
     def latest(self) -> Path | None:
         """The newest, as far as its manifest tells."""
-        return self._folder.latest()
+        return self.folder.latest()
 
     def choose(self, which: str) -> Chosen | None:
         """Find a checkpoint and verify it; see ``Choosing.choose``.
@@ -88,7 +93,7 @@ class Checkpoints:
 
     def tidy(self) -> None:
         """Finish or remove what a killed run left half done."""
-        from_main(self._process, self._folder.tidy)
+        from_main(self._process, self.folder.tidy)
 
     def rewind(self, chosen: Chosen) -> list[str]:
         """Put aside what is newer than a checkpoint that the run goes back to.
@@ -100,4 +105,9 @@ class Checkpoints:
             Lines for a person.
         """
         counter = chosen.manifest.counter
-        return from_main(self._process, lambda: self._folder.supersede(counter))
+
+        def rewind() -> list[str]:
+            there = self._store.supersede(counter) if self._store is not None else []
+            return [*self.folder.supersede(counter), *there]
+
+        return from_main(self._process, lambda: reached(str(chosen.path), lambda _: rewind()))

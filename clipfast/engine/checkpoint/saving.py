@@ -85,6 +85,7 @@ class Saving:
 
     Attributes:
         size: bytes of the newest checkpoint, to look for room before the next.
+        mine: the files of the newest that this rank wrote.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Saving:
         self._begun = 0
         self._under_way: _UnderWay | None = None
         self.size = 0
+        self.mine: Mapping[str, Entry] = {}
 
     @property
     def step(self) -> int | None:
@@ -136,7 +138,7 @@ class Saving:
         except KeyboardInterrupt:
             engine.checkpoint_engine.give_up()
             raise
-        return self._placed(partial, step, written)
+        return self._placed(partial, step, written, files)
 
     def begin(self, engine: Any, step: int, state: Mapping[str, Any]) -> None:
         """The same in the background: training may go on once this has returned.
@@ -205,7 +207,7 @@ class Saving:
             self._under_way = None
             raise
         self._under_way = None
-        return self._placed(save.partial, save.step, save.written)
+        return self._placed(save.partial, save.step, save.written, save.files)
 
     def _patiently(self, act: Callable[..., Any], *arguments: Any) -> Any:
         """Let the thread act; the watch hears meanwhile that this rank is alive."""
@@ -246,7 +248,8 @@ class Saving:
         manifest = Manifest(self._folder.run, counter, step, self._layout, state, written)
         self._folder.place(partial, manifest)
 
-    def _placed(self, partial: Path, step: int, written: Mapping[str, Entry]) -> Path:
+    def _placed(self, partial: Path, step: int, written: Mapping[str, Entry], files: Any) -> Path:
+        self.mine = dict(files.written)
         self.size = sum(entry.size for entry in written.values())
         return partial.with_name(folder_name_of(step))
 
