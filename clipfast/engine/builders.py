@@ -25,6 +25,8 @@ from clipfast.models.compile import compile_blocks
 from clipfast.models.shared_norm import share_statistics
 from clipfast.preprocessing import Preprocessing
 from clipfast.storage import Cache, configure
+from clipfast.storage.failures import RefusedError, UnreachableError
+from clipfast.storage.nearby import nearby
 from clipfast.storage.patience import under_way
 
 
@@ -121,9 +123,10 @@ def build_model(plan: RunPlan) -> CLIP:
         try:
             # What is assumed where a file says nothing is the same on every rank: one says it.
             known = None if plan.process.is_main else options.activation
-            load_weights(model, options.weights, resize_positions=True, activation=known)
-            found = read_metadata(options.weights)
-        except ValueError as error:
+            with nearby(options.weights) as path:
+                load_weights(model, path, resize_positions=True, activation=known)
+                found = read_metadata(path)
+        except (ValueError, UnreachableError, RefusedError) as error:
             raise ConfigError(f"--model.weights: {error}") from error
         if found is not None and plan.process.is_main:
             wanted = Preprocessing(plan.architecture.vision.image_size)

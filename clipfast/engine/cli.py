@@ -235,7 +235,7 @@ def _check_names(config: Config) -> None:
 
 def _check_files(config: Config) -> None:
     from clipfast.data.shards import expand
-    from clipfast.storage import configure
+    from clipfast.storage import configure, storage_of
 
     configure(config.data.store)
     for option, path in (
@@ -243,8 +243,10 @@ def _check_files(config: Config) -> None:
         ("--resume", config.checkpoint.resume or ""),
     ):
         _check_store(option, path)
-    if config.model.weights and not os.path.exists(config.model.weights):
-        raise ConfigError(f"--model.weights {config.model.weights}: no such file")
+    weights = config.model.weights
+    _check_store("--model.weights", weights or "")
+    if weights and not storage_of(weights).exists(weights):
+        raise ConfigError(f"--model.weights {weights}: no such file")
     for pattern in config.logging.validation:
         expand(pattern)
     if config.data.synthetic is not None:

@@ -11,7 +11,7 @@ from clipfast.checkpoint import find
 from clipfast.engine.agreement import from_main
 from clipfast.engine.checkpoint import LATEST, Checkpoints, Chosen
 from clipfast.engine.checkpoint.choosing import reached
-from clipfast.engine.checkpoint.store import CheckpointStore, is_in_a_store
+from clipfast.engine.checkpoint.store import CheckpointStore
 from clipfast.engine.config import CheckpointConfig, ConfigError
 from clipfast.engine.differences import differences, plain, refuse_changes
 from clipfast.engine.plan import RunPlan
@@ -22,6 +22,7 @@ from clipfast.env import stamp
 from clipfast.files import free_bytes, write_whole
 from clipfast.storage import storage_of
 from clipfast.storage.failures import UnreachableError
+from clipfast.storage.nearby import is_elsewhere
 from clipfast.storage.paths import join
 
 _COUNTS = {1: "one", 2: "two", 3: "three"}
@@ -241,4 +242,4 @@ def _goes_on(checkpoints: Path, which: str | None, store: CheckpointStore | None
         return False
     if which == LATEST or (store is not None and store.holds(which)):
         return True
-    return not is_in_a_store(which) and Path(which).resolve().parent == checkpoints.resolve()
+    return not is_elsewhere(which) and Path(which).resolve().parent == checkpoints.resolve()

@@ -14,9 +14,12 @@ from clipfast.checkpoint.contents import export_weights
 from clipfast.checkpoint.fragments import Unfit
 from clipfast.models import CLIP, create_model, create_model_from_file, load_weights, read_metadata
 from clipfast.preprocessing import Preprocessing
+from clipfast.storage.nearby import is_elsewhere, nearby
+from clipfast.storage.paths import join
 
 FINAL = "final.safetensors"
 CHECKPOINTS = "checkpoints"
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ def load_model(
         name: one of ``list_models()``; None: the one that the weights are of.
         weights: a file or folder that ``clipfast.load_weights`` takes; a run's folder, with its
             ``final.safetensors`` or else its newest checkpoint; or the folder of one checkpoint.
+            In a store: a file, or a run's folder with its ``final.safetensors``.
         activation: "quick_gelu" or "gelu", where you know and the file does not say.
 
     Returns:
@@ -53,6 +57,8 @@ def load_model(
     Raises:
         ValueError: the weights cannot be read, or are not of that model.
     """
+    if is_elsewhere(str(weights)):
+        return _of_a_store(name, str(weights), activation)
     path = Path(weights)
     if (path / FINAL).is_file():
         path = path / FINAL
@@ -62,6 +68,15 @@ def load_model(
             model = _load(name or said.get("name"), file, activation or said.get("activation"))
             return _loaded(model, file, weights)
     return _loaded(_load(name, path, activation), path, weights)
+
+
+def _of_a_store(name: str | None, weights: str, activation: str | None) -> LoadedModel:
+    path = weights if weights.endswith(_SUFFIXES) else join(weights, FINAL)
+    try:
+        with nearby(path) as file:
+            return _loaded(_load(name, file, activation), file, weights)
+    except OSError as error:
+        raise ValueError(f"{weights}: {error}") from error
 
 
 def _load(name: str | None, path: Path, activation: str | None) -> CLIP:

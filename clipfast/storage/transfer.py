@@ -88,7 +88,7 @@ def bring(path: str, target: Path, size: int, sha256: str, moved: Moved | None =
         found = reader.size()
         if found != size:
             raise WrongContentError(f"{path} has {found:,} bytes, {size:,} were saved")
-        for data in _ranges(reader, storage_of(path), size):
+        for data in ranges(reader, storage_of(path), size):
             digest.update(data)
             file.write(data)
             if moved is not None:
@@ -154,15 +154,21 @@ def _etags(parts: list[bytes]) -> set[str]:
 def _hash_of(storage: Storage, path: str, size: int, moved: Moved | None) -> str:
     digest = hashlib.sha256()
     with storage.open(path) as reader:
-        for data in _ranges(reader, storage, size):
+        for data in ranges(reader, storage, size):
             digest.update(data)
             if moved is not None:
                 moved(len(data))
     return digest.hexdigest()
 
 
-def _ranges(reader: Reader, storage: Storage, size: int) -> Iterator[bytes]:
-    """An object in order, its next ranges under way."""
+def ranges(reader: Reader, storage: Storage, size: int) -> Iterator[bytes]:
+    """An object's bytes in order, its next ranges under way.
+
+    Args:
+        reader: of the object.
+        storage: where it is.
+        size: of the object.
+    """
     starts = range(0, size, _RANGE)
     if not storage.is_remote:
         for at in starts:

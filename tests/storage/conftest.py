@@ -26,7 +26,7 @@ from tests.storage.httpfolder import serve
 from tests.storage.proxy import Proxy
 
 SIZES = (7, 5, 9)
-_SECRETS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
+SECRETS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
 
 
 def _write_shard(path: Path, number: int, count: int) -> None:
@@ -66,7 +66,7 @@ def moto(folder: Path) -> Iterator[Proxy]:
         port = free.getsockname()[1]
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env={**os.environ, **_SECRETS},
+        env={**os.environ, **SECRETS},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -118,7 +118,7 @@ def _rest(proxy: Proxy) -> None:
 @pytest.fixture
 def s3(moto: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The store as s3://shards."""
-    for name, value in _SECRETS.items():
+    for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     _rest(moto)
     storage.configure(StoreOptions(endpoint=f"http://127.0.0.1:{moto.port}", patience=20))

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
 from clipfast import storage
 from clipfast.storage import transfer
@@ -121,3 +122,25 @@ def test_a_file_that_nobody_wants_any_more_is_not_sent_to_its_end(memory, tmp_pa
     finally:
         unwanted.reset(token)
     assert memory.objects == {}
+
+
+def test_weights_in_a_store_are_measured_and_started_from(memory, tmp_path):
+    from clipfast.engine.builders import build_model
+    from clipfast.engine.config import ModelOptions
+    from clipfast.eval.models import load_model
+    from clipfast.models import create_model, export
+    from tests.engine.plans import plan
+
+    model, file = create_model("RN-tiny"), tmp_path / "final.safetensors"
+    export(model.state_dict(), file)
+    memory.objects["mem://runs/a/final.safetensors"] = file.read_bytes()
+    for weights in ("mem://runs/a/final.safetensors", "mem://runs/a"):
+        loaded = load_model("RN-tiny", weights, activation="quick_gelu")
+        assert loaded.weights == weights
+        assert torch.equal(loaded.model.logit_scale, model.logit_scale)
+    options = ModelOptions("RN-tiny", weights="mem://runs/a/final.safetensors", compile="none")
+    started = build_model(plan(model=options))
+    for one, other in zip(started.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"mem://runs/b: mem://runs/b/final\.safetensors"):
+        load_model("RN-tiny", "mem://runs/b")

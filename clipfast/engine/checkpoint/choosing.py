@@ -26,12 +26,12 @@ from clipfast.engine.checkpoint.store import (
     CHECKPOINTS,
     CheckpointStore,
     Stored,
-    is_in_a_store,
     look_in_store,
     merged,
 )
 from clipfast.engine.config import ConfigError
 from clipfast.engine.launch import Process
+from clipfast.storage.nearby import is_elsewhere
 
 _Made = TypeVar("_Made")
 LATEST = "latest"
@@ -163,7 +163,7 @@ class Choosing:
 
     def _require_no_run(self, which: str) -> None:
         """Raise with the checkpoints of a run, where its folder was named and not one of them."""
-        if is_in_a_store(which):
+        if is_elsewhere(which):
             there = CheckpointStore(which).find()
             inside = [stored.path for stored in there if stored.manifest]
         else:
@@ -207,7 +207,7 @@ class Choosing:
         if which == LATEST:
             every = newest_first(self.folder.path)
             stored = self.store.find() if self.store is not None else []
-        elif in_own_store or is_in_a_store(which):
+        elif in_own_store or is_elsewhere(which):
             found_there = look_in_store(which)
             if found_there is None:
                 return []

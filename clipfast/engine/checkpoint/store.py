@@ -41,11 +41,6 @@ class Stored:
         return split(self.path)[1]
 
 
-def is_in_a_store(path: str) -> bool:
-    """Whether this is no path of this machine's file systems."""
-    return "://" in path and not path.startswith("file://")
-
-
 def look_in_store(path: str) -> Stored | None:
     """One checkpoint.
 
