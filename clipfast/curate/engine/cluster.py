@@ -48,14 +48,23 @@ def open_ray(address: str | None, workers: int | None) -> tuple[RayExecutor, int
     if began:
         try:
             ray.init(**options)
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
-            first = str(error).partition("\n")[0]
-            raise OSError(
-                f"no Ray cluster at {address or 'this machine'}: {first}; see that it runs, and "
-                "that this shell has the token that it asks for"
-            ) from None
+        except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.RayError) as error:
+            raise OSError(_said(address, str(error))) from None
     cores = int(ray.cluster_resources().get("CPU", 1))
     return RayExecutor(ray, ends=began), min(workers or cores, cores)
+
+
+def _said(address: str | None, text: str) -> str:
+    """What a person can do where a cluster cannot be joined."""
+    first = text.partition("\n")[0]
+    if "auth" not in text.lower() or address is None:
+        return f"no Ray cluster at {address or 'this machine'}: {first}; see that it runs"
+    return (
+        f"the Ray cluster at {address} asks for a token: {first}. 'ray start --head' does so where "
+        "the machine has one. Set RAY_AUTH_MODE=token here and for each worker, and the same token "
+        "everywhere: in ~/.ray/auth_token, or as RAY_AUTH_TOKEN ('ray get-auth-token' on the head "
+        "prints it). RAY_AUTH_MODE=disabled for all of them does without"
+    )
 
 
 class RayExecutor(Executor):
