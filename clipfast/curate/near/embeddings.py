@@ -102,6 +102,8 @@ def matrix(column: Any) -> np.ndarray:
     """
     array = column.combine_chunks()
     width = array.type.byte_width
+    if not len(array):
+        return np.empty((0, width // 2), "<f2")
     data = np.frombuffer(array.buffers()[1], np.uint8)
     start = array.offset * width
     return data[start : start + len(array) * width].view("<f2").reshape(len(array), width // 2)

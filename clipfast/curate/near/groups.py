@@ -48,7 +48,11 @@ def join_tables(tables: list[Any], number: np.ndarray) -> Pairs:
         1.
     """
     names = ("first", "second", "similarity")
-    columns = [np.concatenate([table[name].to_numpy() for table in tables]) for name in names]
+    none = [np.empty(0, kind) for kind in (np.int64, np.int64, np.float32)]
+    columns = [
+        np.concatenate([nothing, *(table[name].to_numpy() for table in tables)])
+        for name, nothing in zip(names, none, strict=True)
+    ]
     keys = columns[0] * (int(number.max(initial=0)) + 1) + columns[1]
     _, once = np.unique(keys, return_index=True)
     _, places = np.unique(number, return_index=True)

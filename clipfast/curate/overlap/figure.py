@@ -14,8 +14,8 @@ _LIGHT = ("#1c2024", "#d9dde2", "#0072b2", "#d55e00")
 _DARK = ("#e4e7eb", "#333a42", "#56b4e9", "#f0904a")
 
 
-def plots(results: Sequence[SetOverlap], *, dark: bool = False) -> bytes:
-    """Both plots as one PNG with a transparent ground.
+def plots(results: Sequence[SetOverlap], *, dark: bool = False) -> list[bytes]:
+    """Both plots, as PNGs with a transparent ground.
 
     Left: accuracy on Overlap less that on Clean, with its 99.5% interval, over contamination.
     Right: accuracy on All less that on Clean, over contamination; significant ones are marked.
@@ -35,8 +35,8 @@ def plots(results: Sequence[SetOverlap], *, dark: bool = False) -> bytes:
             "'clipfast[curate]'"
         ) from None
     text, grid, plain, marked = _DARK if dark else _LIGHT
-    figure = Figure(figsize=(11, 4.6), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figures = [Figure(figsize=(5.5, 4.6), dpi=110, layout="constrained") for _ in range(2)]
+    left, right = (figure.subplots() for figure in figures)
     tests = tests_of(results)
     for one in results:
         effect = one.effect
@@ -64,6 +64,10 @@ def plots(results: Sequence[SetOverlap], *, dark: bool = False) -> bytes:
     right.set_ylabel("accuracy on All less Clean (points)")
     for axis in (left, right):
         _dress(axis, text, grid)
+    return [_png(figure) for figure in figures]
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", transparent=True)
     return buffer.getvalue()

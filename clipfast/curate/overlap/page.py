@@ -99,21 +99,25 @@ def _points(value: float | None) -> Cell:
 
 
 def _plots(results: Sequence[SetOverlap]) -> Markup:
-    light, dark = (
-        f"data:image/png;base64,{b64encode(plots(results, dark=dark)).decode()}"
-        for dark in (False, True)
-    )
     words = (
-        "Left: accuracy on Overlap less that on Clean, with its 99.5% interval, over the share of "
-        "images that overlap. Right: what overlap adds to the accuracy on all images; a diamond "
-        "is significant, a star with Bonferroni too."
+        "Accuracy on Overlap less that on Clean, with its 99.5% interval, over the share of images "
+        "that overlap.",
+        "What overlap adds to the accuracy on all images. A diamond is significant, a star with "
+        "Bonferroni too.",
     )
-    picture = tag(
-        "picture",
-        tag("source", media="(prefers-color-scheme: dark)", srcset=dark),
-        tag("img", src=light, alt=words, class_="plot"),
-    )
-    return tag("figure", picture, tag("figcaption", words))
+    figures = []
+    for said, light, dark in zip(words, plots(results), plots(results, dark=True), strict=True):
+        picture = tag(
+            "picture",
+            tag("source", media="(prefers-color-scheme: dark)", srcset=_source(dark)),
+            tag("img", src=_source(light), alt=said, class_="plot"),
+        )
+        figures.append(tag("figure", picture, tag("figcaption", said)))
+    return tag("div", *figures, class_="beside")
+
+
+def _source(png: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
 def _pairs(one: SetOverlap, shards: Sequence[Shard]) -> Markup:

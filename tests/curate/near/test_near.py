@@ -147,6 +147,16 @@ def test_page_shows_pairs_as_pictures_and_loads_nothing(shards, tmp_path):
     assert len(sources) > 10
 
 
+def test_near_of_nothing_that_decodes_keeps_all(tmp_path):
+    make_shard(tmp_path / "0.tar", [("a", "nothing", b"no picture"), ("b", "nothing", b"")])
+    make_shard(tmp_path / "1.tar", [("c", "nothing", b"no picture")])
+    assert near(tmp_path, tmp_path / "s", "--report", str(tmp_path / "page.html")) == {
+        "0.tar": [0, 1],
+        "1.tar": [0],
+    }
+    assert "2 shards" in (tmp_path / "page.html").read_text()
+
+
 def test_near_refuses_what_it_cannot_do(shards, tmp_path, capsys):
     words = ["near", str(shards / "0.tar"), "--out", str(tmp_path / "s"), "--workers", "1"]
     assert main([*words, "--detector", "phash", "--threshold", "0.9"]) == 1

@@ -94,7 +94,7 @@ def test_overlap_from_zero_shot_answers_to_the_page(place, tmp_path, monkeypatch
     text = Path("o", "overlap.html").read_text()
     for words in ("Figure 17", "Overlap, just above the threshold (1)", "animals 1, 64 x 64"):
         assert words in text
-    assert text.count("data:image/png;base64,") == 2
+    assert text.count("data:image/png;base64,") == 4
     assert not re.findall(r"(?:src|href|srcset)=\"(?!data:|#)", text)
 
 
