@@ -39,13 +39,19 @@ def just_above(pairs: Pairs, threshold: float) -> Pairs:
         threshold: of similarity.
     """
     above = np.flatnonzero(pairs.similarity >= np.float32(threshold))
-    return pairs.take(above[np.argsort(pairs.similarity[above], kind="stable")][:_BESIDE])
+    return pairs.take(_least(above, pairs.similarity[above]))
 
 
 def just_below(pairs: Pairs, threshold: float) -> Pairs:
     """The pairs whose similarity is the largest below a threshold; see ``just_above``."""
     below = np.flatnonzero(pairs.similarity < np.float32(threshold))
-    return pairs.take(below[np.argsort(-pairs.similarity[below], kind="stable")][:_BESIDE])
+    return pairs.take(_least(below, -pairs.similarity[below]))
+
+
+def _least(places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Places of the smallest values; of equal ones, which a hash has many of, some are drawn."""
+    draw = np.random.default_rng(0).random(len(places))
+    return places[np.lexsort((draw, values))][:_BESIDE]
 
 
 def bands(pairs: Pairs, lowest: float) -> list[tuple[float, float, int, Pairs]]:
