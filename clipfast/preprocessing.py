@@ -19,7 +19,8 @@ class Preprocessing:
         mean: per channel, for pixels in [0, 1].
         std: standard deviation per channel, for pixels in [0, 1].
         interpolation: of the resize.
-        resize_mode: "shortest" brings the shorter side to `image_size` and cuts the middle out.
+        resize_mode: "shortest" brings the shorter side to `image_size` and cuts the middle out,
+            "squash" both sides, whatever that does to the aspect.
     """
 
     image_size: int

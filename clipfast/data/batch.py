@@ -16,8 +16,9 @@ class ImageTextBatch:
 
     Attributes:
         images: ``[B, 3, S, S]`` in channels_last, normalised, on the loader's device.
-        tokens: ``[B, L]`` int64 on the loader's device; L is the longest caption of this share.
-        lengths: ``[B]`` int64 on the CPU, tokens up to and including end-of-text.
+        tokens: ``[B, L]`` int64 on the loader's device; L is the longest caption of this share. Of
+            pairs of pictures (``clipfast.data.pairs``) the other picture, as `images`.
+        lengths: ``[B]`` int64 on the CPU, tokens up to and including end-of-text; ones then.
         epoch: from 0.
         index: number of the global batch in its epoch.
         shard: ``[B]`` int64, where each sample came from.

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from clipfast.data import SyntheticLoader, TrainLoader
 from clipfast.data.batch import TrainingData
+from clipfast.data.pairs import TrainPairLoader
 from clipfast.data.sources import Mixing
 from clipfast.engine import progress
 from clipfast.engine.agreement import require_same, weights_hash
@@ -22,8 +23,8 @@ from clipfast.engine.plan import RunPlan
 from clipfast.engine.sources import training_sources
 from clipfast.models import CLIP, create_model, load_weights, read_metadata
 from clipfast.models.compile import compile_blocks
+from clipfast.models.metadata import preprocessing_of
 from clipfast.models.shared_norm import share_statistics
-from clipfast.preprocessing import Preprocessing
 from clipfast.storage import Cache, configure
 from clipfast.storage.failures import RefusedError, UnreachableError
 from clipfast.storage.nearby import nearby
@@ -40,6 +41,8 @@ def build_loader(plan: RunPlan) -> TrainingData:
     configure(config.data.store, _cache(config.data))
     try:
         if (samples := config.data.synthetic) is not None:
+            # Random captions need a tower that reads them.
+            plan.architecture.captions  # noqa: B018
             return SyntheticLoader(
                 samples,
                 plan.architecture.vision.image_size,
@@ -51,7 +54,9 @@ def build_loader(plan: RunPlan) -> TrainingData:
                 dtype=plan.dtype,
                 micro_batch=plan.micro_batch,
             )
-        return TrainLoader(
+        # Without a text tower a pair is a picture and its distortion.
+        loader = TrainLoader if plan.architecture.text else TrainPairLoader
+        return loader(
             training_sources(config.data.train) or config.data.train,
             plan.architecture.vision.image_size,
             config.batch_size,
@@ -129,7 +134,7 @@ def build_model(plan: RunPlan) -> CLIP:
         except (ValueError, UnreachableError, RefusedError) as error:
             raise ConfigError(f"--model.weights: {error}") from error
         if found is not None and plan.process.is_main:
-            wanted = Preprocessing(plan.architecture.vision.image_size)
+            wanted = preprocessing_of(plan.architecture)
             for difference in found.preprocessing.differences(wanted):
                 warnings.warn(f"--model.weights {options.weights}: {difference}", stacklevel=2)
     share_norms(plan, model)

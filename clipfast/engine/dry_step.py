@@ -74,10 +74,13 @@ def _step(plan: RunPlan, tokens: int) -> int:
     for _ in range(max(1, plan.keep_graphs or 0)):
         images = torch.zeros(plan.micro_batch, 3, size, size, dtype=plan.dtype, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
-        captions = torch.zeros(plan.micro_batch, tokens, dtype=torch.int64, device=device)
+        # Without a text tower the other side of a pair is an image too.
+        captions = torch.zeros_like(images)
+        if plan.architecture.text:
+            captions = torch.zeros(plan.micro_batch, tokens, dtype=torch.int64, device=device)
         lengths = torch.full((plan.micro_batch,), tokens)
         kept.append(model(images, captions, lengths=lengths))
-        del images
+        del images, captions
     loss = torch.empty(needed.loss, dtype=torch.uint8, device=device)
     if plan.micro_batches > 1:
         del loss

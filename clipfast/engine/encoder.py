@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipfast.data import EvalLoader
 from clipfast.data.content import caption_id
+from clipfast.data.pairs import EvalPairLoader
 from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
 from clipfast.data.shards import counts, expand
@@ -163,7 +164,7 @@ class RunEncoder(RunData):
         for start in range(0, len(captions), size):
             self._between()
             tokens, lengths = tokenize_with_lengths(
-                captions[start : start + size], self.plan.architecture.text.context_length
+                captions[start : start + size], self.plan.architecture.captions.context_length
             )
             encoded = self._engine(tokens=tokens.to(self.device), lengths=lengths)[1]
             features.append(encoded.float())
@@ -193,7 +194,8 @@ class RunEncoder(RunData):
 
     def _loader(self, patterns: str | Sequence[str], name: str) -> EvalLoader:
         data, process = self.plan.config.data, self.plan.process
-        return EvalLoader(
+        loader = EvalLoader if self.plan.architecture.text else EvalPairLoader
+        return loader(
             patterns,
             self.plan.architecture.vision.image_size,
             data.eval_batch_size,

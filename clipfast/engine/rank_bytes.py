@@ -23,7 +23,7 @@ class RankBytes:
         activations: of one forward and backward pass, at its peak.
         loss: features of all ranks, logits and gradients of features.
         features: of the whole share and their gradients, where it is encoded in micro-batches.
-        images: of a micro-batch, in the type that the towers read.
+        images: of a micro-batch's pairs, in the type that the towers read.
         decoder: crops in bytes, of a micro-batch, of those that are decoded ahead, and of what is
             kept for a second pass.
         flattened: of gradients, laid in a row for their reduction once activations are gone.
@@ -71,7 +71,8 @@ def rank_bytes(
         count: of activations.
     """
     width, is_cut = plan.architecture.embed_dim, plan.micro_batches > 1
-    image = 3 * plan.architecture.vision.image_size**2
+    # Without a text tower a pair is two images.
+    image = 3 * plan.architecture.vision.image_size**2 * (1 if plan.architecture.text else 2)
     planned = plan.process.planned
     most = kept_on(plan.process.device, planned.memory if planned else None) if is_cut else 0
     kept = min(plan.local_batch * image, most)

@@ -28,7 +28,7 @@ class RunSetEncoder(SetEncoder):
         process, architecture = plan.process, plan.architecture
         super().__init__(
             Preprocessing(architecture.vision.image_size),
-            architecture.text.context_length,
+            architecture.captions.context_length,
             plan.config.data.eval_batch_size,
             process.device,
             plan.dtype,

@@ -71,7 +71,7 @@ class ImageEncoder(SetEncoder):
         self.resize = resize
         super().__init__(
             check_preprocessing(preprocessing, model),
-            model.config.text.context_length,
+            model.config.captions.context_length,
             whole_number("batch_size", batch_size, 1),
             check_device(device),
             check_dtype(dtype),

@@ -71,7 +71,7 @@ def activation_bytes(
     """
     config = replace(config, recompute=recompute or config.recompute)
     config = replace(config, recompute=config.resolved_recompute)
-    length = caption_tokens or config.text.context_length
+    length = caption_tokens or (config.text.context_length if config.text else 1)
     return _count(config, batch, dtype, length, torch.device(device))
 
 

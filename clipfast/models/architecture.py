@@ -1,4 +1,4 @@
-"""What a CLIP model consists of: two towers and the space between them, as frozen dataclasses."""
+"""What a CLIP model consists of: its towers and the space between them, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ class Architecture:
         name: the model's name in `list_models()`; it stays when fields are overridden.
         embed_dim: width D of the joint embedding.
         vision: the image tower, a configuration that `register_tower` knows.
-        text: the text tower.
+        text: the text tower. None: there is none, and a pair is a picture and its distortion, both
+            read by the image tower (`clipfast.data.pairs`).
         recompute: what residual blocks keep for the backward pass: "none", "selective", "full"
             (see `clipfast.models.recompute`), or "auto", which the engine resolves and with which
             no model can be built. Until 0.3 also by its old name, `checkpoint`.
@@ -73,23 +74,30 @@ class Architecture:
             of name and starting value. A pair "logit_scale" changes where that one starts.
         activation: of the transformer blocks: "quick_gelu", which the paper's models have, or
             "gelu", which OpenCLIP's models have whose names do not end in "-quickgelu".
+        temperature: of the loss, where it is fixed: logits are divided by it, and nothing learns
+            it. None: `logit_scale` is a parameter.
 
     Raises:
-        ValueError: if `embed_dim` is not positive, or `recompute` or `activation` is none of those.
+        ValueError: if `embed_dim` or `temperature` is not positive, or `recompute` or `activation`
+            is none of those.
     """
 
     name: str
     embed_dim: int
     vision: TowerConfig
-    text: TextConfig = TextConfig()
+    text: TextConfig | None = TextConfig()
     recompute: Recompute = "none"
     scalars: tuple[tuple[str, float], ...] = ()
     activation: Activation = "quick_gelu"
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         require_whole(embed_dim=self.embed_dim)
         require(self.embed_dim > 0, f"embed_dim must be positive, got {self.embed_dim}")
         _check_scalars(self.scalars)
+        if self.temperature is not None:
+            real_number("temperature", self.temperature)
+            require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         modes = (*MODES, "auto")
         require(
             self.recompute in modes,
@@ -99,6 +107,20 @@ class Architecture:
             self.activation in ACTIVATIONS,
             f"activation must be one of {', '.join(ACTIVATIONS)}; got {self.activation!r}",
         )
+
+    @property
+    def captions(self) -> TextConfig:
+        """The text tower, for what cannot go on without one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.text is None:
+            raise ValueError(
+                f"{self.name} reads pictures alone: it has no text tower. Take a model of "
+                "list_models() for captions"
+            )
+        return self.text
 
     @property
     def resolved_recompute(self) -> Recompute:
@@ -126,10 +148,11 @@ class Architecture:
         """A copy with some fields replaced, by flat names.
 
         Args:
-            overrides: `embed_dim`, `recompute`, `scalars`, `activation`; of the image tower
-                `image_size`, `vision_layers`, `vision_width`, `vision_head_width` and, for a ViT,
-                `patch_size`; of the text tower `context_length`, `vocab_size`, `text_layers`,
-                `text_width`, `text_head_width`. Those of another image tower: see `TowerConfig`.
+            overrides: `embed_dim`, `recompute`, `scalars`, `activation`, `temperature`; of the
+                image tower `image_size`, `vision_layers`, `vision_width`, `vision_head_width` and,
+                for a ViT, `patch_size`; of the text tower `context_length`, `vocab_size`,
+                `text_layers`, `text_width`, `text_head_width`. Those of another image tower: see
+                `TowerConfig`.
 
         Returns:
             The new architecture, checked.
@@ -147,19 +170,20 @@ class Architecture:
         return replace(
             self,
             vision=replace(self.vision, **changes["vision"]),
-            text=replace(self.text, **changes["text"]),
+            text=self.text and replace(self.text, **changes["text"]),
             **changes[None],
         )
 
     def flat(self) -> dict[str, Any]:
         """The model's shape, by the flat names of `override`: all but `recompute`, which changes no
         result, `scalars`, which the objective brings, and `activation`, which stands apart in
-        files of weights."""
+        files of weights; and `temperature` where it is fixed."""
         places = {None: self, "vision": self.vision, "text": self.text}
         return {
             name: getattr(places[tower], field)
             for name, (tower, field) in self._flat_names().items()
             if name not in ("recompute", "scalars", "activation")
+            and (name != "temperature" or self.temperature is not None)
         }
 
     def _flat_names(self) -> dict[str, tuple[str | None, str]]:
@@ -168,8 +192,9 @@ class Architecture:
             "recompute": (None, "recompute"),
             "scalars": (None, "scalars"),
             "activation": (None, "activation"),
+            "temperature": (None, "temperature"),
         }
-        for field in fields(self.text):
+        for field in fields(self.text) if self.text else ():
             flat = f"text_{field.name}" if field.name in _TOWER_FIELDS else field.name
             names[flat] = ("text", field.name)
         for field in fields(self.vision):

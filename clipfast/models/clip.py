@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipfast.models.architecture import Architecture
+from clipfast.models.architecture import Architecture, TextConfig
 from clipfast.models.catalogue import get_config
 from clipfast.models.layers import TokenEmbedding
 from clipfast.models.packing import pack_captions
+from clipfast.models.recompute import Recompute
 from clipfast.models.towers import Tower, tower_of
 from clipfast.models.transformer import BlockInit, Transformer, use_activation
 from clipfast.ops.products import linear
@@ -30,6 +31,10 @@ class CLIP(nn.Module):
     names are those of the paper's released code. `logit_scale` has shape [1], because DeepSpeed
     cannot broadcast a 0-dimensional parameter; so have further scalars of an objective.
 
+    Where the architecture has no text tower, the other side of a pair is a picture too, and the
+    image tower encodes both. Where it has a fixed temperature, `logit_scale` is a buffer and s is
+    1 / temperature.
+
     Under ZeRO-3 call the module itself rather than `encode_image` or `encode_text`: parameters
     of the root are gathered for `forward` only.
 
@@ -42,9 +47,21 @@ class CLIP(nn.Module):
     def __init__(self, config: Architecture) -> None:
         super().__init__()
         self.config = config
-        text = config.text
         recompute = config.resolved_recompute
         self.visual = self.tower.build(config.vision, config.embed_dim, recompute)
+        if config.text is not None:
+            self._build_text(config.text, recompute)
+        use_activation(self, config.activation)
+        if config.temperature is None:
+            self.logit_scale = nn.Parameter(torch.empty(1))
+        else:
+            self.register_buffer("logit_scale", torch.empty(1))
+        self._scalars = [name for name, _ in config.scalars if name != "logit_scale"]
+        for name in self._scalars:
+            self.register_parameter(name, nn.Parameter(torch.empty(1)))
+        self.reset_parameters()
+
+    def _build_text(self, text: TextConfig, recompute: Recompute) -> None:
         self.transformer = Transformer(
             text.width,
             text.layers,
@@ -52,16 +69,10 @@ class CLIP(nn.Module):
             init=BlockInit.scaled(text.width, text.layers),
             recompute=recompute,
         )
-        use_activation(self, config.activation)
         self.token_embedding = TokenEmbedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.ln_final = nn.LayerNorm(text.width)
-        self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.empty(1))
-        self._scalars = [name for name, _ in config.scalars if name != "logit_scale"]
-        for name in self._scalars:
-            self.register_parameter(name, nn.Parameter(torch.empty(1)))
-        self.reset_parameters()
+        self.text_projection = nn.Parameter(torch.empty(text.width, self.config.embed_dim))
 
     @property
     def tower(self) -> Tower:
@@ -70,11 +81,14 @@ class CLIP(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the parameters that the root itself holds anew; see `initialize` for all."""
-        nn.init.normal_(self.positional_embedding, std=0.01)
-        nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
+        if self.config.text is not None:
+            nn.init.normal_(self.positional_embedding, std=0.01)
+            nn.init.normal_(self.text_projection, std=self.config.text.width**-0.5)
         starts = {"logit_scale": math.log(1 / 0.07), **dict(self.config.scalars)}
+        if self.config.temperature is not None:
+            starts["logit_scale"] = math.log(1 / self.config.temperature)
         for name, start in starts.items():
-            nn.init.constant_(self.get_parameter(name), start)
+            nn.init.constant_(getattr(self, name), start)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -119,7 +133,8 @@ class CLIP(nn.Module):
 
         Args:
             tokens: [B, L] int64, L at most the context length; the end-of-text token is the
-                largest id of its row.
+                largest id of its row. Without a text tower the other pictures, as `encode_image`
+                takes them.
             lengths: [B] int64 on the CPU, tokens up to and including end-of-text, where the
                 caller knows them: finding them in `tokens` makes the host wait for a GPU.
 
@@ -130,6 +145,8 @@ class CLIP(nn.Module):
             ValueError: if `tokens` is not 2-dimensional, or longer than the context; or if
                 `lengths` does not fit it.
         """
+        if self.config.text is None:
+            return self.encode_image(tokens)
         context = self.config.text.context_length
         if tokens.ndim != 2 or tokens.shape[1] > context:
             raise ValueError(
@@ -180,7 +197,12 @@ class CLIP(nn.Module):
         # In float32 whatever the parameter's dtype: the exponential would be rounded once more.
         wide = torch.promote_types(self.logit_scale.dtype, torch.float32)
         scalars = [self.get_parameter(name).to(wide) for name in self._scalars]
-        return image_features, text_features, self.logit_scale.to(wide).exp(), *scalars
+        return image_features, text_features, self._scale(wide), *scalars
+
+    def _scale(self, dtype: torch.dtype) -> Tensor:
+        if self.config.temperature is None:
+            return self.logit_scale.to(dtype).exp()
+        return self.logit_scale.new_full((1,), 1 / self.config.temperature, dtype=dtype)
 
 
 def create_model(name: str, **overrides: Any) -> CLIP:

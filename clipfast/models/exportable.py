@@ -15,7 +15,8 @@ from clipfast.models.checks import some_of
 from clipfast.models.fitting import WEIGHT_DTYPES, on_meta
 from clipfast.models.published import tower_of_state
 
-_WANTED = ("logit_scale", "text_projection", "token_embedding.weight")
+_WANTED = ("logit_scale",)
+_WANTED_OF_TEXT = ("text_projection", "token_embedding.weight")
 
 
 def tensors_of(given: Any) -> Mapping[str, Tensor]:
@@ -40,16 +41,19 @@ def tensors_of(given: Any) -> Mapping[str, Tensor]:
     return state
 
 
-def check_complete(state: Mapping[str, Tensor]) -> None:
+def check_complete(state: Mapping[str, Tensor], architecture: Architecture | None) -> None:
     """Refuse a state that lacks a part of a CLIP model, or the values of a tensor.
 
     Args:
         state: unwrapped names.
+        architecture: of the model, where it is known.
 
     Raises:
         ValueError: it does, with what is missing.
     """
-    missing = [name for name in _WANTED if name not in state]
+    has_text = architecture is None or architecture.text is not None
+    wanted = (*_WANTED, *_WANTED_OF_TEXT) if has_text else _WANTED
+    missing = [name for name in wanted if name not in state]
     if tower_of_state(state) is None:
         missing.append("an image tower `visual` that register_tower knows")
     if missing:

@@ -24,20 +24,23 @@ class FakePass:
     Attributes:
         model: in training mode; gradients of its parameters are dropped as they come.
         images: [B, 3, S, S], channels_last.
-        captions: B packed captions.
+        captions: B packed captions; None without a text tower.
     """
 
     model: CLIP
     images: Tensor
-    captions: PackedCaptions
+    captions: PackedCaptions | None
 
     def encode_image(self) -> Tensor:
         """Image features [B, D]."""
         return self.model.encode_image(self.images)
 
     def encode_text(self) -> Tensor:
-        """Text features [B, D]: what `CLIP.encode_text` does with captions that are packed."""
+        """Text features [B, D]: what `CLIP.encode_text` does with captions that are packed.
+        Without a text tower, those of the other images."""
         model, packed = self.model, self.captions
+        if packed is None:
+            return self.encode_image()
         x = model.token_embedding(packed.index * 0)
         x = x + nn.functional.embedding(packed.positions, model.positional_embedding)
         x = model.transformer(x, packed.layout)
@@ -61,16 +64,17 @@ def fake_pass(
         length: tokens of every caption, or of each.
         device: where it would run.
     """
-    text = config.text
     # The plan for the captions needs their real lengths, so it is made outside.
     lengths = torch.full((batch,), length) if isinstance(length, int) else torch.tensor(length)
-    packed = pack_captions(
-        torch.zeros(batch, int(lengths.max()), dtype=torch.int64, device=device),
-        lengths,
-        width=text.width,
-        heads=text.heads,
-        dtype=dtype,
-    )
+    packed = None
+    if config.text is not None:
+        packed = pack_captions(
+            torch.zeros(batch, int(lengths.max()), dtype=torch.int64, device=device),
+            lengths,
+            width=config.text.width,
+            heads=config.text.heads,
+            dtype=dtype,
+        )
     with torch.device("meta"):
         model = CLIP(config).to(dtype)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):

@@ -90,10 +90,21 @@ def describe(
         activation=architecture.activation,
         tower=type(architecture.vision).__name__,
         architecture=fields,
-        preprocessing=Preprocessing(architecture.vision.image_size),
+        preprocessing=preprocessing_of(architecture),
         scalars=dict(scalars or {}),
         step=step,
     )
+
+
+def preprocessing_of(architecture: Architecture) -> Preprocessing:
+    """How images are prepared for a model.
+
+    Args:
+        architecture: of it. One that looks for duplicates reads the whole picture, which a square
+            out of the middle is not.
+    """
+    mode = "shortest" if architecture.text is not None else "squash"
+    return Preprocessing(architecture.vision.image_size, resize_mode=mode)
 
 
 def parse(text: str | bytes, path: Path) -> WeightsMetadata:

@@ -23,7 +23,8 @@ def pair_flop(architecture: Architecture, lengths: Tensor, batch: int) -> float:
 
         F = image + text + 6 G D
 
-    The loss takes 6 G^2 D for all G pairs: logits, and two products for the gradients.
+    The loss takes 6 G^2 D for all G pairs: logits, and two products for the gradients. Without a
+    text tower the other side of a pair is an image too.
 
     Args:
         architecture: of the model.
@@ -33,9 +34,11 @@ def pair_flop(architecture: Architecture, lengths: Tensor, batch: int) -> float:
     Returns:
         The mean over those captions.
     """
-    text = architecture.text
-    of_captions = text_flop(text.width, text.layers, architecture.embed_dim, lengths)
     loss = 6.0 * batch * architecture.embed_dim
+    text = architecture.text
+    if text is None:
+        return 2 * image_flop(architecture) + loss
+    of_captions = text_flop(text.width, text.layers, architecture.embed_dim, lengths)
     return image_flop(architecture) + of_captions / len(lengths) + loss
 
 

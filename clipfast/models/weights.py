@@ -145,16 +145,15 @@ def export(
             f"architecture must be an Architecture, such as model.config; got {shown(architecture)}"
         )
     state = unwrap(tensors_of(given))
-    check_complete(state)
+    was_given, architecture = architecture is not None, architecture or architecture_of(given)
+    check_complete(state, architecture)
     if not truth("allow_nonfinite", allow_nonfinite) and (text := odd_values(state)):
         raise ValueError(
             f"refused to export to {path}: {text}. A run that diverged leaves such weights: take "
             "an earlier checkpoint. export(..., allow_nonfinite=True) writes them all the same"
         )
-    if architecture is not None:
+    if was_given and architecture is not None:
         check_fits(state, architecture)
-    else:
-        architecture = architecture_of(given)
     metadata = None
     if architecture is not None:
         scalars = {

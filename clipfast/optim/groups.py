@@ -52,7 +52,7 @@ def parameter_groups(
 
     Args:
         model: any module; the towers are recognised by the names CLIP gives them, normalisation
-            layers by type, biases by name.
+            layers by type, biases and gains of others by name.
         weight_decay: decoupled decay of weights and embeddings, per step and unit of learning rate.
         image: further options of the image tower's groups, such as ``{"weights": "remainder"}``.
         text: those of the text tower's.
@@ -95,6 +95,6 @@ def parameter_groups(
         tower = tower_of_parameter(name)
         # One element is no matrix: a bias or a margin that an objective brings.
         is_scalar = getattr(parameter, "ds_numel", parameter.numel()) == 1
-        exempt = id(parameter) in gains or name.endswith("bias") or is_scalar
+        exempt = id(parameter) in gains or name.endswith(("bias", ".gain")) or is_scalar
         groups[tower, not exempt]["params"].append(parameter)
     return [group for group in (*groups.values(), scale) if group["params"]]

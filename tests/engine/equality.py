@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import clipfast.models.detectors  # noqa: F401
 from clipfast.data import ImageTextBatch
 from clipfast.engine import Config, ModelOptions, OptimizerConfig, ZeroConfig
 from clipfast.engine.builders import share_norms
@@ -37,6 +38,8 @@ NORM_BATCH = 2
 SMALL = {
     "ViT": ("ViT-tiny", {"vocab_size": 500, "text_layers": 1, "vision_layers": 1}),
     "RN": ("RN-tiny", {"vocab_size": 500, "text_layers": 1}),
+    # Reads pictures on both sides, and learns no temperature.
+    "near": ("near-tiny", {}),
 }
 
 
@@ -45,7 +48,7 @@ class Case:
     """One way to take the steps.
 
     Attributes:
-        model: ViT, or RN with bn-batch or with sync-bn.
+        model: ViT, near, or RN with bn-batch or with sync-bn.
         precision: fp32 or bf16.
         stage: of ZeRO.
         micro_batches: parts of a rank's share.
@@ -87,8 +90,9 @@ def small_model(name: str) -> nn.Module:
     return made
 
 
-def batches(dtype: torch.dtype = torch.float32) -> Iterator[ImageTextBatch]:
-    """The global batches of all steps, the same in every process."""
+def batches(dtype: torch.dtype = torch.float32, *, near: bool = False) -> Iterator[ImageTextBatch]:
+    """The global batches of all steps, the same in every process; of pictures and pictures like
+    them, where that is what the model reads."""
     generator = torch.Generator().manual_seed(1)
     for index in range(STEPS):
         lengths = torch.randint(3, 9, (BATCH,), generator=generator)
@@ -98,6 +102,9 @@ def batches(dtype: torch.dtype = torch.float32) -> Iterator[ImageTextBatch]:
             tokens[row, length:] = 0
         images = torch.randn(BATCH, 3, 64, 64, generator=generator).to(dtype)
         images = images.contiguous(memory_format=torch.channels_last)
+        if near:
+            noise = torch.randn(images.shape, generator=generator)
+            tokens, lengths = (images + noise).to(dtype), torch.ones(BATCH, dtype=torch.int64)
         places = np.arange(BATCH)
         yield ImageTextBatch(images, tokens, lengths, 0, index, places, places)
 
@@ -149,7 +156,7 @@ def plain_changes(case: Case, shift: int = 0) -> dict[str, Tensor]:
         betas=(OPTIONS.beta1, OPTIONS.beta2),
         eps=OPTIONS.eps,
     )
-    for batch in batches(next(model.parameters()).dtype):
+    for batch in batches(next(model.parameters()).dtype, near=case.model == "near"):
         rows = torch.arange(BATCH).view(parts, -1).roll((shift, shift), (0, 1)).reshape(-1)
         images, texts, scale = model(
             batch.images[rows].contiguous(memory_format=torch.channels_last),
@@ -176,6 +183,7 @@ def decays(model: nn.Module, name: str) -> bool:
     return (
         leaf != "bias"
         and "bias" not in leaf
+        and leaf != "gain"
         and name != "logit_scale"
         and not isinstance(model.get_submodule(owner), norms)
     )
@@ -200,7 +208,7 @@ def engine_changes(case: Case, process: Process) -> dict[str, Tensor]:
     model = small_model(case.model)
     share_norms(plan, model)
     engine = initialise_engine(plan, model, build_optimizer(plan, model))
-    for batch in batches(plan.dtype):
+    for batch in batches(plan.dtype, near=case.model == "near"):
         set_learning_rate(engine, RATE)
         share = share_of(batch, case, process.rank, process.world_size)
         train_step(engine, share, plan.micro_batches, plan.objective, case.keep_graphs)

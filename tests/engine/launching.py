@@ -75,8 +75,10 @@ def fail(recipe: str, *options: str) -> str:
     return " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
 
-def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], ranks: int = 1) -> None:
-    """Train the demo's recipe once for each entry, one after the other in the same processes.
+def train_in_turn(
+    folder: Path, runs: Mapping[str, Sequence[str]], ranks: int = 1, recipe: str = "emoji.py"
+) -> None:
+    """Train a recipe once for each entry, one after the other in the same processes.
 
     Starting an interpreter, torch and DeepSpeed takes longer than some steps of a tiny model.
 
@@ -84,8 +86,9 @@ def train_in_turn(folder: Path, runs: Mapping[str, Sequence[str]], ranks: int = 
         folder: run NAME leaves what it leaves in FOLDER/NAME.
         runs: names and command lines.
         ranks: how many processes share each of them.
+        recipe: the file.
     """
-    run_ranks(ranks, _trainings, str(folder), dict(runs), free_port())
+    run_ranks(ranks, _trainings, str(folder), dict(runs), free_port(), recipe)
 
 
 def start_rank(port: int):
@@ -107,16 +110,16 @@ def start_rank(port: int):
     return process
 
 
-def _trainings(folder: str, runs: dict[str, Sequence[str]], port: int) -> None:
+def _trainings(
+    folder: str, runs: dict[str, Sequence[str]], port: int, file: str = "emoji.py"
+) -> None:
     from clipfast.engine.cli import parse
     from clipfast.engine.plan import decide
     from clipfast.engine.trainer import Trainer
 
     os.environ.update(SAME_SUMS)
     process = start_rank(port)
-    specification = importlib.util.spec_from_file_location(
-        "recipe", REPOSITORY / "recipes/emoji.py"
-    )
+    specification = importlib.util.spec_from_file_location("recipe", REPOSITORY / "recipes" / file)
     recipe = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(recipe)
     for name, options in runs.items():

@@ -13,6 +13,8 @@ CASES = [
     Case("RN bn-batch", "fp32", 0, 4, keep_graphs=1),
     Case("RN bn-batch", "fp32", 2, 1),
     Case("RN sync-bn", "fp32", 1, 1),
+    Case("near", "fp32", 2, 4, keep_graphs=1),
+    Case("near", "fp32", 3, 1),
 ]
 
 

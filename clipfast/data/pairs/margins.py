@@ -1,0 +1,53 @@
+"""The part of a picture that is no margin of one colour."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+# Looked at in this size: a margin is not a matter of single pixels.
+_SIDE = 128
+# By how much a pixel may differ from a margin's colour, of 255: what a JPEG leaves of one.
+_TOLERANCE = 24
+# A frame, and the paper within it.
+_TIMES = 2
+# Of the width and the height, the least that is left.
+_LEAST = 0.1
+
+
+def without_margins(image: Image.Image) -> Image.Image:
+    """Cut off rows and columns at the sides that have one colour, as a frame or a letterbox does.
+
+    A picture that is nearly empty stays as it is.
+
+    Args:
+        image: RGB.
+    """
+    small = image.copy()
+    small.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX, reducing_gap=None)
+    pixels = np.asarray(small).astype(np.int16)
+    top, left, bottom, right = 0, 0, *pixels.shape[:2]
+    for _ in range(_TIMES):
+        inside = pixels[top:bottom, left:right]
+        above, below = _margins(inside)
+        before, behind = _margins(inside.swapaxes(0, 1))
+        top, bottom, left, right = top + above, bottom - below, left + before, right - behind
+        if bottom - top < _LEAST * small.height or right - left < _LEAST * small.width:
+            return image
+    if (top, left, bottom, right) == (0, 0, *pixels.shape[:2]):
+        return image
+    across, down = image.width / small.width, image.height / small.height
+    return image.crop(
+        (round(left * across), round(top * down), round(right * across), round(bottom * down))
+    )
+
+
+def _margins(rows: np.ndarray) -> tuple[int, int]:
+    """How many of the first and of the last rows have the colour of the outermost one."""
+    return _same(rows), _same(rows[::-1])
+
+
+def _same(rows: np.ndarray) -> int:
+    colour = np.median(rows[0], axis=0)
+    differs = (np.abs(rows - colour) > _TOLERANCE).any(axis=(1, 2))
+    return int(differs.argmax()) if differs.any() else 0
