@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "ceilings": ("what",),
     "data_throughput": ("case",),
     "zeroshot": ("case",),
+    "near_duplicates": ("case", "pictures"),
     "batch_memory": ("model", "batch", "micro_batch", "form"),
 }
 OTHER = ("case", "setting", "model", "batch", "size", "ranks", "seed", "steps")

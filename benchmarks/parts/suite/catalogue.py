@@ -176,6 +176,12 @@ _CPU = (
         ("sklearn",),
     ),
     _rows(
+        "near",
+        "recall of near duplicates by a perceptual hash",
+        "near_duplicates --device cpu --limit 300 --runs 3",
+        25,
+    ),
+    _rows(
         "loss-ranks",
         "the loss over two ranks",
         "loss_throughput --device cpu --batch-sizes 2048 --dtypes float32 --ranks 2 --runs 3 "

@@ -22,6 +22,7 @@ from benchmarks.parts.tables.gpu import gpu_floors, gpu_missing, predicted, step
 from benchmarks.parts.tables.headline import headline, headline_gpu
 from benchmarks.parts.tables.loss import loss, loss_errors, loss_rivals
 from benchmarks.parts.tables.memory import batch_memory
+from benchmarks.parts.tables.near import near, near_kinds
 from benchmarks.parts.tables.optimizer import adamw, adamw_demo, adamw_error, adamw_late
 from benchmarks.parts.tables.planning import (
     plan_64_time,
@@ -66,6 +67,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "batch_memory": batch_memory,
     "zeroshot": zeroshot,
     "probe": probe,
+    "near": near,
+    "near_kinds": near_kinds,
     "plan_592_time": plan_592_time,
     "plan_592_travel": plan_592_travel,
     "plan_64_time": plan_64_time,
