@@ -79,35 +79,47 @@ def read_keys(shard: str, fields: Fields = FIELDS) -> list[str]:
     return [_key(name, extension.decode()) or "" for name, extension in pairs]
 
 
-def read_count(shard: str) -> int:
+def read_count(shard: str, size: int | None = None) -> int:
     """Number of samples that the first line of an index announces.
+
+    Args:
+        shard: path of the tar.
+        size: of the tar, where it is known.
 
     Raises:
         ValueError: it is no index, or the shard has another size than when it was indexed.
     """
-    start = storage_of(shard).read_at(index_path(shard), 0, _FIRST_LINE)
+    start = storage_of(shard).read_start(index_path(shard), _FIRST_LINE)
     count, mark = _first_line(shard, start.partition(b"\n")[0])
     # Before a run starts, and not when it meets the shard. The rest is compared by then.
-    if mark is not None and (why := other_size(storage_of(shard).size(shard), mark)):
-        raise _stale(shard, why)
+    if mark is not None:
+        _require_size(shard, size, mark)
     return count
 
 
-def read_identity(shard: str) -> tuple[int, str]:
+def read_identity(shard: str, size: int | None = None) -> tuple[int, str]:
     """Number of samples of an index and the digest of its lines, from its first line if it has a
     mark.
+
+    Args:
+        shard: path of the tar.
+        size: of the tar, where it is known.
 
     Raises:
         ValueError: as ``read_count``.
     """
-    start = storage_of(shard).read_at(index_path(shard), 0, _FIRST_LINE)
+    start = storage_of(shard).read_start(index_path(shard), _FIRST_LINE)
     count, mark = _first_line(shard, start.partition(b"\n")[0])
     if mark is None:
         count, _, body = _read(shard)
         return count, digest_of_lines(count, body)
-    if why := other_size(storage_of(shard).size(shard), mark):
-        raise _stale(shard, why)
+    _require_size(shard, size, mark)
     return count, mark.lines
+
+
+def _require_size(shard: str, size: int | None, mark: Mark) -> None:
+    if why := other_size(storage_of(shard).size(shard) if size is None else size, mark):
+        raise _stale(shard, why)
 
 
 def _read(shard: str) -> tuple[int, Mark | None, bytes]:

@@ -25,6 +25,7 @@ from clipfast.data.arguments import (
 )
 from clipfast.data.batch import ImageTextBatch
 from clipfast.data.caption_lengths import mean_tokens
+from clipfast.data.catalogue import look_up, together_for
 from clipfast.data.decode import Decoder
 from clipfast.data.encoded import EncodedBatch, Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
@@ -36,14 +37,12 @@ from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
-from clipfast.data.selecting import Selected
-from clipfast.data.selecting import select as find_selected
 from clipfast.data.selection import Selection
 from clipfast.data.sidecar import Sidecar, bind
 from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.sources import Mixing, Patterns, Tally, find_sources, order_of
 from clipfast.data.stream import Jobs, Stream
-from clipfast.data.table import counts
+from clipfast.data.together import ALONE, Together
 from clipfast.devices import to_device
 from clipfast.storage import present_cache, storage_of
 
@@ -80,6 +79,7 @@ class _Loader:
         caption_tables: Sidecar | Mapping[str, Sidecar] | None = None,
         caption_cache: str = "",
         on_wait: Callable[[], None] | None = None,
+        together: Together = ALONE,
     ) -> None:
         self._on_wait = on_wait
         self.image_size = whole_number("image_size", image_size, 1, MOST_PIXELS_PER_SIDE)
@@ -89,7 +89,8 @@ class _Loader:
         self.dtype = check_dtype(dtype)
         self.threads = whole_number("threads", threads, 1, MOST_THREADS)
         self.fields = fields
-        self.sources = find_sources(patterns)
+        self._together = together_for(patterns, together)
+        self.sources = self._together.share(partial(find_sources, patterns))
         self.shards = self.sources.shards
         self.captions = (
             bind(
@@ -104,12 +105,7 @@ class _Loader:
             else None
         )
         each = [self._fields_of(shard) for shard in range(len(self.shards))]
-        if select is None:
-            self.selected: Selected | None = None
-            read = counts(self.shards, fields=each)
-        else:
-            self.selected = find_selected(select, self.shards, each)
-            read = self.selected.counts
+        self.selected, read = look_up(self.shards, each, select, self._together, on_wait)
         self._kept = kept(self.shards, read, self.selected, self.captions, self.fields)
         self.reader = self._make_reader(context_length)
 
@@ -226,7 +222,10 @@ class TrainLoader(_Loader):
             own.
         caption_cache (str): folder where they are kept joined with the shards; "": one of this user
             below the machine's temporary folder.
-        on_wait (Callable[[], None]): called each second that a batch is waited for.
+        on_wait (Callable[[], None]): called each second that a batch is waited for, or an index.
+        together (Together): ranks of the same arguments, which look at the indexes of shards in
+            stores by turns and tell one another; all of them make a loader then. By default this
+            process looks at each.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.
@@ -294,6 +293,9 @@ class TrainLoader(_Loader):
             else whole_number("keep_bytes", keep_bytes, 0)
         )
         check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
+        self._fingerprint = self._together.share(
+            partial(fingerprint, self.shards, self.order.counts)
+        )
         self._tally = Tally(self.order, self.sources, self.batches_per_epoch * self.batch_size)
         self._consumed = 0
         self._found: dict[tuple[int, int], Skipped] = {}
@@ -429,7 +431,7 @@ class TrainLoader(_Loader):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "shards": fingerprint(self.shards, self.order.counts),
+            "shards": self._fingerprint,
             "samples": len(self.order),
             "batch_size": self.batch_size,
             "seed": self.order.seed,

@@ -1,19 +1,15 @@
 """A selection as the shards of a run obey it: which rows of which shard, and how many."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.heads import heads
 from clipfast.data.selection import Selection, ShardChoice, read_selection
-from clipfast.data.table import identify
+from clipfast.data.table import Identity
 from clipfast.storage.paths import split
-
-# The time is the file system's latency.
-_LOOKED_AT_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -64,9 +60,28 @@ def select(
     """
     if isinstance(selection, str):
         selection = read_selection(selection)
-    with ThreadPoolExecutor(max(1, min(_LOOKED_AT_TOGETHER, len(shards)))) as pool:
-        each = [fields] * len(shards) if isinstance(fields, Fields) else fields
-        choices = list(pool.map(partial(_choice, selection), shards, each))
+    each = [fields] * len(shards) if isinstance(fields, Fields) else fields
+    named = [i for i, shard in enumerate(shards) if selection.names(shard)]
+    found = heads([shards[i] for i in named], [each[i] for i in named], marks=True)
+    known = {shards[i]: head.identity for i, head in zip(named, found, strict=True)}
+    return obey(selection, shards, known)
+
+
+def obey(selection: Selection, shards: Sequence[str], known: Mapping[str, Identity]) -> Selected:
+    """What a selection keeps of shards that have been looked at.
+
+    Args:
+        selection: it.
+        shards: paths of tars.
+        known: of each shard that the selection names.
+
+    Raises:
+        ValueError: see ``select``.
+    """
+    choices = [
+        selection.choice(shard, known[shard].samples, known[shard].mark) if shard in known else None
+        for shard in shards
+    ]
     named = [choice for choice in choices if choice is not None]
     if not named:
         raise ValueError(
@@ -88,10 +103,3 @@ def select(
         selection.name,
         selection.digest,
     )
-
-
-def _choice(selection: Selection, shard: str, fields: Fields) -> ShardChoice | None:
-    if not selection.names(shard):
-        return None
-    found = identify(shard, fields)
-    return selection.choice(shard, found.samples, found.mark)

@@ -7,6 +7,7 @@ member. Bytes are then fetched by offset: no tar stream, any order.
 """
 
 from clipfast.data.fields import FIELDS, Entry, Fields, Sample
+from clipfast.data.heads import counts
 from clipfast.data.indexfile import (
     INDEX_COMMAND,
     INDEX_VERSION,
@@ -17,7 +18,7 @@ from clipfast.data.indexfile import (
 from clipfast.data.patterns import expand
 from clipfast.data.scan import scan
 from clipfast.data.shardfiles import ShardFiles
-from clipfast.data.table import Table, count, counts, read_table
+from clipfast.data.table import Table, count, read_table
 
 __all__ = [
     "FIELDS",

@@ -68,6 +68,15 @@ class Mixing:
         return bool(self.weights or self.repeats or self.epoch_samples)
 
 
+def patterns_of(patterns: Patterns) -> list[str]:
+    """All patterns, whosever they are."""
+    if isinstance(patterns, str):
+        return [patterns]
+    if isinstance(patterns, Mapping):
+        return [each for value in patterns.values() for each in patterns_of(value)]
+    return list(patterns)
+
+
 def find_sources(patterns: Patterns) -> Sources:
     """The shards that patterns name.
 

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from clipfast.data.fields import FIELDS, Entry, Fields
 from clipfast.data.indexfile import (
-    INDEX_COMMAND,
     has_index,
     lines_of,
     read_columns,
@@ -22,9 +20,6 @@ from clipfast.data.reasons import Reasons
 from clipfast.data.report import printable
 from clipfast.data.scan import Contents, contents, scan
 from clipfast.data.selection import ShardChoice
-
-# From this many shards on, scanning at each start costs minutes and is worth a warning.
-_MANY_SCANS = 8
 
 _log = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -214,11 +209,7 @@ def _tell_once(shard: str, found: Contents) -> None:
 
 def count(shard: str, fields: Fields = FIELDS) -> int:
     """Number of samples of `shard`: the first line of its index, or a scan. Equals len(table)."""
-    return _count(shard, has_index(shard), fields)
-
-
-def _count(shard: str, indexed: bool, fields: Fields) -> int:
-    return read_count(shard) if indexed else len(read_table(shard, fields))
+    return read_count(shard) if has_index(shard) else len(read_table(shard, fields))
 
 
 @dataclass(frozen=True)
@@ -249,32 +240,3 @@ def identify(shard: str, fields: Fields = FIELDS) -> Identity:
         return Identity(*read_identity(shard))
     table = read_table(shard, fields)
     return Identity(len(table), table.mark)
-
-
-def counts(
-    shards: Sequence[str], threads: int = 16, fields: Fields | Sequence[Fields] = FIELDS
-) -> np.ndarray:
-    """Number of samples of every shard.
-
-    Args:
-        shards: paths of tars.
-        threads: shards looked at together; the time is the file system's latency.
-        fields: which members are image and caption, of all shards or of each.
-
-    Returns:
-        [len(shards)] int64.
-    """
-    with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
-        indexed = list(pool.map(has_index, shards))
-    unindexed = indexed.count(False)
-    if unindexed >= _MANY_SCANS:
-        _log.warning(
-            "%d of %d shards have no index, and are scanned at every start with their images "
-            "unchecked; run once: %s <the same shards>",
-            unindexed,
-            len(shards),
-            INDEX_COMMAND,
-        )
-    with ThreadPoolExecutor(max(1, min(threads, len(shards)))) as pool:
-        each = [fields] * len(shards) if isinstance(fields, Fields) else fields
-        return np.fromiter(pool.map(_count, shards, indexed, each), np.int64, len(shards))

@@ -1,9 +1,10 @@
 """What rank 0 finds, does or fails at, known to every rank; and what is the same on all of them."""
 
 import hashlib
+import pickle
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,6 +44,49 @@ def from_main(process: Process, make: Callable[[], _Made]) -> _Made:
         raise failure
     value: _Made = made
     return value
+
+
+class Ranks:
+    """The ranks of a run, as loaders know them (``clipfast.data.together.Together``).
+
+    Args:
+        process: this rank; the process group is started.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self.rank, self.world_size = process.rank, process.world_size
+
+    def share(self, make: Callable[[], _Made]) -> _Made:
+        """See ``Together.share``. A collective."""
+        shared = [_attempt(make)] if self.rank == 0 else [None]
+        dist.broadcast_object_list(shared)
+        return _made(shared)[0]
+
+    def gather(self, make: Callable[[], _Made]) -> list[_Made]:
+        """See ``Together.gather``. A collective."""
+        shared: list[Any] = [None] * self.world_size
+        dist.all_gather_object(shared, _attempt(make))
+        return _made(shared)
+
+
+def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What it makes, or what it fails by."""
+    try:
+        return make(), None
+    except (ValueError, OSError) as error:
+        failure = error
+    try:
+        pickle.loads(pickle.dumps(failure))
+    except Exception:  # of a class that wants other arguments than it keeps
+        return None, (OSError if isinstance(failure, OSError) else ValueError)(str(failure))
+    return None, failure
+
+
+def _made(shared: Sequence[Any]) -> list[Any]:
+    for _, failure in shared:
+        if failure is not None:
+            raise failure
+    return [made for made, _ in shared]
 
 
 def all_or_none(process: Process, make: Callable[[], _Made]) -> _Made:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
+from clipfast.data.heads import counts
 from clipfast.data.kept import kept
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
 from clipfast.data.selecting import select
 from clipfast.data.sidecar import bind
 from clipfast.data.sources import find_sources, order_of
-from clipfast.data.table import counts
 from clipfast.engine.builders import mixing_of
 from clipfast.engine.config import DataConfig
 from clipfast.engine.sources import training_sources

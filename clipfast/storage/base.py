@@ -199,6 +199,29 @@ class Storage(ABC):
         """All bytes of an object."""
         return self.read_at(path, 0, self.size(path))
 
+    def read_start(self, path: str, size: int) -> bytes:
+        """The first bytes of an object, whatever it was before.
+
+        Args:
+            path: the object.
+            size: bytes, at most.
+        """
+        return self.read_at(path, 0, size)
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """What objects are now; those that are not there are left out.
+
+        Args:
+            paths: many, in few folders.
+        """
+        found = {}
+        for path in paths:
+            try:
+                found[path] = self.stat(path)
+            except FileNotFoundError:
+                continue
+        return found
+
     def stat(self, path: str) -> Stat:
         """What an object is now.
 

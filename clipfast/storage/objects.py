@@ -30,6 +30,10 @@ T = TypeVar("T")
 
 # Parts of one object that are sent together; each is in memory meanwhile.
 _PARTS_TOGETHER = 8
+# So many objects of one folder are better listed than asked for one by one.
+_WORTH_A_LISTING = 32
+# Behind the end of any object.
+_EVERYTHING = 1 << 40
 # What asking again does not change.
 _FINAL = frozenset((400, 401, 403, 405, 410, 411, 416, 501))
 
@@ -61,8 +65,7 @@ class ObjectStorage(RemoteStorage):
             )
         if folder.endswith("://"):
             return []
-        place = place_of(folder)
-        answer = self._ask(folder, folder, lambda o, c: o.list_with_delimiter(c, place.key or None))
+        place, answer = place_of(folder), self._listing(folder)
         found: dict[str, Listed] = {}
         for prefix in answer["common_prefixes"]:
             name = split(prefix.rstrip("/"))[1]
@@ -74,12 +77,64 @@ class ObjectStorage(RemoteStorage):
                 found[name] = Listed(name, is_folder=name in found)
         return list(found.values())
 
+    def _listing(self, folder: str) -> Any:
+        key = place_of(folder).key or None
+        return self._ask(folder, folder, lambda o, c: o.list_with_delimiter(c, key))
+
+    def stats(self, paths: Sequence[str]) -> dict[str, Stat]:
+        """See `Storage.stats`. Where many are in one folder, its listing says all of them."""
+        folders: dict[str, set[str]] = {}
+        for path in paths:
+            folders.setdefault(split(path)[0], set()).add(path)
+        found: dict[str, Stat] = {}
+        alone: set[str] = set()
+        for folder, inside in folders.items():
+            if self._is_web or len(inside) < _WORTH_A_LISTING:
+                alone |= inside
+                continue
+            for each in self._listing(folder)["objects"]:
+                path = join(folder, split(each["path"])[1])
+                if path in inside:
+                    found[path] = _stat_of(each)
+        tasks = [(path, submit(self.options.in_flight, self._known, path)) for path in alone]
+        known = {path: task.result() for path, task in tasks}
+        return found | {path: stat for path, stat in known.items() if stat is not None}
+
+    def _known(self, path: str) -> Stat | None:
+        try:
+            return self.stat(path)
+        except FileNotFoundError:
+            return None
+
     def stat(self, path: str) -> Stat:
         """See `Storage.stat`."""
         place = place_of(path)
         if not place.key:
             raise FileNotFoundError(f"{path}: a bucket is no object")
         return _stat_of(self._ask(path, path, lambda o, c: o.head(c, place.key)))
+
+    def read(self, path: str) -> bytes:
+        """See `Storage.read`. One request."""
+        return self.read_start(path, _EVERYTHING)
+
+    def read_start(self, path: str, size: int) -> bytes:
+        """See `Storage.read_start`. One request."""
+        try:
+            return self._patience.call(partial(self._begin, path, size), f"the start of {path}")
+        except RefusedError:
+            # An empty object has no range.
+            if self.stat(path).size:
+                raise
+            return b""
+
+    def _begin(self, path: str, size: int) -> bytes:
+        options = {"range": (0, size)}
+        answer, data = self._once(path, partial(_get, key=place_of(path).key, options=options))
+        # A range says how large the whole is, so that one that was cut is noticed.
+        expected = min(size, int(answer.meta["size"]))
+        if tuple(answer.range) != (0, expected) or len(data) != expected:
+            raise PassingError(f"the answer has {len(data):,} of {expected:,} bytes")
+        return data
 
     def require_answers(self, path: str) -> None:
         """See `RemoteStorage.require_answers`: threads of a process that forks are not there."""
