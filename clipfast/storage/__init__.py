@@ -1,17 +1,19 @@
 """Where shards, indexes and reports are: one `Storage` per scheme of a path.
 
 A path without a scheme is a local file (`FileStorage`). ``s3 gs az http https`` are read through
-obstore (`ObjectStorage`). Another place needs a subclass of `Storage` and one line:
+obstore (`ObjectStorage`), other schemes through fsspec where it knows them (`FsspecStorage`).
+Another place needs a subclass of `Storage` and one line:
 
-    register("mem", MemoryStorage())
+    register("mine", MyStorage())
 
-Then ``mem://...`` works wherever a path does: patterns, index, pack and the loaders. All other
+Then ``mine://...`` works wherever a path does: patterns, index, pack and the loaders. All other
 modules of `clipfast.data` reach bytes through `storage_of`.
 """
 
 from clipfast.storage.base import Listed, Reader, Stat, Storage, Writer
 from clipfast.storage.cache import Cache
 from clipfast.storage.clients import OBJECT_SCHEMES, has_obstore
+from clipfast.storage.elsewhere import FsspecStorage, elsewhere
 from clipfast.storage.local import FileStorage
 from clipfast.storage.objects import ObjectStorage
 from clipfast.storage.options import StoreOptions
@@ -20,6 +22,7 @@ from clipfast.storage.paths import scheme_of
 __all__ = [
     "Cache",
     "FileStorage",
+    "FsspecStorage",
     "Listed",
     "ObjectStorage",
     "Reader",
@@ -59,13 +62,13 @@ def configure(options: StoreOptions, cache: Cache | None = None) -> None:
     """How stores are reached from now on. Storages that were registered by hand stay.
 
     Args:
-        options: of s3, gs, az, http and https.
+        options: of s3, gs, az, http and https; of other schemes what concerns waiting.
         cache: where copies of their shards are; None: nowhere.
     """
     global _options, _cache
     _options, _cache = options, cache
-    for scheme in OBJECT_SCHEMES:
-        if isinstance(_storages.get(scheme), ObjectStorage):
+    for scheme, storage in list(_storages.items()):
+        if isinstance(storage, (ObjectStorage, FsspecStorage)):
             del _storages[scheme]
 
 
@@ -96,11 +99,15 @@ def storage_of(path: str) -> Storage:
     if storage is not None:
         return storage
     if scheme not in OBJECT_SCHEMES:
-        raise ValueError(
-            f"{path!r}: '{scheme}://' is not read, because samples are fetched in any "
-            "order and no storage of that scheme is registered; copy the shards to a local disk or "
-            "mount the store and give that path, or clipfast.storage.register one"
-        )
+        found = elsewhere(scheme, _options, _cache)
+        if found is None:
+            raise ValueError(
+                f"{path!r}: '{scheme}://' is not read, because samples are fetched in any "
+                "order and no storage of that scheme is registered, nor does fsspec know it (pip "
+                "install fsspec, where it is not installed); copy the shards to a local disk or "
+                "mount the store and give that path, or clipfast.storage.register one"
+            )
+        return _storages.setdefault(scheme, found)
     if not has_obstore():
         raise ValueError(
             f"{path!r}: {scheme}:// is read by obstore, which is not installed: "
