@@ -61,6 +61,7 @@ class _Loader:
     with_content = False
     # None: a broken sample is an error.
     _substitutes: Substitutes | None = None
+    _read_ahead = _READ_AHEAD
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class _Loader:
         """Batches in order; closing the generator ends threads and closes shards."""
         with (
             closing(self.reader),
-            closing(self._prefetcher(requests)) as prefetcher,
+            closing(self._prefetcher(requests, self._read_ahead)) as prefetcher,
             closing(self._decoder(prefetcher, batch_size)) as decoder,
         ):
             for decoded in decoder:
@@ -140,7 +141,7 @@ class _Loader:
             self._substitutes,
         )
 
-    def _prefetcher(self, requests: Iterator[Request], depth: int = _READ_AHEAD) -> Prefetcher:
+    def _prefetcher(self, requests: Iterator[Request], depth: int) -> Prefetcher:
         read = partial(
             self.reader.read, with_content=self.with_content, strict=self._substitutes is None
         )
@@ -189,6 +190,8 @@ class TrainLoader(_Loader):
         keep_bytes: of crops that are kept for a second pass, with `micro_batch`. What is beyond is
             decoded again on a CPU, where its files are smaller, and lies in the host's pinned
             memory on a GPU. None: 2 GiB, and no more than a 32nd of a GPU.
+        prefetch: batches that are read ahead of the decoder, and kept as files in memory meanwhile.
+            None: 4; with `micro_batch` as many micro-batches, and one batch at most.
         seed: of order and crops.
         scale: smallest and largest side of the crop, as fractions of the image's short side.
         window: samples shuffled together, see ``EpochOrder``.
@@ -243,6 +246,7 @@ class TrainLoader(_Loader):
         mixing: Mixing | None = None,
         micro_batch: int | None = None,
         keep_bytes: int | None = None,
+        prefetch: int | None = None,
         seed: int = 0,
         scale: tuple[float, float] = (0.9, 1.0),
         window: int = 1 << 18,
@@ -264,6 +268,8 @@ class TrainLoader(_Loader):
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error must be 'stop' or 'skip'; got {on_error!r}")
         max_errors = whole_number("max_errors", max_errors, 0)
+        self._prefetch = prefetch and whole_number("prefetch", prefetch, 1)
+        self._read_ahead = self._prefetch or _READ_AHEAD
         super().__init__(patterns, image_size, batch_size, **options)
         if self.batch_size % self.world_size:
             raise ValueError(
@@ -386,7 +392,7 @@ class TrainLoader(_Loader):
     def _streamed(self, requests: Iterator[Request]) -> Generator[ImageTextBatch, None, None]:
         """Batches that are decoded by micro-batch; else as ``_batches``."""
         parts = self._local_batch // self.micro_batch
-        depth = min(parts, _READ_AHEAD)
+        depth = self._prefetch * parts if self._prefetch else min(parts, _READ_AHEAD)
         with closing(self.reader), closing(self._prefetcher(requests, depth)) as prefetcher:
             jobs = Jobs(prefetcher)
             with (

@@ -63,6 +63,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
             config.batch_size,
             mixing=mixing_of(config.data),
             micro_batch=plan.micro_batch,
+            prefetch=config.data.prefetch or None,
             rank=process.rank,
             world_size=process.world_size,
             seed=config.seed,

@@ -206,6 +206,10 @@ class DataConfig:
     cache_gb: float = field(default=100.0, kw_only=True)
     """Gigabytes that the copies take together, at most. A window of shuffling should fit twice."""
 
+    prefetch: int = field(default=0, kw_only=True)
+    """Batches that a rank reads ahead of its decoder and keeps as files in memory. 0: 4; with
+    micro-batches 4 of those. More of them bridge a store that is slow for a while."""
+
     eval_batch_size: int = 256
     """Images a rank encodes at a time in evaluation."""
 
@@ -218,6 +222,7 @@ class DataConfig:
             "--data",
             shuffle_window=Range(1, 2**62),
             cache_gb=Range(above=0, most=1e9),
+            prefetch=Range(0, 4096, why="0 lets clipfast choose"),
             threads=Range(0, 4096, why="0 lets clipfast choose"),
             max_errors=Range(0, _MOST, why="0 bears with none"),
             epoch_samples=Range(0, 2**62, why="0 takes as many as there are"),

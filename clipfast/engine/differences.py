@@ -26,7 +26,7 @@ FREE = (
         "data.threads",
     ),
     # How bytes come, and not which.
-    *("data.store", "data.cache", "data.cache_gb"),
+    *("data.store", "data.cache", "data.cache_gb", "data.prefetch"),
     # What a run has left out stays left out, and until a broken sample comes both are the same.
     *("data.on_error", "data.max_errors"),
     *("model.recompute", "model.compile", "keep_graphs", "watchdog_seconds"),

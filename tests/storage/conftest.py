@@ -29,7 +29,8 @@ SIZES = (7, 5, 9)
 SECRETS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
 
 
-def _write_shard(path: Path, number: int, count: int) -> None:
+def write_shard(path: Path, number: int, count: int) -> None:
+    """A tar of random pictures; captions say shard and row."""
     draw = np.random.default_rng(number)
     with tarfile.open(path, "w") as tar:
         for row in range(count):
@@ -46,10 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards with their indexes, and one without."""
     where = tmp_path_factory.mktemp("shards")
     for number, count in enumerate(SIZES):
-        _write_shard(where / f"0000{number}.tar", number, count)
+        write_shard(where / f"0000{number}.tar", number, count)
     made = shards.expand(str(where / "*.tar"))
     assert index.index_shards(made, workers=1, dali=False, progress=False).good == sum(SIZES)
-    _write_shard(where / "bare.tar", 9, 3)
+    write_shard(where / "bare.tar", 9, 3)
     (where / "pictures").mkdir()
     for name in ("apple", "leaf"):
         Image.new("RGB", (40, 40), "red").save(where / "pictures" / f"{name}.png")

@@ -61,6 +61,39 @@ def test_training_from_a_web_server_equals_training_from_files(web, local):
     assert_equal(take(address(web) + "/{00000..00002}.tar"), local)
 
 
+@pytest.mark.parametrize(("prefetch", "micro_batch"), [(1, None), (9, None), (2, 2), (3, 3)])
+def test_what_is_read_ahead_changes_no_batch(web, local, prefetch, micro_batch):
+    where = address(web) + "/{00000..00002}.tar"
+    options = {"prefetch": prefetch}
+    if micro_batch is None:
+        return assert_equal(take(where, **options), local)
+    loader = TrainLoader(where, 16, 6, seed=3, window=8, micro_batch=micro_batch, **options)
+    for other, one in zip(local[:-1], loader, strict=False):
+        parts = [part.images for part in one.parts(6 // micro_batch)]
+        assert torch.equal(torch.cat(parts), other.images)
+    assert loader.state_dict() == local[-1]
+
+
+@pytest.mark.parametrize("prefetch", [1, 5])
+def test_so_many_batches_are_read_ahead(folder, prefetch, monkeypatch):
+    loader = TrainLoader(str(folder / "{00000..00002}.tar"), 16, 3, prefetch=prefetch)
+    read = []
+    whole = loader.reader.read
+
+    def noted(request, **options):
+        read.append(request.index)
+        return whole(request, **options)
+
+    monkeypatch.setattr(loader.reader, "read", noted)
+    batches = iter(loader)
+    next(batches)
+    time.sleep(1.0)
+    # The decoder holds some more.
+    held = len(read) - prefetch
+    batches.close()
+    assert 1 <= held <= 5
+
+
 def test_a_state_of_local_files_goes_on_from_s3_on_another_number_of_ranks(s3, folder):
     pattern = "{00000..00002}.tar"
     loader = TrainLoader(str(folder / pattern), 16, 6, seed=3, window=8)
