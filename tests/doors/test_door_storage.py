@@ -181,8 +181,8 @@ def test_errors_name_the_path_of_the_storage(memory, pictures):
     memory.write_atomic(f"{bucket}/00000.tar", whole[:600])
     with pytest.raises(ValueError, match=r"'mem://bucket/out/00000\.tar' ends at byte 600"):
         shards.ShardFiles([f"{bucket}/00000.tar"]).pread(0, int(table.image_offset[0]), 2000)
-    with pytest.raises(ValueError, match="'ftp://' is not read"):
-        shards.expand("ftp://bucket/a.tar")
+    with pytest.raises(ValueError, match="'tape://' is not read"):
+        shards.expand("tape://bucket/a.tar")
     with pytest.raises(ValueError, match="expected a scheme"):
         storage.register("mem://", memory)
 
