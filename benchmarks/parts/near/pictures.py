@@ -8,9 +8,9 @@ writes ``shards/train`` and ``shards/test``.
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
-import sys
 import warnings
 import zlib
 from collections import Counter
@@ -133,4 +133,8 @@ def write_shards(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    write_shards(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the package's folder openclipart/png")
+    parser.add_argument("out", type=Path, help="where the shards go")
+    given = parser.parse_args()
+    write_shards(given.folder, given.out)
