@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipfast.data.patterns import expand
-from clipfast.data.table import counts
+from clipfast.data.shards import counts
 from clipfast.engine import Config, DataConfig, ModelOptions, OptimizerConfig, ScheduleConfig
 
 MODEL, SEED = "RN-tiny", 0
