@@ -1,7 +1,7 @@
 """Recall of near duplicates at a rate of false positives: the trained detector and two controls.
 
     apt-get download openclipart-png && dpkg -x openclipart-png_*.deb clip
-    python -m benchmarks.parts.near.pictures clip/usr/share/openclipart/png shards
+    python benchmarks/near_duplicates.py --deal clip/usr/share/openclipart/png shards
     python benchmarks/near_duplicates.py --pictures "shards/test/*.tar" \
         --weights runs/near_duplicates --clip runs/emoji/final.safetensors --save
 
@@ -30,7 +30,7 @@ from benchmarks.parts.common.options import add_run_options, new_parser, parse
 from benchmarks.parts.common.rows import RowFile, device_name
 from benchmarks.parts.common.text import align
 from benchmarks.parts.near.copies import COPIES, copies_of
-from benchmarks.parts.near.pictures import Drawing
+from benchmarks.parts.near.pictures import Drawing, write_shards
 from benchmarks.parts.near.recall import RATES, may_be_same, measure
 from clipfast.curate.near.detectors import Detector, open_detector
 from clipfast.data import ShardReader
@@ -133,6 +133,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, help="folder of the trained detector")
     parser.add_argument("--clip", nargs="*", help="weights of CLIPs, as controls")
     parser.add_argument("--limit", type=int, help="so many pictures at most; 0: all")
+    parser.add_argument(
+        "--deal", nargs=2, type=Path, metavar=("PNG", "OUT"), help="make the shards, and end"
+    )
     add_run_options(parser, DEFAULTS, save="write to results/ in any case")
     return parser
 
@@ -140,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print and write the rows."""
     options = parse(build_parser(), argv, DEFAULTS)
+    if options.deal:
+        write_shards(*options.deal)
+        return
     torch.set_num_threads(1)
     specs = {"perceptual hash": "hash"}
     for path in options.clip or ():

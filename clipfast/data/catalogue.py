@@ -25,7 +25,7 @@ def together_for(patterns: Patterns, together: Together) -> Together:
         patterns: of the shards.
         together: all ranks.
     """
-    is_near = any(scheme_of(pattern) == "file" for pattern in patterns_of(patterns))
+    is_near = any(scheme_of(str(pattern)) == "file" for pattern in patterns_of(patterns))
     return ALONE if is_near else together
 
 

@@ -69,12 +69,12 @@ class Mixing:
 
 
 def patterns_of(patterns: Patterns) -> list[str]:
-    """All patterns, whosever they are."""
-    if isinstance(patterns, str):
-        return [patterns]
+    """All patterns, whosever they are; what is none is left for ``expand`` to refuse."""
     if isinstance(patterns, Mapping):
         return [each for value in patterns.values() for each in patterns_of(value)]
-    return list(patterns)
+    if isinstance(patterns, Sequence) and not isinstance(patterns, str | bytes):
+        return list(patterns)
+    return [patterns]
 
 
 def find_sources(patterns: Patterns) -> Sources:

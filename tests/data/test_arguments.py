@@ -183,7 +183,7 @@ def test_parts_of_the_loaders_refuse_a_wrong_argument(make, kind, words):
         ("F/0}.tar", ValueError, "without its '{'"),
         ("F/{0,{1}.tar", ValueError, "without its '}'"),
         ("tape://bucket/0.tar", ValueError, "'tape://' is not read"),
-        ("OSS://host/0.tar", ValueError, "'oss://' is not read"),
+        ("TAPES://host/0.tar", ValueError, "'tapes://' is not read"),
         ("sample/emoji", ValueError, "the embedded shards are sample, sample/noto"),
         ("F/a\0.tar", ValueError, "holds a zero byte"),
         ("F/pipe.tar", ValueError, "is no file: a device, a pipe"),

@@ -1,14 +1,13 @@
 """Drawings of Debian's openclipart-png, divided so that no drawing is on both sides.
 
     apt-get download openclipart-png && dpkg -x openclipart-png_*.deb clip
-    python -m benchmarks.parts.near.pictures clip/usr/share/openclipart/png shards
+    python benchmarks/near_duplicates.py --deal clip/usr/share/openclipart/png shards
 
 writes ``shards/train`` and ``shards/test``.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 import warnings
@@ -130,11 +129,3 @@ def write_shards(folder: Path, out: Path) -> None:
     for part, writer in writers.items():
         writer.finish()
         print(f"{part}: {writer.samples:,} drawings")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="the package's folder openclipart/png")
-    parser.add_argument("out", type=Path, help="where the shards go")
-    given = parser.parse_args()
-    write_shards(given.folder, given.out)
