@@ -207,6 +207,8 @@ def test_only_the_storage_of_files_touches_the_file_system():
     # for credentials; then, what counts cores, and looks for programs and recipes, never for data;
     # and joined tables of captions, which a machine maps from its own disk.
     allowed = {places / name for name in ("local.py", "cache.py", "clients.py")}
+    # What goes between a disk and a store.
+    allowed |= {places / "nearby.py", places / "transfer.py"}
     allowed |= {data / "sidecar" / name for name in ("join.py", "joined.py")}
     allowed |= {data / "workers.py", data / "packnext.py"}
     pure = {"PathLike", "fspath"}
