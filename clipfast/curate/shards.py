@@ -101,6 +101,24 @@ class Shard:
         return table
 
 
+@dataclass(frozen=True)
+class ShardTable:
+    """A shard and what a step made of it: an item of the steps behind that one.
+
+    Attributes:
+        shard: the shard.
+        path: of the table.
+    """
+
+    shard: Shard
+    path: str
+
+    @property
+    def part(self) -> str:
+        """See ``clipfast.curate.engine.Item``."""
+        return self.shard.part
+
+
 def shards_of(
     patterns: Sequence[str],
     captions: Sequence[str] = FIELDS.captions,

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from clipfast.arguments import WrongKindError, shown, whole_number
+from clipfast.data.arrow import import_arrow
 from clipfast.storage import storage_of
 from clipfast.storage.paths import split
 
@@ -397,12 +398,8 @@ def _first_line(error: BaseException) -> str:
 
 def _pyarrow(path: str) -> tuple[Any, Any]:
     """pyarrow and its Parquet module."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            f"selection {path}: Parquet is read and written by pyarrow, which is not installed: "
-            "pip install pyarrow"
-        ) from None
-    return pyarrow, pyarrow.parquet
+    arrow = import_arrow(
+        f"selection {path}: Parquet is read and written by pyarrow, which is not installed: "
+        "pip install pyarrow"
+    )
+    return arrow, arrow.parquet

@@ -8,14 +8,9 @@ and their state goes on with another number of ranks. Batches are compared with 
 import itertools
 import os
 import random
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +21,7 @@ from clipfast.storage import Cache, StoreOptions, clients
 from tests.campaigns.program import Setting, main
 from tests.campaigns.table import Table
 from tests.storage.conftest import SECRETS, write_shard
+from tests.storage.motoserver import served
 from tests.storage.proxy import Proxy
 
 COUNT = 240
@@ -50,7 +46,8 @@ def campaign(setting: Setting) -> Table:
     local = str(folder / f"{{000..{_SHARDS - 1:03}}}.tar")
     expected = list(_batches(local, itertools.repeat(None)))
     met: Counter[str] = Counter()
-    with _store(folder) as proxy:
+    os.environ.update(SECRETS)
+    with served(folder, SECRETS) as proxy:
         options = StoreOptions(endpoint=f"http://127.0.0.1:{proxy.port}", patience=120)
         for number in itertools.count():
             cached = number % 2 == 1
@@ -134,45 +131,6 @@ def _make(folder: Path) -> None:
     for number in range(_SHARDS):
         write_shard(folder / f"{number:03}.tar", number, _SAMPLES)
     index.index_shards(shards.expand(str(folder / "*.tar")), workers=1, dali=False, progress=False)
-
-
-@contextmanager
-def _store(folder: Path) -> Iterator[Proxy]:
-    os.environ.update(SECRETS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end, "moto's server does not start"
-                time.sleep(0.2)
-        _put(port, "shards", None)
-        for path in folder.iterdir():
-            if path.suffix in (".tar", ".idx"):
-                _put(port, f"shards/set/{path.name}", path.read_bytes())
-        proxy = Proxy(port)
-        yield proxy
-        proxy.close()
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _put(port: int, key: str, data: bytes | None) -> None:
-    # Without a kind it would be sent, and taken apart, as a form.
-    kind = {"Content-Type": "application/x-tar"} if data is not None else {}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/{key}", data, kind, method="PUT")
-    urllib.request.urlopen(request).close()
 
 
 if __name__ == "__main__":

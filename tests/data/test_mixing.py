@@ -9,7 +9,7 @@ import pytest
 from clipfast.data import TrainLoader
 from clipfast.data.sources import Mixing
 from tests.data.tars import END, member
-from tests.data.test_selecting import assert_same, selection_of, shard
+from tests.data.test_selecting import assert_same, assert_share, selection_of, shard
 
 BATCH = 6
 
@@ -63,15 +63,10 @@ def test_a_mixture_goes_on_at_any_batch_on_other_ranks(sources, ranks):
     first = train(sources)
     for taken, _ in enumerate(itertools.islice(first, 8), 1):
         state = first.state_dict()
-        share = BATCH // ranks
         for rank in range(ranks):
             part = train(sources, rank=rank, world_size=ranks)
             part.load_state_dict(state)
-            batch = next(iter(part))
-            mine = slice(rank * share, (rank + 1) * share)
-            assert (batch.shard == whole[taken].shard[mine]).all()
-            assert (batch.row == whole[taken].row[mine]).all()
-            assert batch.images.equal(whole[taken].images[mine])
+            assert_share(next(iter(part)), whole[taken], rank, ranks)
 
 
 def test_names_alone_change_no_batch_and_a_state_of_before_goes_on(sources):

@@ -69,6 +69,15 @@ def assert_same(batches, others) -> None:
         assert (batch.epoch, batch.index) == (other.epoch, other.index)
 
 
+def assert_share(batch, whole, rank: int, ranks: int) -> None:
+    """A rank's batch is its share of what one rank alone has."""
+    share = len(whole.row) // ranks
+    mine = slice(rank * share, (rank + 1) * share)
+    assert (batch.shard == whole.shard[mine]).all()
+    assert (batch.row == whole.row[mine]).all()
+    assert batch.images.equal(whole.images[mine])
+
+
 def test_a_selection_trains_as_the_same_shards_rewritten(whole, rewritten):
     chosen = train(whole, select=selection_of(whole))
     other = train(rewritten)

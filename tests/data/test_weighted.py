@@ -21,6 +21,7 @@ from clipfast.data.sources import Mixing
 from clipfast.data.table import identify
 from tests.data.tars import END, member
 from tests.data.test_folders import picture
+from tests.data.test_selecting import assert_share
 
 COUNTS = np.array([70, 0, 130, 50, 1])
 
@@ -223,11 +224,8 @@ def test_weights_captions_and_mixtures_go_on_at_any_batch_on_other_ranks(sources
             part = train(sources, selection, rank=rank, world_size=ranks)
             part.load_state_dict(state)
             batch = next(iter(part))
-            mine = slice(rank * share, (rank + 1) * share)
-            assert (batch.shard == whole[taken].shard[mine]).all()
-            assert (batch.row == whole[taken].row[mine]).all()
-            assert batch.images.equal(whole[taken].images[mine])
-            assert words(batch) == words(whole[taken])[mine]
+            assert_share(batch, whole[taken], rank, ranks)
+            assert words(batch) == words(whole[taken])[rank * share : (rank + 1) * share]
 
 
 def test_over_epochs_samples_and_captions_come_as_often_as_expected(sources, selection):

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-import socket
-import subprocess
-import sys
 import tarfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +18,7 @@ from clipfast.storage import StoreOptions, storage_of
 from tests.engine.conftest import process_group  # noqa: F401 - a fixture for tests of this folder
 from tests.needs import need
 from tests.storage.httpfolder import serve
+from tests.storage.motoserver import served
 from tests.storage.proxy import Proxy
 
 SIZES = (7, 5, 9)
@@ -62,40 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def moto(folder: Path) -> Iterator[Proxy]:
     """moto's S3 server behind a proxy. The bucket "shards" holds the folder under "set"."""
     need("obstore", "moto", "flask", "flask_cors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env={**os.environ, **SECRETS},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end, "moto's server does not start"
-                time.sleep(0.1)
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/shards", method="PUT")
-        urllib.request.urlopen(request).close()
-        for path in folder.iterdir():
-            if path.suffix in (".tar", ".idx"):
-                url = f"http://127.0.0.1:{port}/shards/set/{path.name}"
-                # Without a kind it would be sent, and taken apart, as a form.
-                put = urllib.request.Request(
-                    url, path.read_bytes(), {"Content-Type": "application/x-tar"}, method="PUT"
-                )
-                urllib.request.urlopen(put).close()
-        proxy = Proxy(port)
+    with served(folder, SECRETS) as proxy:
         yield proxy
-        proxy.close()
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 @pytest.fixture(scope="session")

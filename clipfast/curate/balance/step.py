@@ -14,11 +14,12 @@ from clipfast.curate.engine.parts import read_table
 from clipfast.curate.select.bits import choice_table
 from clipfast.curate.select.combine import kept_rows
 from clipfast.curate.select.within import EVERYTHING, Within
-from clipfast.curate.text.matchfolder import Matched, MatchFolder
+from clipfast.curate.shards import ShardTable
+from clipfast.curate.text.matchfolder import MatchFolder
 from clipfast.data.selection import LEAST_WEIGHT, Selection, choose
 
 
-def matches(matched: Matched, selection: Selection | None) -> tuple[np.ndarray, np.ndarray]:
+def matches(matched: ShardTable, selection: Selection | None) -> tuple[np.ndarray, np.ndarray]:
     """Row and query of the matches of those pairs that a selection keeps.
 
     Args:
@@ -90,7 +91,7 @@ class Balance:
             "captions": self.captions,
         }
 
-    def table(self, item: Matched) -> Any:
+    def table(self, item: ShardTable) -> Any:
         """One row, see ``clipfast.curate.select.bits``."""
         shard = item.shard
         row, query = matches(item, self.within.selection())
@@ -108,7 +109,7 @@ class Balance:
         return choice_table(choose(shard.name, shard.samples, shard.mark, stays, **more))
 
 
-def _first_captions(matched: Matched) -> np.ndarray:
+def _first_captions(matched: ShardTable) -> np.ndarray:
     """[N] int64: the first caption of each sample that holds a query; -1 where none does."""
     table = read_table(matched.path)
     row, caption = (table[name].to_numpy().astype(np.int64) for name in ("row", "caption"))

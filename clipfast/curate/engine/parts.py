@@ -7,6 +7,7 @@ import io
 import json
 from typing import Any
 
+from clipfast.data.arrow import import_arrow
 from clipfast.storage import storage_of
 
 ENDING = ".parquet"
@@ -18,16 +19,10 @@ def arrow() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            "curation keeps its tables as Parquet, by pyarrow, which is not installed: "
-            "pip install 'clipfast[curate]'"
-        ) from None
-    return pyarrow
+    return import_arrow(
+        "curation keeps its tables as Parquet, by pyarrow, which is not installed: "
+        "pip install 'clipfast[curate]'"
+    )
 
 
 def write_table(path: str, table: Any) -> None:

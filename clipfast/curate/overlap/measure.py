@@ -11,9 +11,9 @@ from clipfast.curate.engine.parts import arrow, digest
 from clipfast.curate.near.chosen import Chosen
 from clipfast.curate.near.find import Work, embed
 from clipfast.curate.overlap.evalset import EvalEmbeddings, EvalSet, parts
-from clipfast.curate.overlap.nearest import Embedded, Nearest, merge
+from clipfast.curate.overlap.nearest import Nearest, merge
 from clipfast.curate.overlap.result import SetOverlap
-from clipfast.curate.shards import Shard
+from clipfast.curate.shards import Shard, ShardTable
 from clipfast.storage.paths import join
 
 
@@ -53,7 +53,7 @@ def measure(
     queries = join(work.folder, f"queries-{marks}.parquet")
     write_table(queries, whole.take(known))
     vectors = embed(work, shards, detector, mirrored=False, threads=threads)
-    pieces = [Embedded(shard, path) for shard, path in zip(shards, vectors, strict=True)]
+    pieces = [ShardTable(shard, path) for shard, path in zip(shards, vectors, strict=True)]
     shard, row, similarity = merge(work.run(Nearest(queries, marks), pieces))
     starts = np.cumsum([0, *(images.images for images in sets)])
     found = []

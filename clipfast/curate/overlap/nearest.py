@@ -13,28 +13,10 @@ import torch
 from clipfast.curate.engine.parts import arrow, read_table
 from clipfast.curate.near.chosen import one_thread
 from clipfast.curate.near.embeddings import matrix
-from clipfast.curate.shards import Shard
+from clipfast.curate.shards import ShardTable
 
 # A block of similarities: 2,048 x 8,192 in float32 are 64 MB.
 _QUERIES, _BASE = 2048, 8192
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """A shard with the table of its vectors.
-
-    Attributes:
-        shard: of the training set.
-        path: of its table of ``Embeddings``.
-    """
-
-    shard: Shard
-    path: str
-
-    @property
-    def part(self) -> str:
-        """See ``clipfast.curate.engine.Item``."""
-        return self.shard.part
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,7 @@ class Nearest:
         """See ``Step``."""
         return {"version": 1, "queries": self.queries_digest}
 
-    def table(self, item: Embedded) -> Any:
+    def table(self, item: ShardTable) -> Any:
         """Columns row (of the shard, int64; null where it has no picture) and similarity
         (float32), for each query. Of equal ones the first row counts."""
         sides = _queries(self.queries)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from clipfast.curate.engine.parts import ENDING
-from clipfast.curate.shards import Shard, Told
+from clipfast.curate.shards import Shard, ShardTable, Told
 from clipfast.curate.text.match import Match
 from clipfast.curate.text.queryfile import QueryList, read_queries
 from clipfast.storage import storage_of
@@ -15,24 +15,6 @@ from clipfast.storage.paths import join, split
 
 _NAME = "match.json"
 _VERSION = 3
-
-
-@dataclass(frozen=True)
-class Matched:
-    """A shard and its matches: an item of the steps behind ``match``.
-
-    Attributes:
-        shard: the shard.
-        path: of the table of its matches.
-    """
-
-    shard: Shard
-    path: str
-
-    @property
-    def part(self) -> str:
-        """See ``clipfast.curate.engine.Item``."""
-        return self.shard.part
 
 
 @dataclass(frozen=True)
@@ -50,7 +32,7 @@ class MatchFolder:
     folder: str
     words: str
     queries: QueryList
-    matched: list[Matched]
+    matched: list[ShardTable]
     step: str
 
 
@@ -105,5 +87,5 @@ def read_match_folder(folder: str) -> MatchFolder:
     matched = []
     for place, samples, mark, told in state["shards"]:
         shard = Shard(place, samples, mark, tuple(state["captions"]), told and Told(*told))
-        matched.append(Matched(shard, join(parts, shard.part + ENDING)))
+        matched.append(ShardTable(shard, join(parts, shard.part + ENDING)))
     return MatchFolder(folder, state["words"], queries, matched, state["parts"])

@@ -1,10 +1,12 @@
-"""pyarrow, which reads tables: a part of none but this folder and selections."""
+"""pyarrow for tables of captions, and what its arrays are of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from clipfast.data.arrow import import_arrow
 
 
 def arrow() -> Any:
@@ -13,16 +15,9 @@ def arrow() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        import pyarrow
-        import pyarrow.compute
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            "tables of captions are read by pyarrow, which is not installed: pip install pyarrow"
-        ) from None
-    return pyarrow
+    return import_arrow(
+        "tables of captions are read by pyarrow, which is not installed: pip install pyarrow"
+    )
 
 
 def parts(array: Any) -> tuple[np.ndarray, np.ndarray]:

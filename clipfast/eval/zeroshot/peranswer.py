@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from clipfast.data.arrow import import_arrow
 from clipfast.files import write_whole
 
 COLUMNS = ("row", "label", "predicted", "correct")
@@ -48,14 +49,10 @@ def _csv(rows: Sequence[tuple[int, str, str, int]]) -> bytes:
 
 
 def _parquet(path: Path, rows: Sequence[tuple[int, str, str, int]]) -> bytes:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            f"{path}: Parquet is written by pyarrow, which is not installed: pip install pyarrow, "
-            "or give --answers a name that ends in .csv"
-        ) from None
+    pyarrow = import_arrow(
+        f"{path}: Parquet is written by pyarrow, which is not installed: pip install pyarrow, "
+        "or give --answers a name that ends in .csv"
+    )
     columns = zip(*rows, strict=True)
     table = pyarrow.table(dict(zip(COLUMNS, map(list, columns), strict=True)))
     buffer = io.BytesIO()
