@@ -187,7 +187,7 @@ def test_l2_normalize_plain_form_agrees_with_the_kernel(dtype):
     step = torch.finfo(dtype).eps
     torch.testing.assert_close(y, fused_y, rtol=2 * step, atol=step)
     torch.testing.assert_close(inv_norm, fused_inv)
-    # Both round a difference of terms as large as grad_y / |x|: rows are compared in that unit, since
+    # Both round a difference of terms as large as grad_y / |x|. Rows are compared in that unit:
     # what is left of the difference may be smaller than what was rounded.
     unit = torch.where(inv_norm > 0, inv_norm, 1)[:, None].double()
     torch.testing.assert_close(
