@@ -1,22 +1,29 @@
 """Fetches the shards of the next batches into a cache, in the order of their first use.
 
 The order of samples is known, so the shards are. A batch never waits for the cache: what is not
-there yet is read from its store by range.
+there yet is read from its store by range. Where little of a shard is read in any epoch, its ranges
+are fetched instead of the whole.
 """
 
+import contextvars
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 from typing import NamedTuple
 
 import numpy as np
 
 from clipfast.storage import Cache, Stat, storage_of
+from clipfast.storage.cache import Wanted
+from clipfast.storage.copies import Part, Ranges
 from clipfast.storage.patience import unwanted
 
 # Batches that are looked at beyond the one that is read, at most, and seconds between two looks.
 _MOST_AHEAD, _SECONDS = 4096, 0.2
+# Shards that are looked at together.
+_AT_ONCE = 16
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +44,8 @@ class Ahead:
         batches: number of each batch, from the present one on, and the shards it reads.
         position: number of the next batch that is handed out.
         name: of whoever reads, within this process.
+        version: which version of a shard is read; None: the one that is there.
+        ranges: what is read of a shard, in any epoch: ``[N, 2]`` int64, offset and size. None: all.
     """
 
     def __init__(
@@ -46,13 +55,20 @@ class Ahead:
         batches: Iterator[tuple[int, np.ndarray]],
         position: Callable[[], int],
         name: str = "train",
+        *,
+        version: Callable[[int], Stat] | None = None,
+        ranges: Callable[[int], np.ndarray] | None = None,
     ) -> None:
         self._cache, self._shards, self._name = cache, shards, name
         self._batches, self._position = batches, position
+        self._version, self._ranges = version or self._present, ranges
         self._far = {i for i, path in enumerate(shards) if storage_of(path).is_remote}
         self._ahead: deque[_Batch] = deque()
         self._wanted: deque[int] = deque()
-        self._stats: dict[int, Stat] = {}
+        # Of shards that were looked at: the version, and the ranges where they are worth it.
+        self._known: dict[int, tuple[Stat, Part | None]] = {}
+        # What has a place in the cache, or will have.
+        self._placed: dict[int, Wanted] = {}
         # Something had no place: nothing further is looked at before a batch is over.
         self._is_full = False
         self._told = False
@@ -90,48 +106,76 @@ class Ahead:
     def _look_ahead(self) -> None:
         if self._wanted or self._is_full or len(self._ahead) >= _MOST_AHEAD:
             return
-        placed = {shard for batch in self._ahead for shard in batch.shards}
-        used = sum(self._stats[shard].size for shard in placed)
+        needed = {shard for batch in self._ahead for shard in batch.shards}
+        self._placed = {shard: self._placed[shard] for shard in needed}
+        used = sum(wanted.size for wanted in self._placed.values())
         while not self._wanted and not self._is_full and len(self._ahead) < _MOST_AHEAD:
             batch = next(self._batches, None)
             if batch is None:
                 break
             number, shards, kept = batch[0], self._far.intersection(batch[1].tolist()), set()
+            self._meet(shards)
+            copies = {shard: self._placed.get(shard) or self._copy(shard) for shard in shards}
             # Those that are there first, so that a small cache holds on to what it has.
-            for shard in sorted(shards, key=lambda each: (not self._has(each), each)):
-                if shard not in placed:
-                    size = self._stat(shard).size
-                    if used + size > self._cache.capacity:
+            for shard in sorted(shards, key=lambda each: (not self._cache.has(copies[each]), each)):
+                if shard not in self._placed:
+                    wanted = copies[shard]
+                    if used + wanted.size > self._cache.capacity:
                         self._is_full = True
                         continue
-                    placed.add(shard)
-                    used += size
+                    self._placed[shard] = wanted
+                    used += wanted.size
                     self._wanted.append(shard)
                 kept.add(shard)
             self._ahead.append(_Batch(number, frozenset(kept)))
-        self._cache.pin(self._name, [(self._shards[i], self._stats[i]) for i in placed])
+        self._cache.pin(self._name, self._placed.values())
 
     def _fetch_one(self) -> bool:
         """Whether there may be more to do at once."""
         if not self._wanted:
             return False
         shard = self._wanted.popleft()
-        path, stat = self._shards[shard], self._stats[shard]
-        if self._cache.has(path, stat):
+        wanted = self._placed[shard]
+        if self._cache.has(wanted):
             return True
+        path, stat, part = wanted
+        ranges = None if part is None or self._ranges is None else Ranges(self._ranges(shard))
         with storage_of(path).open(path, stat) as reader:
-            if self._cache.fetch(path, stat, reader):
+            if self._cache.fetch(path, stat, reader, ranges):
                 return True
         # Another rank is at it, or others need the room: again after the rest.
         if any(shard in batch.shards for batch in self._ahead):
             self._wanted.append(shard)
         return False
 
-    def _stat(self, shard: int) -> Stat:
-        if shard not in self._stats:
-            path = self._shards[shard]
-            self._stats[shard] = storage_of(path).stat(path)
-        return self._stats[shard]
+    def _copy(self, shard: int) -> Wanted:
+        """The copy that serves best: the whole where it is there or costs no more."""
+        path, (stat, part) = self._shards[shard], self._known[shard]
+        whole, ranges = Wanted(path, stat), Wanted(path, stat, part)
+        return whole if self._cache.has(whole) else ranges
 
-    def _has(self, shard: int) -> bool:
-        return self._cache.has(self._shards[shard], self._stat(shard))
+    def _meet(self, shards: Iterable[int]) -> None:
+        """Look at shards that are not known yet, many at a time."""
+        new = [shard for shard in shards if shard not in self._known]
+        if not new:
+            return
+        with ThreadPoolExecutor(min(len(new), _AT_ONCE)) as pool:
+            look = self._look_at
+            tasks = [pool.submit(contextvars.copy_context().run, look, shard) for shard in new]
+            for shard, task in zip(new, tasks, strict=True):
+                self._known[shard] = task.result()
+
+    def _look_at(self, shard: int) -> tuple[Stat, Part | None]:
+        if self._closed.is_set():
+            raise InterruptedError("nobody waits for this shard any more")
+        stat = self._version(shard)
+        if self._ranges is None:
+            return stat, None
+        ranges = Ranges(self._ranges(shard))
+        if not ranges.are_worth_it(stat.size):
+            return stat, None
+        self._cache.expect(Wanted(self._shards[shard], stat, ranges.part))
+        return stat, ranges.part
+
+    def _present(self, shard: int) -> Stat:
+        return storage_of(self._shards[shard]).stat(self._shards[shard])

@@ -379,8 +379,18 @@ class TrainLoader(_Loader):
         cache = present_cache()
         if cache is None or not any(storage_of(each).is_remote for each in self.shards):
             return nullcontext()
-        batches = self._shards_of_batches(self._consumed)
-        return closing(Ahead(cache, self.shards, batches, lambda: self._consumed, f"{id(self)}"))
+        reads_all = self.selected is None and self.captions is None
+        return closing(
+            Ahead(
+                cache,
+                self.shards,
+                self._shards_of_batches(self._consumed),
+                lambda: self._consumed,
+                f"{id(self)}",
+                version=self.reader.version,
+                ranges=None if reads_all else self.reader.ranges,
+            )
+        )
 
     def _shards_of_batches(self, first: int) -> Iterator[tuple[int, np.ndarray]]:
         for number in itertools.count(first):

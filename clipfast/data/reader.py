@@ -26,9 +26,11 @@ from clipfast.data.selection import ShardChoice, choose
 from clipfast.data.shardfiles import Piece, ShardFiles
 from clipfast.data.sidecar import Captions
 from clipfast.data.table import Table, read_table
-from clipfast.storage import storage_of
+from clipfast.storage import Stat, storage_of
 
-_KEPT_TABLES = 256
+# Samples of all tables that are kept in memory, 25 bytes each. A selection leaves little of a
+# table, and a window of shuffling then has many shards.
+_KEPT_SAMPLES = 2_560_000
 _TABLES_AT_ONCE = 16
 _CONTEXT = "start, end and a token of the caption"
 _LIMITS = Limits()
@@ -97,6 +99,9 @@ class ShardReader:
         self.fields = fields
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._kept_samples = 0
+        # Whoever reads a table now holds the lock of its shard.
+        self._doors: dict[int, Lock] = {}
         self._keys: tuple[int, list[str]] = (-1, [])
         self._lock = Lock()
         self._choices = choices
@@ -107,11 +112,26 @@ class ShardReader:
         self._pool: ThreadPoolExecutor | None = None
 
     def table(self, shard: int) -> Table:
-        """The table of a shard, from memory or from its index."""
+        """The table of a shard, from memory or from its index. Threads that ask together read it
+        once."""
+        if (table := self._table_in_memory(shard)) is not None:
+            return table
+        with self._lock:
+            door = self._doors.setdefault(shard, Lock())
+        with door:
+            if (table := self._table_in_memory(shard)) is None:
+                table = self._read_table(shard)
+                self._keep_table(shard, table)
+        return table
+
+    def _table_in_memory(self, shard: int) -> Table | None:
         with self._lock:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
+        return None
+
+    def _read_table(self, shard: int) -> Table:
         # Before its index is compared with it: what is read later is then what was compared.
         if storage_of(self.shards[shard]).is_remote:
             self._files.hold(shard)
@@ -124,11 +144,39 @@ class ShardReader:
             table = table.take(choice or choose(table.shard, len(table), table.mark, []))
         if self._captions is not None:
             table = self._captions.only_usable(shard, table)
-        with self._lock:
-            self._tables[shard] = table
-            while len(self._tables) > _KEPT_TABLES:
-                self._tables.popitem(last=False)
         return table
+
+    def _keep_table(self, shard: int, table: Table) -> None:
+        with self._lock:
+            self._doors.pop(shard, None)
+            self._tables[shard] = table
+            self._kept_samples += len(table)
+            while self._kept_samples > _KEPT_SAMPLES and len(self._tables) > 1:
+                self._kept_samples -= len(self._tables.popitem(last=False)[1])
+
+    def version(self, shard: int) -> Stat:
+        """Which version of a shard is read."""
+        return self._files.version(shard)
+
+    def ranges(self, shard: int) -> np.ndarray:
+        """Where that lies which is read of a shard: pictures, and captions that stand in the tar.
+
+        Args:
+            shard: its position.
+
+        Returns:
+            ``[N, 2]`` int64, offset and size, in no order.
+
+        Raises:
+            ValueError: the shard or its index is unfit.
+            OSError: one of them cannot be read.
+        """
+        table = self.table(shard)
+        captions = np.stack([table.caption_offset, table.caption_size.astype(np.int64)], 1)
+        if self._captions is not None:
+            captions = captions[self._captions.in_tar(shard, table)]
+        images = np.stack([table.image_offset, table.image_size.astype(np.int64)], 1)
+        return np.concatenate([images, captions])
 
     def image(self, shard: int, row: int) -> bytes:
         """The bytes of one image file.

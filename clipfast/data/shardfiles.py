@@ -110,6 +110,14 @@ class ShardFiles:
         """Open a shard, so that the version which is read later is the one that is there now."""
         self._file(shard_index)
 
+    def version(self, shard_index: int) -> Stat:
+        """Which version of a shard is read."""
+        self.hold(shard_index)
+        with self._lock:
+            known = self._versions.get(shard_index)
+        shard = self.shards[shard_index]
+        return storage_of(shard).stat(shard) if known is None else known
+
     def close(self) -> None:
         """Forget all readers; those in use close when their read is done."""
         with self._lock:

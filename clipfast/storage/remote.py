@@ -13,15 +13,12 @@ from functools import partial
 
 from clipfast.storage import counting
 from clipfast.storage.base import Reader, Stat, Storage, Stream
-from clipfast.storage.cache import Cache, read_copy
-from clipfast.storage.local import FileReader
+from clipfast.storage.cache import Cache
+from clipfast.storage.copies import GAP, Copy
 from clipfast.storage.options import StoreOptions
 from clipfast.storage.patience import Patience
 from clipfast.storage.pool import submit
 
-# Ranges with a gap of up to so many bytes between them are one request: image and caption of a
-# sample lie 512 bytes apart, and a request takes longer than the bytes of the gap.
-GAP = 64 << 10
 # Bytes per request of a stream.
 _STREAM_BLOCK = 8 << 20
 
@@ -121,7 +118,7 @@ class RemoteReader(Reader):
     def __init__(self, storage: RemoteStorage, path: str, stat: Stat) -> None:
         super().__init__(storage, path)
         self._store, self._stat = storage, stat
-        self._copied: FileReader | None = None
+        self._copied: Copy | None = None
 
     def stat(self) -> Stat:
         """What was opened."""
@@ -163,17 +160,19 @@ class RemoteReader(Reader):
         return partial(_collect, ranges, joined, futures)
 
     def _from_cache(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
-        """Ranges of the copy in the cache; None where there is none."""
-        if self._store.cache is None:
+        """Ranges of a copy in the cache; None where there is none that holds them all."""
+        if self._store.cache is None or counting.fills():
             return None
-        if self._copied is None:
-            self._copied = self._store.cache.find(self._path, self._stat)
-        if self._copied is None:
-            return None
-        found = read_copy(self._copied, ranges)
-        if found is None:
+        if self._copied is None or not self._copied.holds(ranges):
+            found = self._store.cache.find(self._path, self._stat, ranges)
+            if found is None:
+                return None
+            self._copied = found
+        copied = self._copied
+        found_bytes = copied.read(ranges)
+        if found_bytes is None:
             self._copied = None
-        return found
+        return found_bytes
 
     def stream(self) -> io.BufferedReader:
         """See `Reader.stream`."""

@@ -25,13 +25,13 @@ SIZES = (7, 5, 9)
 SECRETS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}
 
 
-def write_shard(path: Path, number: int, count: int) -> None:
+def write_shard(path: Path, number: int, count: int, side: tuple[int, int] = (40, 36)) -> None:
     """A tar of random pictures; captions say shard and row."""
     draw = np.random.default_rng(number)
     with tarfile.open(path, "w") as tar:
         for row in range(count):
             buffer = io.BytesIO()
-            Image.fromarray(draw.integers(0, 255, (40, 36, 3), np.uint8)).save(buffer, "PNG")
+            Image.fromarray(draw.integers(0, 255, (*side, 3), np.uint8)).save(buffer, "PNG")
             for name, data in (("png", buffer.getvalue()), ("txt", f"{number} {row}".encode())):
                 member = tarfile.TarInfo(f"{row:04d}.{name}")
                 member.size = len(data)
@@ -77,7 +77,7 @@ def _rest(proxy: Proxy) -> None:
     proxy.faults.clear()
     proxy.met.clear()
     proxy.spoils = "GET"
-    proxy.latency, proxy.away, proxy.most_at_once = 0.0, False, 0
+    proxy.latency, proxy.away, proxy.most_at_once, proxy.sent = 0.0, False, 0, 0
 
 
 @pytest.fixture

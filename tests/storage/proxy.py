@@ -25,6 +25,7 @@ class Proxy:
         latency: seconds before each request is passed on.
         away: every connection is closed at once.
         met: what has happened, counted; "GET" and "HEAD" are requests that were passed on.
+        sent: bytes of bodies that were passed back.
         port: where it listens.
     """
 
@@ -34,6 +35,7 @@ class Proxy:
     latency: float = 0.0
     away: bool = False
     met: Counter[str] = field(default_factory=Counter)
+    sent: int = 0
     most_at_once: int = 0
     port: int = 0
 
@@ -125,6 +127,7 @@ class Proxy:
             await writer.drain()
             await asyncio.sleep(_STALL if fault == "half" else 0)
             return False
+        self.sent += len(data)
         writer.write(answer + data)
         await writer.drain()
         return True

@@ -16,6 +16,7 @@ from clipfast import storage
 from clipfast.data.ahead import Ahead
 from clipfast.storage import Cache, StoreOptions, storage_of
 from clipfast.storage import cache as cache_module
+from clipfast.storage.cache import Wanted
 from tests.storage.conftest import address
 from tests.storage.test_objects import assert_equal, take
 
@@ -59,7 +60,7 @@ def test_training_with_a_cache_equals_training_from_files(web, folder, cache):
         assert fetch(cache, path)
     assert [copy.read_bytes() for copy in copies(cache)] == [
         (folder / f"0000{number}.tar").read_bytes()
-        for number in sorted(range(3), key=lambda i: cache._copy(paths(web)[i], stat(web, i)))
+        for number in sorted(range(3), key=lambda i: cache._copy(wanted(web, i)))
     ]
     web.met.clear()
     assert_equal(take(address(web) + PATTERN), local)
@@ -75,6 +76,10 @@ def stat(web, number: int) -> storage.Stat:
     return storage_of(paths(web)[number]).stat(paths(web)[number])
 
 
+def wanted(web, number: int) -> Wanted:
+    return Wanted(paths(web)[number], stat(web, number))
+
+
 def test_a_loader_fetches_the_shards_of_its_next_batches(web, cache):
     batches = iter([(number, np.array([number % 3])) for number in range(1000)])
     ahead = Ahead(cache, paths(web), batches, lambda: 0)
@@ -83,7 +88,7 @@ def test_a_loader_fetches_the_shards_of_its_next_batches(web, cache):
     assert not list(cache.folder.glob("pins/*"))
 
 
-def test_a_cache_holds_what_is_needed_next_and_never_more_than_it_may(web, tmp_path):
+def test_a_cache_holds_what_is_needed_next_and_never_more_than_it_may(web, folder, tmp_path):
     sizes = [stat(web, number).size for number in range(3)]
     cache = Cache(str(tmp_path), sizes[0] + sizes[1])
     position = 0
@@ -92,15 +97,15 @@ def test_a_cache_holds_what_is_needed_next_and_never_more_than_it_may(web, tmp_p
     ahead = Ahead(cache, paths(web), batches, lambda: position)
     until(lambda: len(copies(cache)) == 2)
     time.sleep(0.5)
-    assert all(cache.has(path, stat(web, i)) for i, path in enumerate(paths(web)[:2]))
+    assert all(cache.has(wanted(web, number)) for number in range(2))
     # Whoever reads a shard that goes reads on.
-    first = cache.find(paths(web)[0], stat(web, 0))
+    first = cache.find(*wanted(web, 0)[:2], [(0, sizes[0])])
     assert first is not None
     position = 3
-    until(lambda: cache.has(paths(web)[2], stat(web, 2)))
-    assert not cache.has(paths(web)[0], stat(web, 0))
+    until(lambda: cache.has(wanted(web, 2)))
+    assert not cache.has(wanted(web, 0))
     assert sum(copy.stat().st_size for copy in copies(cache)) <= cache.capacity
-    assert len(first.read_at(0, sizes[0])) == sizes[0]
+    assert first.read([(0, sizes[0])]) == [(folder / "00000.tar").read_bytes()]
     ahead.close()
 
 
@@ -114,7 +119,7 @@ def test_a_shard_larger_than_the_cache_is_read_from_its_store(web, folder, tmp_p
 
 
 def test_one_process_fetches_a_shard_and_the_others_go_on(web, cache):
-    lock = cache.folder / "locks" / cache._copy(paths(web)[0], stat(web, 0)).stem
+    lock = cache.folder / "locks" / cache._copy(wanted(web, 0)).stem
     with cache_module._locked(lock, wait=False) as mine:
         assert mine
         assert not fetch(cache, paths(web)[0])
@@ -158,14 +163,14 @@ def test_pins_of_a_dead_process_hold_nothing(web, tmp_path):
     sizes = [stat(web, number).size for number in range(3)]
     cache = Cache(str(tmp_path), max(sizes))
     assert fetch(cache, paths(web)[0])
-    cache.pin("here", [(paths(web)[0], stat(web, 0))])
+    cache.pin("here", [wanted(web, 0)])
     assert not fetch(cache, paths(web)[1])
     (pin,) = cache.folder.glob("pins/*")
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     pin.rename(pin.with_name(pin.name.replace(str(os.getpid()), str(dead.pid), 1)))
     assert fetch(cache, paths(web)[1])
-    assert not cache.has(paths(web)[0], stat(web, 0))
+    assert not cache.has(wanted(web, 0))
 
 
 def test_a_copy_that_was_cut_is_not_read(web, folder, cache):
@@ -183,8 +188,8 @@ def test_a_copy_that_was_cut_is_not_read(web, folder, cache):
 
 
 def test_another_version_of_a_shard_has_another_copy(cache):
-    one, other = storage.Stat(5, '"a"', 1), storage.Stat(5, '"b"', 1)
-    assert cache._copy("s3://b/0.tar", one) != cache._copy("s3://b/0.tar", other)
+    one, other = (Wanted("s3://b/0.tar", storage.Stat(5, etag, 1)) for etag in ('"a"', '"b"'))
+    assert cache._copy(one) != cache._copy(other)
     # A store that copies an object to another disk changes its time, not its ETag.
-    later = storage.Stat(5, one.etag, 2)
-    assert cache._copy("s3://b/0.tar", one) == cache._copy("s3://b/0.tar", later)
+    later = one._replace(stat=storage.Stat(5, one.stat.etag, 2))
+    assert cache._copy(one) == cache._copy(later)

@@ -99,6 +99,19 @@ class Captions:
         usable = self.usable(shard, table.mark)
         return table.only(np.flatnonzero(usable if table.rows is None else usable[table.rows]))
 
+    def in_tar(self, shard: int, table: Table) -> np.ndarray:
+        """``[N]`` bool: whether the caption of each sample of a table stands in the tar.
+
+        Args:
+            shard: whose table it is.
+            table: of samples that are usable.
+        """
+        place = self._places[shard]
+        if place is None:
+            return np.ones(len(table), bool)
+        said = place.joined.said(place.number)
+        return ~(said if table.rows is None else said[table.rows])
+
     def texts(self, shard: int, row: int) -> list[str]:
         """The captions of a sample; none where they stand in the tar.
 
