@@ -125,6 +125,15 @@ def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"{name} is not on PATH"
 
 
+def nginx() -> str | None:
+    """Where nginx is; Debian keeps it where only root looks."""
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+
+
+def _nginx() -> str | None:
+    return None if nginx() else "nginx is not here (apt-get install nginx-light)"
+
+
 def _service(name: str) -> str | None:
     """A package at the edge, such as one that shows runs: no test run has to have it."""
     return None if _is_importable(name) else f"{name} is not installed (pip install {name})"
@@ -147,6 +156,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "hosts": _hosts,
     "make": functools.partial(_program, "make"),
     "mount": _mount,
+    "nginx": _nginx,
     "nvcc": functools.partial(_program, "nvcc"),
     "ray": functools.partial(_service, "ray"),
     "trackio": functools.partial(_service, "trackio"),

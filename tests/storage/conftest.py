@@ -17,6 +17,7 @@ from clipfast.data import index, shards
 from clipfast.storage import StoreOptions, storage_of
 from tests.engine.conftest import process_group  # noqa: F401 - a fixture for tests of this folder
 from tests.needs import need
+from tests.storage import nginxfolder
 from tests.storage.httpfolder import serve
 from tests.storage.motoserver import served
 from tests.storage.proxy import Proxy
@@ -73,6 +74,16 @@ def web_proxy(folder: Path) -> Iterator[Proxy]:
     server.shutdown()
 
 
+@pytest.fixture(scope="session")
+def nginx_proxy(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """nginx with the folder, behind a proxy."""
+    need("obstore", "nginx")
+    with nginxfolder.serve(folder, tmp_path_factory.mktemp("nginx")) as port:
+        proxy = Proxy(port)
+        yield proxy
+        proxy.close()
+
+
 def _rest(proxy: Proxy) -> None:
     proxy.faults.clear()
     proxy.met.clear()
@@ -96,11 +107,28 @@ def s3(moto: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture
 def web(web_proxy: Proxy) -> Iterator[Proxy]:
     """The web server; its address is `address(web)`."""
-    _rest(web_proxy)
+    yield from _reached(web_proxy)
+
+
+@pytest.fixture
+def nginx(nginx_proxy: Proxy) -> Iterator[Proxy]:
+    """nginx; its address is `address(nginx)`."""
+    yield from _reached(nginx_proxy)
+
+
+@pytest.fixture(params=["web", "nginx"])
+def any_web(request: pytest.FixtureRequest) -> Proxy:
+    """The web server, and nginx in its place."""
+    proxy: Proxy = request.getfixturevalue(request.param)
+    return proxy
+
+
+def _reached(proxy: Proxy) -> Iterator[Proxy]:
+    _rest(proxy)
     storage.configure(StoreOptions(patience=20))
     storage_of("http://x")._patience = quick(20)  # type: ignore[attr-defined]
-    yield web_proxy
-    _rest(web_proxy)
+    yield proxy
+    _rest(proxy)
     storage.configure(StoreOptions())
 
 

@@ -51,25 +51,25 @@ def until(true, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_training_with_a_cache_equals_training_from_files(web, folder, cache):
+def test_training_with_a_cache_equals_training_from_files(any_web, folder, cache):
     local = take(str(folder) + PATTERN)
     storage.configure(StoreOptions(patience=20), cache)
-    assert_equal(take(address(web) + PATTERN), local)
+    assert_equal(take(address(any_web) + PATTERN), local)
     until(lambda: not list(cache.folder.glob("pins/*")))
-    for path in paths(web):
+    for path in paths(any_web):
         assert fetch(cache, path)
     assert [copy.read_bytes() for copy in copies(cache)] == [
         (folder / f"0000{number}.tar").read_bytes()
-        for number in sorted(range(3), key=lambda i: cache._copy(wanted(web, i)))
+        for number in sorted(range(3), key=lambda i: cache._copy(wanted(any_web, i)))
     ]
-    web.met.clear()
-    assert_equal(take(address(web) + PATTERN), local)
+    any_web.met.clear()
+    assert_equal(take(address(any_web) + PATTERN), local)
     # Three indexes, and nothing of a tar but 3 beginnings that the fingerprint looks at.
-    with_copies = web.met["GET"]
+    with_copies = any_web.met["GET"]
     storage.configure(StoreOptions(patience=20))
-    web.met.clear()
-    assert_equal(take(address(web) + PATTERN), local)
-    assert with_copies < web.met["GET"] - 3
+    any_web.met.clear()
+    assert_equal(take(address(any_web) + PATTERN), local)
+    assert with_copies < any_web.met["GET"] - 3
 
 
 def stat(web, number: int) -> storage.Stat:

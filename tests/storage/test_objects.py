@@ -57,8 +57,8 @@ def test_training_from_s3_equals_training_from_files(s3, local, pattern):
     assert_equal(take(f"s3://shards/set/{pattern}"), local)
 
 
-def test_training_from_a_web_server_equals_training_from_files(web, local):
-    assert_equal(take(address(web) + "/{00000..00002}.tar"), local)
+def test_training_from_a_web_server_equals_training_from_files(any_web, local):
+    assert_equal(take(address(any_web) + "/{00000..00002}.tar"), local)
 
 
 @pytest.mark.parametrize(("prefetch", "micro_batch"), [(1, None), (9, None), (2, 2), (3, 3)])
@@ -119,7 +119,7 @@ def test_a_shard_without_index_is_scanned_in_a_store(s3, folder):
     assert here.keys() == there.keys()
 
 
-@pytest.mark.parametrize("place", ["s3", "web"])
+@pytest.mark.parametrize("place", ["s3", "web", "nginx"])
 def test_40_faults_in_turn_lose_nothing_and_change_nothing(place, request, local):
     proxy = request.getfixturevalue(place)
     faults = [each for fault in QUICK for each in (fault, fault, None)] * 3
@@ -179,6 +179,20 @@ def test_a_shard_that_changes_while_it_is_read_ends_the_run(s3, folder):
     store.write_atomic(path, bytes(data))
     with pytest.raises(ChangedError, match=r"0\.tar has changed while it is read: its ETag was"):
         list(itertools.islice(batches, 20))
+
+
+def test_a_shard_that_nginx_hands_out_and_that_is_replaced_ends_the_read(nginx, folder):
+    (folder / "replaced").mkdir()
+    there = folder / "replaced" / "0.tar"
+    shutil.copy(folder / "00000.tar", there)
+    path, data = address(nginx) + "/replaced/0.tar", there.read_bytes()
+    with storage_of(path).open(path) as reader:
+        assert reader.size() == len(data)
+        assert reader.read_many([(512, 700), (len(data) - 9, 100)]) == [data[512:1212], data[-9:]]
+        # Of the same size; nginx tells versions by time and size.
+        os.utime(there, (0, time.time() - 5000))
+        with pytest.raises(ChangedError, match="its ETag was"):
+            reader.read_at(0, 100)
 
 
 def test_a_changed_shard_is_seen_by_its_time_where_a_server_gives_no_etag(tmp_path, folder):
@@ -287,11 +301,11 @@ def test_missing_shards_are_named_and_their_folder_too(s3):
     assert shards.expand("s3://shards/set") == shards.expand("s3://shards/set/*.tar")
 
 
-def test_a_web_server_is_asked_for_each_shard_and_lists_none(web):
+def test_a_web_server_is_asked_for_each_shard_and_lists_none(any_web):
     with pytest.raises(FileNotFoundError, match="2 of 5 shards are missing"):
-        shards.expand(address(web) + "/{00000..00004}.tar")
+        shards.expand(address(any_web) + "/{00000..00004}.tar")
     with pytest.raises(ValueError, match=r"a web server lists nothing.*brace range"):
-        shards.expand(address(web) + "/*.tar")
+        shards.expand(address(any_web) + "/*.tar")
 
 
 def test_what_a_store_refuses_is_not_asked_again(s3, monkeypatch):
