@@ -184,13 +184,13 @@ def captions(shard: Shard) -> Iterator[list[str]]:
         known = _told(shard.told, len(table))
         wanted = np.array([not texts for texts in known]) & (table.caption_offset > 0)
         wanted &= shard.told.own
-    members = _members(shard, table.caption_offset[wanted], table.caption_size[wanted])
+    own = members(shard, table.caption_offset[wanted], table.caption_size[wanted])
     for row in range(len(table)):
         if not wanted[row]:
             yield known[row]
             continue
         try:
-            yield fields.texts(next(members), table.caption)
+            yield fields.texts(next(own), table.caption)
         except ValueError:
             yield []
 
@@ -209,11 +209,21 @@ def images(shard: Shard) -> Iterator[bytes]:
         shard: of which.
     """
     table = shard.table()
-    return _members(shard, table.image_offset, table.image_size)
+    return members(shard, table.image_offset, table.image_size)
 
 
-def _members(shard: Shard, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[bytes]:
-    """Members in the order asked for: a batch is read while the one before is worked on."""
+def members(shard: Shard, offsets: np.ndarray, sizes: np.ndarray) -> Iterator[bytes]:
+    """Members in the order asked for: a batch is read while the one before is worked on.
+
+    Args:
+        shard: of which.
+        offsets: [N] int64, bytes from the start of the tar.
+        sizes: [N] bytes.
+
+    Raises:
+        ValueError: the shard ends before.
+        OSError: it cannot be read.
+    """
     with storage_of(shard.path).open(shard.path) as reader:
         under_way: deque[tuple[list[tuple[int, int]], Callable[[], list[bytes]]]] = deque()
         for ranges in _batches(offsets, sizes):

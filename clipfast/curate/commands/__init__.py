@@ -5,4 +5,4 @@ A module has ``add(subparsers)``, which adds its parser, and ``run(options)``. `
 """
 
 # In the order of the help.
-COMMANDS = ("queries", "match", "balance", "exact", "near", "overlap", "select", "report")
+COMMANDS = ("queries", "match", "balance", "exact", "near", "overlap", "uids", "select", "report")

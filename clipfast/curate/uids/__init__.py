@@ -1,0 +1,1 @@
+"""Samples of DataComp by their uids."""
