@@ -51,6 +51,12 @@ class ObjectStorage(RemoteStorage):
     def _is_web(self) -> bool:
         return self.scheme in ("http", "https")
 
+    @property
+    def asks_for_many(self) -> bool:
+        """See `RemoteStorage`. Of a web server, caches on the way may show several versions at a
+        time: each of its answers is compared."""
+        return not self._is_web
+
     def list(self, folder: str) -> Sequence[Listed]:
         """See `Storage.list`.
 
@@ -161,6 +167,19 @@ class ObjectStorage(RemoteStorage):
             raise PassingError(f"the answer has {len(data):,} of {stop - start:,} bytes")
         return data
 
+    def fetch_unchecked(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """See `clipfast.storage.together`."""
+        with counting.waiting():
+            return self._once(path, partial(_get_many, key=place_of(path).key, ranges=ranges))
+
+    def is_still(self, path: str, stat: Stat) -> bool:
+        """See `clipfast.storage.together`. One attempt."""
+        try:
+            with counting.waiting():
+                return not self._head(path, place_of(path)).differs(stat)
+        except (PassingError, ChangedError, OSError):
+            return False
+
     def _compare(self, path: str, stat: Stat, now: Stat) -> None:
         if now.size != stat.size:
             raise changed(path, "size", f"{stat.size:,}", f"{now.size:,}")
@@ -264,6 +283,17 @@ def _get(obstore: Any, client: Any, key: str, options: dict[str, Any]) -> tuple[
     data = bytes(answer.bytes())
     counting.add(bytes=len(data))
     return answer, data
+
+
+def _get_many(
+    obstore: Any, client: Any, key: str, ranges: Sequence[tuple[int, int]]
+) -> Sequence[bytes]:
+    starts, sizes = zip(*ranges, strict=True)
+    # What is near is one range by now, and what is not is not read over.
+    found = obstore.get_ranges(client, key, starts=starts, lengths=sizes, coalesce=0)
+    data = [bytes(each) for each in found]
+    counting.add(bytes=sum(map(len, data)), requests=len(ranges) - 1)
+    return data
 
 
 def _put(obstore: Any, client: Any, key: str, data: bytes) -> Any:

@@ -18,7 +18,7 @@ class StoreOptions:
     anonymous: bool = False
     """Ask without credentials, for public buckets."""
 
-    in_flight: int = 64
+    in_flight: int = 256
     """Requests of a rank that are under way at a time, at most."""
 
     patience: float = 600.0

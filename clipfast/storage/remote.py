@@ -18,6 +18,7 @@ from clipfast.storage.copies import GAP, Copy
 from clipfast.storage.options import StoreOptions
 from clipfast.storage.patience import Patience
 from clipfast.storage.pool import submit
+from clipfast.storage.together import Together, is_worth_it
 
 # Bytes per request of a stream.
 _STREAM_BLOCK = 8 << 20
@@ -33,6 +34,11 @@ class RemoteStorage(Storage):
     """
 
     is_remote = True
+
+    @property
+    def asks_for_many(self) -> bool:
+        """Whether many ranges are read in one call, see `clipfast.storage.together`."""
+        return False
 
     def __init__(
         self, scheme: str, options: StoreOptions | None = None, cache: Cache | None = None
@@ -68,6 +74,14 @@ class RemoteStorage(Storage):
         """
         what = f"shard {path}, bytes {start:,} to {stop:,}"
         return self._patience.call(partial(self._fetch, path, start, stop, stat), what)
+
+    def fetch_unchecked(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """See `clipfast.storage.together`, for storages that ask for many."""
+        raise NotImplementedError
+
+    def is_still(self, path: str, stat: Stat) -> bool:
+        """See `clipfast.storage.together`, for storages that ask for many."""
+        raise NotImplementedError
 
     def require_answers(self, path: str) -> None:
         """Say so where this process cannot ask.
@@ -156,6 +170,10 @@ class RemoteReader(Reader):
         joined = join_ranges(ranges, GAP)
         in_flight = self._store.options.in_flight
         self._store.require_answers(self._path)
+        each = [(at, min(size, stop - at)) for at, size, _ in joined]
+        if self._store.asks_for_many and is_worth_it(each) and all(size > 0 for _, size in each):
+            many = Together(self._store, self._path, self._stat, each, in_flight)
+            return lambda: _taken_apart(ranges, joined, many.wait())
         futures = [submit(in_flight, self.read_at, at, size) for at, size, _ in joined]
         return partial(_collect, ranges, joined, futures)
 
@@ -206,14 +224,22 @@ def _collect(
     joined: Sequence[tuple[int, int, list[int]]],
     futures: Sequence["Future[bytes]"],
 ) -> list[bytes]:
-    parts = [b""] * len(ranges)
     try:
-        for (at, _, numbers), future in zip(joined, futures, strict=True):
-            data = future.result()
-            for number in numbers:
-                offset, size = ranges[number]
-                parts[number] = data[offset - at : offset - at + size]
+        return _taken_apart(ranges, joined, [future.result() for future in futures])
     finally:
         for future in futures:
             future.cancel()
+
+
+def _taken_apart(
+    ranges: Sequence[tuple[int, int]],
+    joined: Sequence[tuple[int, int, list[int]]],
+    found: Sequence[bytes],
+) -> list[bytes]:
+    """What was asked for, of what was read."""
+    parts = [b""] * len(ranges)
+    for (at, _, numbers), data in zip(joined, found, strict=True):
+        for number in numbers:
+            offset, size = ranges[number]
+            parts[number] = data[offset - at : offset - at + size]
     return parts

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "data_throughput": ("case",),
     "zeroshot": ("case",),
     "near_duplicates": ("case", "pictures"),
+    "stores": ("case",),
     "batch_memory": ("model", "batch", "micro_batch", "form"),
 }
 OTHER = ("case", "setting", "model", "batch", "size", "ranks", "seed", "steps")
