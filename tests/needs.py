@@ -154,6 +154,8 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "extension": _extension,
     "g++": functools.partial(_program, "g++"),
     "hosts": _hosts,
+    # In an environment of its own: it takes an older webdataset.
+    "img2dataset": functools.partial(_program, "img2dataset"),
     "make": functools.partial(_program, "make"),
     "mount": _mount,
     "nginx": _nginx,
