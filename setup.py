@@ -97,7 +97,7 @@ EXTRAS = {
         *("ruff>=0.17,<0.18", "clang-format==23.*", "mypy>=2.4,<2.5"),
         *("huggingface-hub", "ftfy", "tqdm", "safetensors", "pyyaml"),
         # Stores, and a server of S3's protocol for their tests.
-        *("obstore>=0.9", "moto[s3]", "flask", "flask-cors"),
+        *("obstore>=0.12", "moto[s3]", "flask", "flask-cors"),
         # Parquet: selections. Neighbours: near duplicates; their groups need scipy.
         *("pyarrow", "faiss-cpu", "scipy"),
         # The types of Kubernetes' kinds, which the manifest in recipes/launch is checked by.
@@ -106,7 +106,7 @@ EXTRAS = {
     # Tables of `python -m clipfast.curate`.
     "curate": ["pyarrow", "faiss-cpu", "scipy", "matplotlib"],
     # Shards in stores and on web servers: s3, gs, az, http.
-    "stores": ["obstore>=0.9"],
+    "stores": ["obstore>=0.12"],
     # Coverage-guided fuzzing of the tar walk and the index; wheels for Linux alone.
     "fuzz": ["atheris" + ON_LINUX],
     # The site. Only `make docs` installs it, from the same line in the Makefile.

@@ -219,16 +219,17 @@ class Case:
             "p80_ms": 1e3 * high,
             "items_per_s": statistics.median(len(e.samples) / e.seconds for e in mine),
             "cpu_us_per_sample": 1e6 * statistics.median(e.cpu_seconds / count for e in mine),
-            "requests": requests,
-            "bytes": sent,
             "server_cpu_s": statistics.median(each[2] for each in traffic),
             "in_flight": in_flight,
             "workers": self._place.workers if form.loader == "webdataset" else 0,
             "case": f"{self._place.protocol}, {self._place.latency_ms} ms, "
             + ("decoded" if self._decoded else "read"),
         }
-        if floor:
-            row["floor_ms"] = 1e3 * floor
+        # Of a full cache they are those of its filling, which is not timed.
+        if form.place != "warm":
+            row |= {"requests": requests, "bytes": sent}
+            if floor:
+                row["floor_ms"] = 1e3 * floor
         for other, theirs in epochs.items():
             if other != form:
                 told = other.title.format(version=importlib.metadata.version("webdataset"))
@@ -261,8 +262,8 @@ def table(rows: Sequence[Row]) -> str:
                 row["name"],
                 f"{row['items_per_s']:,.0f}",
                 f"{row['cpu_us_per_sample']:,.0f}",
-                f"{row['requests']:,.0f}",
-                f"{row['bytes'] / 1e6:,.0f}",
+                f"{row.get('requests', 0):,.0f}",
+                f"{row.get('bytes', 0) / 1e6:,.0f}",
                 f"{row['median_ms'] / floor:.1f}" if floor else "",
                 f"{row['server_cpu_s'] / row['median_ms'] * 1e3:.0%}",
             ]

@@ -182,6 +182,13 @@ _CPU = (
         25,
     ),
     _rows(
+        "stores",
+        "an epoch over HTTP at 20 ms, beside webdataset's pipe",
+        "stores --device cpu --protocols http --latencies 20 --what read --runs 1 --count 2000",
+        90,
+        ("webdataset", "obstore"),
+    ),
+    _rows(
         "loss-ranks",
         "the loss over two ranks",
         "loss_throughput --device cpu --batch-sizes 2048 --dtypes float32 --ranks 2 --runs 3 "

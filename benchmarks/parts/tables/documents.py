@@ -31,6 +31,7 @@ from benchmarks.parts.tables.planning import (
     plan_592_travel,
     plan_published,
 )
+from benchmarks.parts.tables.stores import stores, stores_costs
 from benchmarks.parts.tables.towers import (
     attention_pool,
     patch_gain,
@@ -69,6 +70,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe": probe,
     "near": near,
     "near_kinds": near_kinds,
+    "stores": stores,
+    "stores_costs": stores_costs,
     "plan_592_time": plan_592_time,
     "plan_592_travel": plan_592_travel,
     "plan_64_time": plan_64_time,
