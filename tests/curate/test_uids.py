@@ -77,7 +77,9 @@ def test_uids_keep_what_a_set_of_strings_holds(shards, capsys, indexed, tables):
     folder, uids = shards
     options = []
     if tables:
-        pa = pytest.importorskip("pyarrow")
+        import pyarrow as pa
+        import pyarrow.parquet
+
         for name, rows in uids.items():
             number = name.partition(".")[0]
             keys = [f"{number}{row + (row >= 5):04d}" for row in range(len(rows))]
