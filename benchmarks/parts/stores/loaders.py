@@ -20,7 +20,6 @@ import torch
 
 from clipfast import storage
 from clipfast.data import TrainLoader
-from clipfast.data.ahead import Ahead
 from clipfast.data.decode import Decoder
 from clipfast.data.encoded import WHOLE, EncodedBatch, Request, encode
 from clipfast.data.order import SampleRefs
@@ -94,23 +93,16 @@ def clipfast(task: Task) -> Iterator[Read]:
     requests = itertools.islice(loader._requests(0), count)
     yield Read()
     read = Read()
-    given = [0]
-    batches = loader._shards_of_batches(0)
-    ahead = Ahead(cache, loader.shards, batches, lambda: given[0]) if cache else None
-    try:
-        prefetcher = Prefetcher(loader.reader.read, requests, threads=THREADS, depth=THREADS)
-        with closing(loader.reader), closing(prefetcher):
-            _take(_counted(prefetcher, given), loader.reader, task.decoded, read)
-    finally:
-        if ahead is not None:
-            ahead.close()
+    prefetcher = Prefetcher(loader.reader.read, requests, threads=THREADS, depth=THREADS)
+    with loader._ahead(), closing(loader.reader), closing(prefetcher):
+        _take(_counted(prefetcher, loader), loader.reader, task.decoded, read)
     yield read
 
 
 def _fill(cache: Cache, shards: Sequence[str]) -> None:
     for path in shards:
         stat = storage_of(path).stat(path)
-        if not cache.has(path, stat):
+        if cache.find(path, stat, [(0, stat.size)]) is None:
             with storage_of(path).open(path, stat) as reader:
                 assert cache.fetch(path, stat, reader), f"{path} was not copied"
 
@@ -136,10 +128,11 @@ def webdataset(task: Task) -> Iterator[Read]:
     yield read
 
 
-def _counted(batches: Iterable[EncodedBatch], given: list[int]) -> Iterator[EncodedBatch]:
+def _counted(batches: Iterable[EncodedBatch], loader: TrainLoader) -> Iterator[EncodedBatch]:
+    """What fetches into a cache goes by where the loader stands."""
     for batch in batches:
         yield batch
-        given[0] += 1
+        loader._consumed += 1
 
 
 def _encoded(samples: Sequence[tuple[bytes, bytes]]) -> EncodedBatch:
