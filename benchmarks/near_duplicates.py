@@ -33,6 +33,7 @@ from benchmarks.parts.near.copies import COPIES, copies_of
 from benchmarks.parts.near.pictures import Drawing, write_shards
 from benchmarks.parts.near.recall import RATES, may_be_same, measure
 from clipfast.curate.near.detectors import Detector, open_detector
+from clipfast.curate.near.looks import split
 from clipfast.data import ShardReader
 from clipfast.data.pairs import squashed
 from clipfast.data.rgb import open_rgb
@@ -88,8 +89,9 @@ def rows_of(
     same = may_be_same([each.family for each in drawings], small)
 
     def check() -> None:
-        lengths = np.linalg.norm(originals, axis=1)
-        assert np.allclose(lengths, 1, atol=1e-3), "vectors are not of length 1"
+        for look in split(originals, detector.looks):
+            lengths = np.linalg.norm(look, axis=1)
+            assert np.allclose(lengths, 1, atol=1e-3), "vectors are not of length 1"
         again = vectors(detector, pictures[:_BATCH])
         assert np.allclose(again, originals[:_BATCH], atol=1e-5), "a second pass differs"
 
@@ -109,7 +111,10 @@ def rows_of(
     plain = np.array([not each.is_symbol for each in drawings])
     for case, keep in (("drawings", plain), ("drawings and symbols", np.ones_like(plain))):
         found = measure(
-            originals[keep], {k: v[keep] for k, v in of_copies.items()}, same[np.ix_(keep, keep)]
+            originals[keep],
+            {k: v[keep] for k, v in of_copies.items()},
+            same[np.ix_(keep, keep)],
+            detector.looks,
         )
         curve = {
             f"{rate:g}": {

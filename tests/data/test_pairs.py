@@ -92,6 +92,22 @@ def test_squashed_leaves_frame_and_paper_out():
         assert np.abs(squashed(found, 8).astype(int) - squashed(bare, 8)).mean() < 8
 
 
+def test_margins_within_margins_and_what_a_resize_leaves_of_a_frame_are_cut_off():
+    rng = np.random.default_rng(0)
+    bare = Image.fromarray(rng.integers(0, 200, (40, 50, 3), dtype=np.uint8))
+    bare = bare.resize((200, 160), Image.Resampling.NEAREST)
+    paper = ImageOps.expand(bare, (30, 12, 50, 70), "white")
+    for thick in (7, 10, 13):
+        # Of a frame that ends between two of the pixels looked at, one row is half of it.
+        framed = ImageOps.expand(paper, thick, (20, 90, 200))
+        shown = ImageOps.expand(framed, (11, 31, 11, 11), (90, 90, 110))
+        for margined in (framed, shown, shown.resize((213, 190), Image.Resampling.BILINEAR)):
+            left = np.array(without_margins(margined).size, float)
+            if margined is not framed:
+                left *= np.array(shown.size) / margined.size
+            assert np.abs(left - bare.size).max() <= 9
+
+
 def test_margins_of_an_empty_picture_and_of_a_dot_stay():
     for image in (Image.new("RGB", (50, 40), "teal"), Image.new("RGB", (1, 1))):
         assert without_margins(image) is image

@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 
 from clipfast.curate.near.detectors import open_detector
+from clipfast.curate.near.looks import split
 from clipfast.engine import ConfigError
 from clipfast.engine.builders import build_loader
 from clipfast.engine.micro_batch import resolve_memory
@@ -71,8 +72,11 @@ def test_near_run_leaves_a_detector(trained):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (40 + i, 70, 3), dtype=np.uint8) for i in range(3)]
     vectors = detector.embed(images)
-    assert vectors.shape == (3, 128)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    # Two looks of 128 numbers of the tower and 384 of pixels.
+    assert detector.looks == 2
+    assert vectors.shape == (3, 2 * (128 + 384))
+    for look in split(vectors, 2):
+        assert np.allclose(np.linalg.norm(look, axis=1), 1, atol=1e-5)
     assert np.allclose(detector.embed(images[1:2]), vectors[1:2], atol=1e-5)
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipfast.curate.near.looks import products, products_of_pairs
+
 RATES = (1e-6, 1e-5, 1e-4, 1e-3)
 _ROWS = 512  # of similarities at a time
 
@@ -39,37 +41,42 @@ class Curve:
         return float(np.mean([by[rate] for kind, by in self.recall.items() if kind != "mirror"]))
 
 
-def measure(originals: np.ndarray, copies: Mapping[str, np.ndarray], same: np.ndarray) -> Curve:
+def measure(
+    originals: np.ndarray, copies: Mapping[str, np.ndarray], same: np.ndarray, looks: int = 1
+) -> Curve:
     """Count.
 
     Args:
-        originals: ``[N, D]``, rows of length 1.
+        originals: ``[N, D]``, a vector of length 1 per look.
         copies: by kind ``[N, D]``, likewise.
         same: ``[N, N]`` bool, pairs that may be duplicates.
+        looks: of the detector.
     """
     kinds = [each for each in copies if each != "mirror"]
     n = len(originals)
     distinct = int((~same).sum())
     negatives = distinct // 2 + len(kinds) * distinct
     most = int(max(RATES) * negatives) + 1
-    highest = _highest(originals, originals, same | np.tri(n, dtype=bool), most)
+    highest = _highest(originals, originals, same | np.tri(n, dtype=bool), most, looks)
     for kind in kinds:
-        found = _highest(copies[kind], originals, same, most)
+        found = _highest(copies[kind], originals, same, most, looks)
         highest = np.sort(np.concatenate([highest, found]))[::-1][:most]
     thresholds = {rate: float(highest[int(rate * negatives)]) for rate in RATES}
     recall = {}
     for kind, vectors in copies.items():
-        own = (vectors * originals).sum(axis=1)
+        own = products_of_pairs(vectors, originals, looks)
         recall[kind] = {rate: float((own > t).mean()) for rate, t in thresholds.items()}
     return Curve(negatives, thresholds, recall)
 
 
-def _highest(left: np.ndarray, right: np.ndarray, without: np.ndarray, count: int) -> np.ndarray:
+def _highest(
+    left: np.ndarray, right: np.ndarray, without: np.ndarray, count: int, looks: int
+) -> np.ndarray:
     """The highest similarities, some pairs left out, falling."""
     kept = np.empty(0, np.float32)
     for start in range(0, len(left), _ROWS):
         rows = slice(start, start + _ROWS)
-        found = (left[rows] @ right.T)[~without[rows]]
+        found = products(left[rows], right, looks).numpy()[~without[rows]]
         if len(found) > count:
             found = np.partition(found, len(found) - count)[-count:]
         kept = np.sort(np.concatenate([kept, found]))[::-1][:count]

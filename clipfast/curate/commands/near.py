@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
     scratch = path_of(options.scratch) if options.scratch else None
     work = Work(f"{out}.parts", options.engine, options.workers, scratch)
     paths = embed(work, shards, detector, options.flips == "same", chosen, options.threads)
-    vectors = gather(work.local, paths)
+    vectors = gather(work.local, paths, detector.looks)
     lowest = min(options.threshold)
     pairs = find_pairs(work, vectors, lowest, options.index, options.probes)
     worth = _worth(vectors, options.keep)

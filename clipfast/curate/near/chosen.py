@@ -20,11 +20,13 @@ class Chosen:
     Attributes:
         spec: see ``clipfast.curate.near.detectors``.
         digest: of its weights.
+        looks: at a picture, see ``clipfast.curate.near.looks``.
         device: "cpu" or "cuda".
     """
 
     spec: str
     digest: str
+    looks: int = 1
     device: str = "cpu"
 
     def options(self) -> dict[str, Any]:
@@ -64,7 +66,8 @@ def choose_detector(spec: str, device: str | None = None) -> Chosen:
         raise ValueError("--device cuda: torch sees no GPU here; leave the option out")
     if detector.name == "hash":
         device = "cpu"
-    return Chosen(spec, detector.digest, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Chosen(spec, detector.digest, detector.looks, device)
 
 
 @contextmanager

@@ -4,8 +4,8 @@
     clip:FILE_OR_FOLDER    the image tower of weights that clipfast loads
     FOLDER                 a detector that recipes/near_duplicates.py has trained
 
-A detector makes a unit vector of a picture. The similarity of two pictures is the dot product of
-their vectors.
+A detector makes a unit vector of a picture, or one per look at it. The similarity of two pictures
+is the dot product of their vectors, of that look where it is largest.
 """
 
 from __future__ import annotations
@@ -31,6 +31,10 @@ class Detector(Protocol):
     def digest(self) -> str:
         """Of its weights and parameters: equal digests give equal vectors."""
 
+    @property
+    def looks(self) -> int:
+        """Vectors per picture, see ``clipfast.curate.near.looks``."""
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """What ``vectors`` takes of one picture, a small square. Called by several threads.
 
@@ -38,8 +42,8 @@ class Detector(Protocol):
             image: ``[H, W, 3]`` uint8, RGB.
 
         Returns:
-            ``[S, S, 3]`` or ``[S, S]``, of one size and type for all pictures. Its second axis runs
-            from left to right.
+            ``[S, S, C]`` or ``[S, S]``, of one size and type for all pictures. Its second axis runs
+            from left to right. Looks are side by side in C.
         """
 
     def vectors(self, prepared: np.ndarray) -> np.ndarray:
@@ -49,7 +53,7 @@ class Detector(Protocol):
             prepared: ``[N, ...]`` of ``prepare``.
 
         Returns:
-            ``[N, D]`` float32, rows of length 1.
+            ``[N, D]`` float32: a vector of length 1 per look.
         """
 
     def embed(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -59,12 +63,14 @@ class Detector(Protocol):
             images: N of ``[H, W, 3]`` uint8, RGB.
 
         Returns:
-            ``[N, D]`` float32, rows of length 1.
+            ``[N, D]`` float32: a vector of length 1 per look.
         """
 
 
 class Prepared:
-    """``embed`` of a detector, by its ``prepare`` and its ``vectors``."""
+    """``embed`` of a detector that looks once, by its ``prepare`` and its ``vectors``."""
+
+    looks = 1
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """See ``Detector``."""

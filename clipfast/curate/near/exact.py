@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from clipfast.curate.near.chosen import one_thread
+from clipfast.curate.near.looks import products
 from clipfast.curate.near.pairs import SLACK, Collected, Rows
 from clipfast.curate.near.vectors import Vectors
 
-# A block of similarities: 1,024 x 16,384 in float32 are 64 MB, twice that with mirrored pictures.
+# A block of similarities: 1,024 x 16,384 in float32 are 64 MB; with several looks or mirrored
+# pictures there are two.
 _QUERIES, _BASE = 1024, 16_384
 
 
@@ -47,21 +47,14 @@ class ExactPairs:
     def _block(self, found: Collected, start: int, stop: int, base: int) -> None:
         """The pairs of vectors from start to stop with those from base on."""
         end = min(base + _BASE, self.vectors.distinct)
-        alike = _products(self.vectors.vectors, self.vectors.vectors, start, stop, base, end)
+        looks, plain = self.vectors.looks, self.vectors.vectors
+        alike = products(plain[start:stop], plain[base:end], looks)
         if self.vectors.mirrored:
-            plain, flipped = self.vectors.vectors, self.vectors.flipped
+            flipped = self.vectors.flipped
             for one, other in ((plain, flipped), (flipped, plain)):
-                torch.maximum(alike, _products(one, other, start, stop, base, end), out=alike)
+                more = products(one[start:stop], other[base:end], looks)
+                torch.maximum(alike, more, out=alike)
         rows, columns = (alike >= found.floor - SLACK).nonzero(as_tuple=True)
         first, second = rows.numpy() + start, columns.numpy() + base
         later = second > first
         found.add(first[later], second[later])
-
-
-def _products(
-    one: np.ndarray, other: np.ndarray, start: int, stop: int, base: int, end: int
-) -> Tensor:
-    queries, rows = (
-        torch.from_numpy(block.astype(np.float32)) for block in (one[start:stop], other[base:end])
-    )
-    return queries @ rows.T

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clipfast.curate.near.looks import split
 from clipfast.curate.near.pairs import Collected, Rows
 from clipfast.curate.near.vectors import Vectors
 from clipfast.files import whole_file, write_whole
@@ -91,24 +92,26 @@ class ApproximatePairs:
             sides = [self.vectors.vectors]
             if self.vectors.mirrored:
                 sides.append(self.vectors.flipped)
-            near = [self._near(index, side, start, stop) for side in sides]
+            looks = [look for side in sides for look in split(side, self.vectors.looks)]
+            near = [self._near(index, look, start, stop) for look in looks]
             pairs = np.unique(np.concatenate(near), axis=0)
             found.add(pairs[:, 0], pairs[:, 1])
         return found.table()
 
-    def _near(self, index: Any, side: np.ndarray, start: int, stop: int) -> np.ndarray:
-        """``[P, 2]``: candidates, the smaller number first."""
-        queries = np.ascontiguousarray(side[start:stop], np.float32)
+    def _near(self, index: Any, look: np.ndarray, start: int, stop: int) -> np.ndarray:
+        """``[P, 2]``: candidates, the smaller number first. The index holds all looks."""
+        queries = np.ascontiguousarray(look[start:stop], np.float32)
         limits, _, labels = index.range_search(queries, self.threshold - self.margin - _BELOW)
         rows = np.repeat(np.arange(start, stop), np.diff(limits.astype(np.int64)))
-        pairs = np.sort(np.stack([rows, labels.astype(np.int64)], 1), axis=1)
+        numbers = labels.astype(np.int64) % self.vectors.distinct
+        pairs = np.sort(np.stack([rows, numbers], 1), axis=1)
         return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def build(vectors: Vectors, lists: int | None = None) -> tuple[str, str, float]:
     """Make the index, where it is not there yet.
 
-    Takes D / 4 + 8 bytes of memory per vector, and what it learns from.
+    Takes D / 4 + 8 bytes of memory per vector of a look, and what it learns from.
 
     Args:
         vectors: of all pictures, at least 10,240.
@@ -128,14 +131,15 @@ def build(vectors: Vectors, lists: int | None = None) -> tuple[str, str, float]:
             f"{vectors.distinct:,}: leave --index out"
         )
     lists = lists or min(int(4 * math.sqrt(vectors.distinct)), vectors.distinct // 40)
-    codes = _codes(vectors.width)
+    codes = _codes(vectors.width // vectors.looks)
     name = f"ivf{lists}-pq{codes}"
     path = Path(vectors.folder, f"{name}.faiss")
     about = Path(vectors.folder, f"{name}.json")
     if not about.exists():
         index, sample = _learnt(module, vectors, lists, codes)
-        for start in range(0, vectors.distinct, 1 << 16):
-            index.add(vectors.vectors[start : start + (1 << 16)].astype(np.float32))
+        for look in split(vectors.vectors, vectors.looks):
+            for start in range(0, vectors.distinct, 1 << 16):
+                index.add(look[start : start + (1 << 16)].astype(np.float32))
         with whole_file(path) as temporary:
             module.write_index(index, str(temporary))
         coded = index.sa_decode(index.sa_encode(sample))
@@ -155,10 +159,10 @@ def _learnt(module: Any, vectors: Vectors, lists: int, codes: int) -> tuple[Any,
     """An empty index, and what it has learnt from."""
     many = min(vectors.distinct, max(_FEWEST, _PER_LIST * lists))
     rows = np.sort(np.random.default_rng(0).choice(vectors.distinct, many, replace=False))
-    sample = vectors.vectors[rows].astype(np.float32)
+    sample = np.concatenate(split(vectors.vectors[rows].astype(np.float32), vectors.looks))
     # "np": without polysemous training, which takes a minute and changes no inner product.
     kind = f"IVF{lists},PQ{codes}np"
-    index = module.index_factory(vectors.width, kind, module.METRIC_INNER_PRODUCT)
+    index = module.index_factory(sample.shape[1], kind, module.METRIC_INNER_PRODUCT)
     index.train(sample)
     return index, sample
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from clipfast.curate.engine.parts import arrow
+from clipfast.curate.near.looks import products_of_pairs
 from clipfast.curate.near.vectors import Vectors
 
 # How far below the threshold pairs are shown, so that a person sees what it leaves out.
@@ -69,14 +70,13 @@ def similarities(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> np.
 
 
 def _similarities(vectors: Vectors, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    # Products of two float16 are exact in float64, and its sum rounds far below float32.
-    one, other = (vectors.vectors[rows].astype(np.float64) for rows in (first, second))
-    found: np.ndarray = (one * other).sum(1)
+    one, other = (vectors.vectors[rows] for rows in (first, second))
+    found = products_of_pairs(one, other, vectors.looks)
     if vectors.mirrored:
-        flipped = (vectors.flipped[rows].astype(np.float64) for rows in (first, second))
+        flipped = (vectors.flipped[rows] for rows in (first, second))
         for side, mirror in zip((other, one), flipped, strict=True):
-            found = np.maximum(found, (side * mirror).sum(1))
-    return np.clip(found, -1, 1)
+            found = np.maximum(found, products_of_pairs(side, mirror, vectors.looks))
+    return found
 
 
 class Collected:

@@ -17,8 +17,8 @@ class TrainedDetector(Prepared):
     """The model of a run's folder.
 
     ``clipfast.curate.near.model.load(folder)`` gives an object with ``digest`` (of its weights),
-    ``prepare`` (``[H, W, 3]`` uint8 to ``[S, S, 3]`` uint8), ``encode`` (``[N, S, S, 3]`` uint8, a
-    tensor, to ``[N, D]`` float32 of length 1) and ``to(device)``.
+    ``looks``, ``prepare`` (``[H, W, 3]`` uint8 to ``[S, S, C]`` uint8), ``encode`` (a tensor,
+    ``[N, S, S, C]`` uint8, to ``[N, D]`` float32: a unit vector per look) and ``to(device)``.
 
     Args:
         folder: of the detector.
@@ -34,6 +34,7 @@ class TrainedDetector(Prepared):
         self._device = torch.device(device)
         self._model: Any = importlib.import_module(_MODULE).load(folder).to(self._device)
         self.digest: str = self._model.digest
+        self.looks: int = self._model.looks
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """See ``Detector``."""

@@ -32,7 +32,8 @@ class Vectors:
         folder: of the files.
         digest: of what they were made of.
         distinct: M.
-        width: D.
+        width: D, of all looks together.
+        looks: of a detector at a picture, see ``clipfast.curate.near.looks``.
         mirrored: whether there are vectors of the mirrored pictures.
     """
 
@@ -40,6 +41,7 @@ class Vectors:
     digest: str
     distinct: int
     width: int
+    looks: int
     mirrored: bool
 
     @property
@@ -73,7 +75,7 @@ def _mapped(vectors: Vectors) -> np.ndarray:
     return np.memmap(path, "<f2", "r", shape=(vectors.distinct, width))
 
 
-def gather(folder: str, paths: Sequence[str]) -> Vectors:
+def gather(folder: str, paths: Sequence[str], looks: int = 1) -> Vectors:
     """Put the vectors of shards into one file; what is there already stays.
 
     Takes 48 bytes of memory per picture.
@@ -81,6 +83,7 @@ def gather(folder: str, paths: Sequence[str]) -> Vectors:
     Args:
         folder: a local one, for the file's own folder.
         paths: of the tables of ``Embeddings``, in the order of the shards' names.
+        looks: of the detector that made them.
 
     Raises:
         ValueError: a table is damaged.
@@ -102,9 +105,9 @@ def gather(folder: str, paths: Sequence[str]) -> Vectors:
     with whole_file(place / "number.npy") as temporary, temporary.open("wb") as file:
         np.save(file, number)
     distinct = int(number.max(initial=-1)) + 1
-    made = {"distinct": distinct, "width": width, "mirrored": mirrored}
+    made = {"distinct": distinct, "width": width, "looks": looks, "mirrored": mirrored}
     write_whole(about, json.dumps(made).encode())
-    return Vectors(str(place), known, distinct, width, mirrored)
+    return Vectors(str(place), known, distinct, width, looks, mirrored)
 
 
 def _blocks(paths: Sequence[str]) -> Any:

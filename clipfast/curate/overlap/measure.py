@@ -54,7 +54,7 @@ def measure(
     write_table(queries, whole.take(known))
     vectors = embed(work, shards, detector, mirrored=False, threads=threads)
     pieces = [ShardTable(shard, path) for shard, path in zip(shards, vectors, strict=True)]
-    shard, row, similarity = merge(work.run(Nearest(queries, marks), pieces))
+    shard, row, similarity = merge(work.run(Nearest(queries, marks, detector.looks), pieces))
     starts = np.cumsum([0, *(images.images for images in sets)])
     found = []
     for place, images in enumerate(sets):

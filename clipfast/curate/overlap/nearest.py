@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from clipfast.curate.engine.parts import arrow, read_table
 from clipfast.curate.near.chosen import one_thread
 from clipfast.curate.near.embeddings import matrix
+from clipfast.curate.near.looks import products, products_of_pairs
 from clipfast.curate.shards import ShardTable
 
 # A block of similarities: 2,048 x 8,192 in float32 are 64 MB.
@@ -26,10 +26,12 @@ class Nearest:
     Attributes:
         queries: path of a table with the columns vector, and mirrored where asked for.
         queries_digest: of it, and of the detector.
+        looks: of the detector, see ``clipfast.curate.near.looks``.
     """
 
     queries: str
     queries_digest: str
+    looks: int = 1
     name: ClassVar[str] = "nearest"
 
     def options(self) -> dict[str, Any]:
@@ -49,7 +51,7 @@ class Nearest:
             for side in sides:
                 for start in range(0, count, _QUERIES):
                     stop = min(start + _QUERIES, count)
-                    _improve(side[start:stop], base, best[start:stop], at[start:stop])
+                    _improve(side[start:stop], base, best[start:stop], at[start:stop], self.looks)
         pa = arrow()
         missing = np.full(count, not len(rows))
         # A row that is not there stands for nothing.
@@ -59,16 +61,14 @@ class Nearest:
         )
 
 
-def _improve(queries: np.ndarray, base: np.ndarray, best: np.ndarray, at: np.ndarray) -> None:
+def _improve(
+    queries: np.ndarray, base: np.ndarray, best: np.ndarray, at: np.ndarray, looks: int
+) -> None:
     """Take over what is nearer, in place."""
-    wide = torch.from_numpy(queries.astype(np.float32))
     for start in range(0, len(base), _BASE):
         block = base[start : start + _BASE]
-        alike = (wide @ torch.from_numpy(block.astype(np.float32)).T).numpy()
-        place = alike.argmax(1)
-        # Again in float64, where it is the same on every machine.
-        exact = (queries.astype(np.float64) * block[place].astype(np.float64)).sum(1)
-        found = np.clip(exact, -1, 1).astype(np.float32)
+        place = products(queries, block, looks).numpy().argmax(1)
+        found = products_of_pairs(queries, block[place], looks).astype(np.float32)
         nearer = found > best
         best[nearer], at[nearer] = found[nearer], place[nearer] + start
 

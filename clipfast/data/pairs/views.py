@@ -10,24 +10,28 @@ from clipfast.data.pairs.margins import without_margins
 
 
 def squashed(
-    image: Image.Image, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC
+    image: Image.Image,
+    size: int,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+    margins: bool = False,
 ) -> np.ndarray:
-    """The picture without its margins in a square, whatever that does to its aspect: this is what
-    a detector reads of a picture.
+    """The picture in a square, whatever that does to its aspect: this is what a detector reads.
 
     Args:
         image: RGB.
         size: S, pixels.
         resampling: how.
+        margins: with them; otherwise they are cut off.
 
     Returns:
         ``[S, S, 3]`` uint8.
     """
-    return np.asarray(without_margins(image).resize((size, size), resampling))
+    inside = image if margins else without_margins(image)
+    return np.asarray(inside.resize((size, size), resampling))
 
 
 def two_views(image: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The picture as it is, and distorted.
+    """The picture as it is, and distorted, both without margins.
 
     Args:
         image: RGB.

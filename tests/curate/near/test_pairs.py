@@ -61,6 +61,21 @@ def test_exact_pairs_are_all_pairs(tmp_path, monkeypatch, mirrored, queries, bas
         assert sorted(found.similarity[below], reverse=True) == pytest.approx(nearest[:some])
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_exact_pairs_of_several_looks_take_the_look_that_is_most_alike(tmp_path, mirrored):
+    looks = [cloud(97, 5, seed=seed, near=near) for seed, near in ((0, 20), (1, 0), (2, 9))]
+    flipped = [cloud(97, 5, seed=seed) for seed in (3, 4, 5)] if mirrored else []
+    both = np.concatenate(looks, 1), np.concatenate(flipped, 1) if mirrored else None
+    held = stored(tmp_path, *both, looks=3)
+    found = as_dict(find_pairs(Work(str(tmp_path), workers=1), held, 0.9, "exact"), 0.9)
+    wanted: dict = {}
+    for place, rows in enumerate(looks):
+        for pair, alike in plain(rows, 0.9, flipped[place] if mirrored else None).items():
+            wanted[pair] = max(alike, wanted.get(pair, -1))
+    assert len(wanted) > len(plain(looks[0], 0.9))
+    assert found == pytest.approx(wanted, abs=1e-7)
+
+
 def test_equal_vectors_are_pairs_of_the_first(tmp_path):
     rows = cloud(6, 4)
     rows[3] = rows[5] = rows[1]
@@ -121,6 +136,15 @@ def test_ivfpq_finds_what_exact_finds(tmp_path, monkeypatch):
     recall = len(got) / len(wanted)
     print(f"recall of IVF-PQ: {recall:.4f} of {len(wanted)} pairs")
     assert recall > 0.98
+    # The other look of each picture is like nothing: what finds pairs is the first.
+    other = unit(rng.standard_normal(rows.shape))
+    twice = np.concatenate([rows, other], 1), np.concatenate([flipped, other], 1)
+    held_twice = stored(tmp_path / "twice", *twice, looks=2)
+    seen = as_dict(
+        find_pairs(Work(str(tmp_path / "twice"), workers=1), held_twice, 0.95, "ivfpq"), 0.95
+    )
+    assert len(seen) > 0.98 * len(wanted)
+    assert seen.keys() <= wanted.keys()
     # With few lists visited some are missed: the test can fail.
     few = as_dict(find_pairs(work, held, 0.95, "ivfpq", probes=1), 0.95)
     assert len(few) < len(got)

@@ -35,8 +35,10 @@ def part(
     return str(path)
 
 
-def stored(folder: Path, rows: np.ndarray, mirrored: np.ndarray | None = None) -> Vectors:
+def stored(
+    folder: Path, rows: np.ndarray, mirrored: np.ndarray | None = None, looks: int = 1
+) -> Vectors:
     """The file of the vectors of one shard."""
     folder.mkdir(exist_ok=True)
     flipped = None if mirrored is None else list(mirrored)
-    return gather(str(folder), [part(folder / "part.parquet", list(rows), flipped)])
+    return gather(str(folder), [part(folder / "part.parquet", list(rows), flipped)], looks)
