@@ -157,12 +157,14 @@ def test_tokenize_equals_open_clip_on_each_assigned_character_alone(open_clip_to
     "planes",
     [
         pytest.param((0, 1, 2, 3, 14), id="planes_with_assigned_characters"),
-        pytest.param((*range(4, 14), 15, 16), id="other_planes", marks=pytest.mark.slow),
+        # None of theirs is assigned, and all are treated alike: one row of 16 does.
+        pytest.param((*range(4, 14), 15, 16), id="other_planes"),
     ],
 )
 def test_tokenize_equals_open_clip_on_every_code_point(open_clip_tokenizer, planes):
     rows = code_points_in_rows(64)
     texts = [" ".join(characters) for characters in rows if ord(characters[0]) >> 16 in planes]
+    texts = texts if 0 in planes else texts[::16]
     assert_same_ids(texts, open_clip_tokenizer, context_length=400)
 
 

@@ -11,17 +11,16 @@ from clipfast.engine import (
 )
 from clipfast.models import Architecture, ResNetConfig, TextConfig, register_model
 
+MODEL = "RN-least"
 register_model(
-    Architecture(
-        "RN-least", 32, ResNetConfig((1, 1, 1, 1), 8, 32), TextConfig(1, 32, head_width=32)
-    )
+    Architecture(MODEL, 32, ResNetConfig((1, 1, 1, 1), 8, 32), TextConfig(1, 32, head_width=32))
 )
 
 
 def config() -> Config:
     """Two steps between checkpoints, no evaluation."""
     return Config(
-        model=ModelOptions("RN-least"),
+        model=ModelOptions(MODEL),
         data=DataConfig(train=("sample/noto",), eval_limit=32),
         schedule=ScheduleConfig(max_steps=8, warmup_steps=2),
         logging=LoggingConfig(name="run", every_steps=1, tensorboard=False, progress=False),

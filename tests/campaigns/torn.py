@@ -4,7 +4,7 @@ Where all are damaged, or a damaged one is asked for by its path, the run is ref
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,18 @@ class Case:
 
 def campaign(setting: Setting) -> Table:
     """Damage ``setting.count`` checkpoints."""
+    return _attack(setting, _KINDS)
+
+
+def short(setting: Setting) -> Table:
+    """The same with runs of one kind: two ranks, sharded optimizer states."""
+    return _attack(setting, [(1, 2)])
+
+
+def _attack(setting: Setting, kinds: Sequence[tuple[int, int]]) -> Table:
     table = Table("torn")
     wholes = max(1, round(setting.count * _WHOLE_SHARE))
-    cases = list(_cases(setting, setting.count - wholes))
+    cases = list(_cases(setting, setting.count - wholes, kinds))
     for ranks in (1, 2):
         with Resumer(setting.subject, ranks) as resumer:
             for kind in dict.fromkeys((c.stage, c.ranks) for c in cases if c.ranks == ranks):
@@ -60,11 +69,11 @@ def campaign(setting: Setting) -> Table:
     return table
 
 
-def _cases(setting: Setting, count: int) -> Iterator[Case]:
+def _cases(setting: Setting, count: int, kinds: Sequence[tuple[int, int]]) -> Iterator[Case]:
     # Every damage before any comes twice, each time to another kind of run.
     names = list(DAMAGES)
     for number in range(count):
-        stage, ranks = _KINDS[(number + number // len(names)) % len(_KINDS)]
+        stage, ranks = kinds[(number + number // len(names)) % len(kinds)]
         yield Case(stage, ranks, names[number % len(names)], setting.random.choice(_SCOPES))
 
 

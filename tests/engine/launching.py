@@ -86,7 +86,7 @@ def train_in_turn(
         folder: run NAME leaves what it leaves in FOLDER/NAME.
         runs: names and command lines.
         ranks: how many processes share each of them.
-        recipe: the file.
+        recipe: the file, in recipes or anywhere.
     """
     run_ranks(ranks, _trainings, str(folder), dict(runs), free_port(), recipe)
 

@@ -134,12 +134,9 @@ def start_recipe(rank: int, *options: str, world_size: int = 2) -> subprocess.Po
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizer.lr", "-1"], "--optimizer.lr must be above 0"),
+        # As it is read, before the ranks meet, and as its data are looked for.
         (["--bach-size", "8"], "--batch-size"),
-        (["--train-data", "a.tar"], "--data.train a.tar"),
-        (["--model.name", "ViT-B-32"], "Did you mean 'ViT-B/32'"),
         (["--data.train", "/nowhere/a.tar"], "1 of 1 shards are missing"),
-        (["--batch-size", "7"], "does not divide by 2 ranks"),
     ],
 )
 def test_a_wrong_option_is_told_by_rank_0_while_the_other_waits_in_silence(options, words):

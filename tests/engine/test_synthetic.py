@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Generator[Path]:
     saved = ["--checkpoint.every-steps", "2", "--checkpoint.keep", "9"]
     checkpoint = str(folder / "whole/checkpoints/step00000002")
     runs = {"whole": [*options, *saved], "resumed": [*options, "--resume", checkpoint]}
-    run_ranks(2, _without_packages, str(folder), [runs], free_port())
+    run_ranks(2, _without_packages, str(folder), [runs], free_port(), fresh=True)
     yield folder
     shutil.rmtree(folder)
 

@@ -14,6 +14,8 @@ from clipfast.checkpoint import Manifest
 from clipfast.checkpoint.contents import export_weights
 from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import create_model, export, load_weights, read_metadata
+from tests.campaigns.recipe import MODEL
+from tests.campaigns.subject import RECIPE
 from tests.engine.launching import (
     PAPER,
     QUICK,
@@ -82,7 +84,7 @@ def alone(tmp_path_factory) -> Generator[Path]:
     size."""
     folder = tmp_path_factory.mktemp("alone")
     parts = ("--micro-batch", "16")
-    start = create_model("RN-tiny")
+    start = create_model(MODEL)
     torch.nn.init.constant_(start.logit_scale, 5.0)  # exp(5) = 148
     export(start, folder / "start.safetensors")
     hot = ("--model.weights", str(folder / "start.safetensors"), "--max-steps", "2")
@@ -93,6 +95,8 @@ def alone(tmp_path_factory) -> Generator[Path]:
         "validated": ["--max-steps", "3", *HELD_OUT],
         "selective": ["--max-steps", "3", "--model.recompute", "selective"],
         "clipped": ["--max-steps", "3", "--optimizer.clip-norm", "0.01"],
+    }
+    launched = {
         "vit": [*FOUR, "--model.name", "ViT-tiny"],
         "uninterrupted": ["--max-steps", "8"],
         "uneven": [*UNEVEN, *EVAL],
@@ -119,7 +123,9 @@ def alone(tmp_path_factory) -> Generator[Path]:
             *("--resume", str(folder / "saved-3-mixed" / "checkpoints" / "step00000002")),
         ],
     }
-    train_in_turn(folder, {**runs, **saved, **resumed(folder, saved), **other})
+    least = {**runs, **saved, **resumed(folder, saved), **other}
+    train_in_turn(folder, least, recipe=str(RECIPE))
+    train_in_turn(folder, launched)
     drop_files(folder, "step00000002")
     yield folder
     shutil.rmtree(folder)
@@ -139,7 +145,8 @@ def together(tmp_path_factory) -> Generator[Path]:
         for stage in RECOMPUTED
     }
     saved["background"] = [*IN_BACKGROUND, "--zero-stage", "2", "--model.recompute", RECOMPUTED[2]]
-    train_in_turn(folder, {**runs, **saved, **resumed(folder, saved)}, ranks=2)
+    least = {**runs, **saved, **resumed(folder, saved)}
+    train_in_turn(folder, least, ranks=2, recipe=str(RECIPE))
     drop_files(folder, "step*")
     yield folder
     shutil.rmtree(folder)
@@ -340,10 +347,10 @@ def test_the_logit_scale_stays_at_100_on_the_master_under_every_stage(alone, sta
     after = rows(folder)[1]["logit_scale"]
     # bfloat16 rounds the parameter itself to steps of 1/64.
     assert after == pytest.approx(100.0, rel=1e-4 if precision == "fp32" else 0.016)
-    model = create_model("RN-tiny")
+    model = create_model(MODEL)
     load_weights(model, folder / "final.safetensors")
     found = read_metadata(folder / "final.safetensors")
-    assert (found.model, found.step) == ("RN-tiny", 2)
+    assert (found.model, found.step) == (MODEL, 2)
     # The exact weight was written; the bf16 values on both sides are 98.9 and 102.
     assert 99.8 < model.logit_scale.exp().item() <= 100.0
 
