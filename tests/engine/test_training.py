@@ -180,10 +180,16 @@ def test_two_ranks_equal_one_process_at_every_zero_stage(together, alone, stage)
     if stage:
         # Adam hides a wrong scale of the gradient; its norm does not.
         assert norms(ours) == pytest.approx(norms(theirs), rel=1e-3)
+    trained = weights(ours)
     for name, weight in weights(theirs).items():
         if weight.is_floating_point() and "running" not in name:
             # Adam divides by the root of tiny second moments, which magnifies rounding differences.
-            assert (weights(ours)[name] - weight).abs().mean() < 1e-4, name
+            change = (trained[name] - weight).abs()
+            if name.endswith("in_proj_bias"):
+                # A softmax does not see the keys' bias: its gradient is nothing but rounding.
+                queries, _, values = change.chunk(3)
+                change = torch.cat([queries, values])
+            assert change.mean() < 1e-4, name
 
 
 @pytest.mark.parametrize("stage", RECOMPUTED)
