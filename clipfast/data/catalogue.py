@@ -3,15 +3,18 @@
 Where they lie in stores, ranks share the work: each looks at some of them, and tells the others.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from clipfast.data.fields import Fields
+from clipfast.data.fields import Fields, without_captions
 from clipfast.data.heads import Head, heads, warn_of_scans
+from clipfast.data.kept import Kept, kept
 from clipfast.data.selecting import Selected, obey
 from clipfast.data.selection import Selection, read_selection
-from clipfast.data.sources import Patterns, patterns_of
+from clipfast.data.sidecar import Captions, Sidecar, bind, sidecars_of
+from clipfast.data.sources import Patterns, Sources, patterns_of
 from clipfast.data.together import ALONE, Together
 from clipfast.storage.paths import scheme_of
 
@@ -29,50 +32,103 @@ def together_for(patterns: Patterns, together: Together) -> Together:
     return ALONE if is_near else together
 
 
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """What is known of shards.
+
+    Attributes:
+        shards: paths of tars.
+        selected: what a selection keeps; None: there is none.
+        captions: those that stand in tables; None: all stand in the tars.
+        kept: which samples are read.
+    """
+
+    shards: Sequence[str]
+    selected: Selected | None
+    captions: Captions | None
+    kept: Kept
+
+
 def look_up(
-    shards: Sequence[str],
-    fields: Sequence[Fields],
-    select: Selection | str | None,
-    together: Together,
+    sources: Sources,
+    fields: Fields,
+    *,
+    select: Selection | str | None = None,
+    caption_tables: Sidecar | Mapping[str, Sidecar] | None = None,
+    caption_cache: str = "",
+    together: Together = ALONE,
     on_wait: Callable[[], None] | None = None,
-) -> tuple[Selected | None, np.ndarray]:
+) -> Catalogue:
     """Look at each shard once, over all ranks. A collective of `together`.
 
     Args:
-        shards: paths of tars.
-        fields: which members are image and caption, of each.
+        sources: the shards.
+        fields: which members are image and caption.
         select: which samples are read; None: all.
+        caption_tables: where captions stand, if not in the tars; see ``TrainLoader``.
+        caption_cache: see ``TrainLoader``.
         together: ranks with the same arguments.
         on_wait: called each second.
 
-    Returns:
-        What a selection keeps, and ``[S]`` int64, samples of each shard that are read.
-
     Raises:
-        ValueError, OSError: see ``TrainLoader``.
+        TypeError, ValueError, OSError: see ``TrainLoader``.
     """
+    shards = sources.shards
     if isinstance(select, str):
         select = read_selection(select)
-    wanted = [i for i, shard in enumerate(shards) if select is None or select.names(shard)]
+    sidecars = sidecars_of(caption_tables, sources.names, sources.source)
+    wanted = [
+        i
+        for i, shard in enumerate(shards)
+        if select is None or sidecars[i] is not None or select.names(shard)
+    ]
+    bare = without_captions(fields)
+    each = [fields if sidecar is None else bare for sidecar in sidecars]
+    has_tables = any(sidecar is not None for sidecar in sidecars)
+    found = _looked_at(
+        shards, each, wanted, together, on_wait, marks=select is not None or has_tables
+    )
+    captions = bind(
+        sidecars,
+        shards,
+        {i: head.identity for i, head in found.items()},
+        fields,
+        caption_cache,
+        together,
+    )
+    if select is None:
+        if together.rank == 0:
+            warn_of_scans(list(found.values()))
+        selected, counts = None, np.array([found[i].samples for i in wanted], np.int64)
+    else:
+        named = {i: head for i, head in found.items() if select.names(shards[i])}
+        selected = obey(select, shards, {shards[i]: head.identity for i, head in named.items()})
+        counts = selected.counts
+    return Catalogue(shards, selected, captions, kept(shards, counts, selected, captions, fields))
+
+
+def _looked_at(
+    shards: Sequence[str],
+    fields: Sequence[Fields],
+    wanted: Sequence[int],
+    together: Together,
+    on_wait: Callable[[], None] | None,
+    *,
+    marks: bool,
+) -> dict[int, Head]:
+    """What is known of each wanted shard: ranks look by turns, and tell one another."""
     mine = wanted[together.rank :: together.world_size]
-    title = "indexes" if together.rank == 0 and together is not ALONE else ""
 
     def look() -> list[Head]:
         return heads(
             [shards[i] for i in mine],
             [fields[i] for i in mine],
-            marks=select is not None,
+            marks=marks,
             on_wait=on_wait,
-            title=title,
+            title="indexes" if together.rank == 0 and together is not ALONE else "",
         )
 
     found: dict[int, Head] = {}
     for rank, theirs in enumerate(together.gather(look)):
         found |= dict(zip(wanted[rank :: together.world_size], theirs, strict=True))
-    if select is not None:
-        selected = obey(select, shards, {shards[i]: head.identity for i, head in found.items()})
-        return selected, selected.counts
-    known = [found[i] for i in wanted]
-    if together.rank == 0:
-        warn_of_scans(known)
-    return None, np.array([head.samples for head in known], np.int64)
+    return {i: found[i] for i in wanted}

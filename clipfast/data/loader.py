@@ -31,14 +31,13 @@ from clipfast.data.encoded import EncodedBatch, Request, Skipped
 from clipfast.data.fields import FIELDS, Fields
 from clipfast.data.fingerprint import fingerprint
 from clipfast.data.good_order import GoodOrder
-from clipfast.data.kept import kept
 from clipfast.data.order import EpochOrder, MixedOrder
 from clipfast.data.pixels import normalised
 from clipfast.data.prefetch import Prefetcher
 from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import reasons_of
 from clipfast.data.selection import Selection
-from clipfast.data.sidecar import Sidecar, bind
+from clipfast.data.sidecar import Sidecar
 from clipfast.data.skipping import Substitutes, log_skipped
 from clipfast.data.sources import Mixing, Patterns, Tally, find_sources, order_of
 from clipfast.data.stream import Jobs, Stream
@@ -93,25 +92,17 @@ class _Loader:
         self._together = together_for(patterns, together)
         self.sources = self._together.share(partial(find_sources, patterns))
         self.shards = self.sources.shards
-        self.captions = (
-            bind(
-                caption_tables,
-                self.shards,
-                self.sources.names,
-                self.sources.source,
-                self.fields,
-                caption_cache,
-            )
-            if caption_tables
-            else None
+        known = look_up(
+            self.sources,
+            self.fields,
+            select=select,
+            caption_tables=caption_tables or None,
+            caption_cache=caption_cache,
+            together=self._together,
+            on_wait=on_wait,
         )
-        each = [self._fields_of(shard) for shard in range(len(self.shards))]
-        self.selected, read = look_up(self.shards, each, select, self._together, on_wait)
-        self._kept = kept(self.shards, read, self.selected, self.captions, self.fields)
+        self.selected, self.captions, self._kept = known.selected, known.captions, known.kept
         self.reader = self._make_reader(context_length)
-
-    def _fields_of(self, shard: int) -> Fields:
-        return self.fields if self.captions is None else self.captions.fields(shard, self.fields)
 
     def _make_reader(self, context_length: int, **options: Any) -> ShardReader:
         choices = None if self.selected is None else self.selected.choices
@@ -343,6 +334,18 @@ class TrainLoader(_Loader):
         epoch, index = divmod(self._consumed, self.batches_per_epoch)
         return self._tally.count(epoch, index * self.batch_size)
 
+    def decode_by(self, micro_batch: int) -> None:
+        """Decode by micro-batch from the next iteration on. No shard is looked at again.
+
+        Args:
+            micro_batch: M, see `TrainLoader`.
+
+        Raises:
+            ValueError: it does not divide a rank's share, or its images are too many.
+        """
+        self.micro_batch = check_micro_batch(micro_batch, self._local_batch)
+        check_batch(self.micro_batch, self.image_size, self.dtype, self.device)
+
     def caption_tokens(self) -> int:
         """The mean length of some captions, a tenth added: batches differ."""
         return mean_tokens(self.reader)
@@ -515,6 +518,7 @@ class EvalLoader(_Loader):
         caption_tables (Sidecar | Mapping[str, Sidecar] | None): see `TrainLoader`.
         caption_cache (str): see `TrainLoader`.
         on_wait (Callable[[], None]): called each second that a batch is waited for.
+        together (Together): see `TrainLoader`.
 
     Raises:
         TypeError: an argument is of another kind; a ``ValueError`` too.

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clipfast.data.together import ALONE, Together
 from clipfast.engine.config import ConfigError
 from clipfast.engine.facts import contradictions, disagreement
 from clipfast.engine.launch import Process
@@ -67,6 +68,15 @@ class Ranks:
         shared: list[Any] = [None] * self.world_size
         dist.all_gather_object(shared, _attempt(make))
         return _made(shared)
+
+
+def ranks_of(process: Process) -> Together:
+    """The ranks of a run, once they know one another.
+
+    Args:
+        process: this rank.
+    """
+    return Ranks(process) if dist.is_initialized() else ALONE
 
 
 def _attempt(make: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -13,9 +13,8 @@ from clipfast.data import SyntheticLoader, TrainLoader
 from clipfast.data.batch import TrainingData
 from clipfast.data.pairs import TrainPairLoader
 from clipfast.data.sources import Mixing
-from clipfast.data.together import ALONE
 from clipfast.engine import progress
-from clipfast.engine.agreement import Ranks, require_same, weights_hash
+from clipfast.engine.agreement import ranks_of, require_same, weights_hash
 from clipfast.engine.config import ConfigError, DataConfig
 from clipfast.engine.deepspeed.wrap import initialise_engine
 from clipfast.engine.launch import Process
@@ -83,7 +82,7 @@ def build_loader(plan: RunPlan) -> TrainingData:
             # The run names them, once over all ranks.
             on_skip=lambda skipped: None,
             on_wait=_goes_on,
-            together=Ranks(process) if dist.is_initialized() else ALONE,
+            together=ranks_of(process),
         )
     except ValueError as error:
         raise ConfigError(f"--data.train: {error}") from error

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipfast.data import EvalLoader
+from clipfast.data.catalogue import look_up, together_for
 from clipfast.data.content import caption_id
 from clipfast.data.pairs import EvalPairLoader
 from clipfast.data.reasons import reasons_of
 from clipfast.data.rgb import open_rgb
-from clipfast.data.shards import counts, expand
-from clipfast.data.sidecar import usable
+from clipfast.data.shards import expand
+from clipfast.data.sources import find_sources
+from clipfast.data.together import ALONE, Together
+from clipfast.engine.agreement import ranks_of
 from clipfast.engine.config import DataConfig
 from clipfast.engine.plan import RunPlan
 from clipfast.engine.setencoder import RunSetEncoder
@@ -27,22 +31,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def held(data: DataConfig, patterns: str | Sequence[str], name: str) -> int:
-    """Samples of shards that an evaluation can read.
+def held(
+    data: DataConfig, patterns: str | Sequence[str], name: str, together: Together = ALONE
+) -> int:
+    """Samples of shards that an evaluation can read. A collective of `together`.
 
     Args:
         data: of the run.
         patterns: of shards.
         name: of the set, by which tables of captions are told.
+        together: ranks of the run.
 
     Raises:
         ValueError, OSError: a shard, its index or a table of captions is unfit.
     """
-    shards = expand(patterns)
-    tables = data.captions_in(name)
-    if tables is None:
-        return int(counts(shards, fields=data.fields).sum())
-    return int(usable(shards, tables, data.fields, data.caption_cache).sum())
+    together = together_for(patterns, together)
+    known = look_up(
+        together.share(partial(find_sources, patterns)),
+        data.fields,
+        caption_tables=data.captions_in(name),
+        caption_cache=data.caption_cache,
+        together=together,
+    )
+    return int(known.kept.counts.sum())
 
 
 class RunData:
@@ -50,10 +61,11 @@ class RunData:
 
     Args:
         plan: of the run.
+        together: its ranks, where all of them make it and call it alike.
     """
 
-    def __init__(self, plan: RunPlan) -> None:
-        self.plan = plan
+    def __init__(self, plan: RunPlan, together: Together = ALONE) -> None:
+        self.plan, self._together = plan, together
         self._patterns = plan.config.data.eval_sources
 
     @property
@@ -68,7 +80,7 @@ class RunData:
             ValueError: a shard or its index is unfit, or no sample is left.
         """
         data = self.plan.config.data
-        pairs = held(data, self._pattern(source), source)
+        pairs = held(data, self._pattern(source), source, self._together)
         if not pairs:
             shards = expand(self._pattern(source))
             raise ValueError(reasons_of(shards).after(f"{len(shards)} shard(s) hold no sample"))
@@ -208,6 +220,7 @@ class RunEncoder(RunData):
             fields=data.fields,
             caption_tables=data.captions_in(name),
             caption_cache=data.caption_cache,
+            together=ranks_of(self.plan.process),
         )
 
     def _encode(self, loader: EvalLoader, sizes: Sequence[int]) -> "_Encoded":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipfast.engine.agreement import all_or_none, require_same
+from clipfast.engine.agreement import all_or_none, ranks_of, require_same
 from clipfast.engine.config import Config, ConfigError, DataConfig
 from clipfast.engine.encoder import RunData, RunEncoder
 from clipfast.engine.plan import RunPlan
@@ -37,7 +37,7 @@ class Evaluations:
                 wanted, _evaluation_data(data)
             )
             for evaluation in self._by_name.values():
-                evaluation.check(RunData(plan))
+                evaluation.check(RunData(plan, ranks_of(plan.process)))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if plan.config.eval.tasks and data.synthetic is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clipfast.data import TrainLoader
 from clipfast.engine import cpu_products, progress
 from clipfast.engine.agreement import from_main, require_same, require_same_weights
 from clipfast.engine.attempts import attempt
@@ -167,8 +168,11 @@ class Trainer:
         self.loader = builders.loader(plan)
         self.plan = resolve_memory(plan, self.loader, remembered)
         if self.plan.micro_batches != plan.micro_batches:
-            # It decodes by micro-batch.
-            self.loader = builders.loader(self.plan)
+            # Built anew, it would look at the shards again.
+            if isinstance(self.loader, TrainLoader):
+                self.loader.decode_by(self.plan.micro_batch)
+            else:
+                self.loader = builders.loader(self.plan)
         self.length = Length.of(options.schedule, self.loader.batches_per_epoch)
         torch.manual_seed(options.seed)
         self._cpu_products = cpu_products.agree(process)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipfast.engine.agreement import ranks_of
 from clipfast.engine.config import VALIDATION, ConfigError
 from clipfast.engine.encoder import RunEncoder, held
 from clipfast.engine.plan import RunPlan
@@ -35,7 +36,7 @@ class Validation:
         if not self._patterns:
             return
         try:
-            found = held(plan.config.data, self._patterns, VALIDATION)
+            found = held(plan.config.data, self._patterns, VALIDATION, ranks_of(plan.process))
         except (ValueError, OSError) as error:
             raise ConfigError(f"--logging.validation: {error}") from error
         pairs = min(found, plan.config.data.eval_limit)

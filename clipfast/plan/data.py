@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
+from clipfast.data.catalogue import look_up
 from clipfast.data.heads import counts
-from clipfast.data.kept import kept
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
-from clipfast.data.selecting import select
-from clipfast.data.sidecar import bind
 from clipfast.data.sources import find_sources, order_of
 from clipfast.engine.builders import mixing_of
 from clipfast.engine.config import DataConfig
@@ -52,32 +50,19 @@ def contents(options: DataConfig) -> Contents:
     configure(options.store)
     sources = find_sources(training_sources(options.train) or options.train)
     shards = sources.shards
-    tables = options.training_captions
-    captions = (
-        bind(
-            tables,
-            shards,
-            sources.names,
-            sources.source,
-            options.fields,
-            options.caption_cache,
-        )
-        if tables
-        else None
+    known = look_up(
+        sources,
+        options.fields,
+        select=options.select or None,
+        caption_tables=options.training_captions or None,
+        caption_cache=options.caption_cache,
     )
+    captions, used = known.captions, known.kept
     fields = [
         options.fields if captions is None else captions.fields(i, options.fields)
         for i in range(len(shards))
     ]
     held = counts(shards, fields=fields)
-    selected = select(options.select, shards, fields) if options.select else None
-    used = kept(
-        shards,
-        held if selected is None else selected.counts,
-        selected,
-        captions,
-        options.fields,
-    )
     order = order_of(
         sources,
         used.counts,

@@ -6,7 +6,7 @@ all processes of a machine map into memory. It is known by what it was made of, 
 the next run.
 """
 
-from clipfast.data.sidecar.bound import Captions, bind, usable
+from clipfast.data.sidecar.bound import Captions, bind, sidecars_of
 from clipfast.data.sidecar.options import Sidecar
 
-__all__ = ["Captions", "Sidecar", "bind", "usable"]
+__all__ = ["Captions", "Sidecar", "bind", "sidecars_of"]

@@ -13,7 +13,9 @@ from clipfast.data.fields import Fields, without_captions
 from clipfast.data.sidecar.join import join
 from clipfast.data.sidecar.joined import Joined
 from clipfast.data.sidecar.options import Sidecar
-from clipfast.data.table import Table
+from clipfast.data.table import Identity, Table
+from clipfast.data.together import ALONE, Together
+from clipfast.storage.paths import scheme_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,64 +129,75 @@ class Captions:
         return "; ".join(_said(sidecar, joined) for sidecar, joined in self._sidecars)
 
 
-def bind(
-    sidecars: Sidecar | Mapping[str, Sidecar],
-    shards: Sequence[str],
-    names: Sequence[str],
-    source: np.ndarray,
-    fields: Fields,
-    folder: str = "",
-) -> Captions:
-    """Join tables of captions with the shards that they are of.
+def sidecars_of(
+    sidecars: Sidecar | Mapping[str, Sidecar] | None, names: Sequence[str], source: np.ndarray
+) -> list[Sidecar | None]:
+    """Where the captions of each shard stand; None for those of the tar.
 
     Args:
         sidecars: one of all shards, or by the names of sources; "" is of those without one.
-        shards: paths of tars.
         names: of the sources; none where shards have no names.
         source: ``[S]`` int64, position in `names` of each shard.
-        fields: which members of tars are image and caption.
-        folder: see ``join``.
 
     Raises:
         TypeError: these are no sidecars; a ``ValueError`` too.
-        ValueError: a name is no source; or see ``join``.
-        OSError: see ``join``.
+        ValueError: a name is no source.
     """
     if isinstance(sidecars, Sidecar):
         sidecars = {"": sidecars}
+    if sidecars is None:
+        sidecars = {}
     if not isinstance(sidecars, Mapping) or not all(
         isinstance(each, Sidecar) for each in sidecars.values()
     ):
         raise WrongKindError(f"sidecars must be a Sidecar or some by name; got {shown(sidecars)}")
     if unknown := sorted(set(sidecars) - {"", *names}):
         raise ValueError(f"captions of {unknown[0]!r}: it is no source")
-    of_shard = [sidecars.get(names[i] if names else "", sidecars.get("")) for i in source.tolist()]
-    places: list[_Place | None] = [None] * len(shards)
-    made = []
-    for sidecar in dict.fromkeys(each for each in of_shard if each is not None):
-        mine = [i for i, each in enumerate(of_shard) if each == sidecar]
-        joined = join(sidecar, [shards[i] for i in mine], fields, folder)
-        for number, i in enumerate(mine):
-            places[i] = _Place(joined, number, sidecar.missing == "own")
-        made.append((sidecar, joined))
-    return Captions(places, made)
+    return [sidecars.get(names[i] if names else "", sidecars.get("")) for i in source.tolist()]
 
 
-def usable(shards: Sequence[str], sidecar: Sidecar, fields: Fields, folder: str = "") -> np.ndarray:
-    """``[S]`` int64: samples of shards that have a caption in some tables, or one of their own.
+def bind(
+    sidecars: Sequence[Sidecar | None],
+    shards: Sequence[str],
+    known: Mapping[int, Identity],
+    fields: Fields,
+    folder: str = "",
+    together: Together = ALONE,
+) -> Captions | None:
+    """Join tables of captions with the shards that they are of.
 
     Args:
+        sidecars: of each shard, see ``sidecars_of``.
         shards: paths of tars.
-        sidecar: where captions stand.
+        known: what they are known by, at least those whose captions stand in tables.
         fields: which members of tars are image and caption.
         folder: see ``join``.
+        together: ranks of the same arguments; see ``join``. Where a table is a file of a machine,
+            each rank looks at it.
+
+    Returns:
+        None where all captions stand in the tars.
 
     Raises:
         ValueError, OSError: see ``join``.
     """
-    nobody = np.zeros(len(shards), np.int64)
-    captions = bind(sidecar, shards, (), nobody, fields, folder)
-    return np.array([captions.usable(shard).sum() for shard in range(len(shards))], np.int64)
+    places: list[_Place | None] = [None] * len(shards)
+    made = []
+    for sidecar in dict.fromkeys(each for each in sidecars if each is not None):
+        mine = [i for i, each in enumerate(sidecars) if each == sidecar]
+        far = all(scheme_of(file) not in ("file", "") for file in sidecar.files)
+        joined = join(
+            sidecar,
+            [shards[i] for i in mine],
+            fields,
+            folder,
+            known=[known[i] for i in mine],
+            together=together if far else ALONE,
+        )
+        for number, i in enumerate(mine):
+            places[i] = _Place(joined, number, sidecar.missing == "own")
+        made.append((sidecar, joined))
+    return Captions(places, made) if made else None
 
 
 def _said(sidecar: Sidecar, joined: Joined) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from clipfast.data.sidecar.joined import Joined, JoinedShard, JoinedWriter, open
 from clipfast.data.sidecar.lookup import Lookup
 from clipfast.data.sidecar.options import Sidecar
 from clipfast.data.sidecar.rows import SEPARATOR, joined_rows, read_rows, shard_name
-from clipfast.data.table import identify, read_table
+from clipfast.data.table import Identity, identify, read_table
+from clipfast.data.together import ALONE, Together
 from clipfast.files import explain, remove_stale_in, whole_file
 from clipfast.storage import storage_of
 from clipfast.storage.paths import split
@@ -49,7 +51,15 @@ def usual_folder() -> str:
     return os.path.join(tempfile.gettempdir(), f"clipfast-{os.getuid()}", "captions")
 
 
-def join(sidecar: Sidecar, shards: Sequence[str], fields: Fields, folder: str = "") -> Joined:
+def join(
+    sidecar: Sidecar,
+    shards: Sequence[str],
+    fields: Fields,
+    folder: str = "",
+    *,
+    known: Sequence[Identity] | None = None,
+    together: Together = ALONE,
+) -> Joined:
     """The captions of some shards, in the order of their rows.
 
     Args:
@@ -57,6 +67,8 @@ def join(sidecar: Sidecar, shards: Sequence[str], fields: Fields, folder: str = 
         shards: paths of tars.
         fields: which members of them are image and caption.
         folder: where the result lies, on a disk of this machine; "": ``usual_folder``.
+        known: what the shards are known by; None: they are looked at.
+        together: ranks of the same tables, which one of them looks at. A collective then.
 
     Raises:
         ValueError: a table is no table or lacks a column, a key may belong to several samples, or
@@ -65,13 +77,10 @@ def join(sidecar: Sidecar, shards: Sequence[str], fields: Fields, folder: str = 
     """
     arrow()
     fields = without_captions(fields)
-    files = [] if sidecar.per_shard else sidecar.files_of()
-    if sidecar.per_shard:
-        _require_files(sidecar, shards)
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        known = list(_in_context(pool, lambda shard: identify(shard, fields), shards))
-        tables = files or [file for shard in shards for file in sidecar.files_of(shard)]
-        versions = list(_in_context(pool, _version, tables))
+    if known is None:
+        with ThreadPoolExecutor(_AHEAD) as pool:
+            known = list(_in_context(pool, lambda shard: identify(shard, fields), shards))
+    files, versions = together.share(partial(_look_at_tables, sidecar, shards))
     marked = [
         JoinedShard(split(shard)[1], each.samples, each.mark)
         for shard, each in zip(shards, known, strict=True)
@@ -100,6 +109,18 @@ def join(sidecar: Sidecar, shards: Sequence[str], fields: Fields, folder: str = 
             f"--data.caption-cache: cannot write {explain(error, path)}"
         ) from None
     return found
+
+
+def _look_at_tables(
+    sidecar: Sidecar, shards: Sequence[str]
+) -> tuple[list[str], list[list[str | int | None]]]:
+    """Tables of all shards, none where each shard has its own; and the version of every table."""
+    files = [] if sidecar.per_shard else sidecar.files_of()
+    if sidecar.per_shard:
+        _require_files(sidecar, shards)
+    tables = files or [file for shard in shards for file in sidecar.files_of(shard)]
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        return files, list(_in_context(pool, _version, tables))
 
 
 def _prepared(folder: str) -> Path:
