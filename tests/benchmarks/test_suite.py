@@ -67,14 +67,16 @@ def test_a_part_that_fails_or_runs_out_of_memory_is_named_and_passed_over(tmp_pa
 
 
 def test_a_part_that_hangs_is_ended_with_its_children(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "limit_of", lambda cost: 1.0)
+    # The part that works starts a Python within it, on a machine with other work.
+    limit = 4.0
+    monkeypatch.setattr(run, "limit_of", lambda cost: limit)
     child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', "
     child += "'import time; time.sleep(60)']); print(p.pid, flush=True); time.sleep(60)"
     began = time.monotonic()
     outcomes = run_all([part("hangs", child), part("works")], tmp_path)
     assert statuses(outcomes) == {"hangs": "hung", "works": "done"}
     assert "did not end in" in outcomes[0].reason
-    assert time.monotonic() - began < 1.0 + process.GRACE + 5
+    assert time.monotonic() - began < limit + process.GRACE + 9
     pid = int((tmp_path / "logs" / "hangs.log").read_text())
     assert not _is_alive(pid)
 
