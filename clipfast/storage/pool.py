@@ -2,11 +2,17 @@
 
 import contextvars
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 from typing import Any, TypeVar
 
+from clipfast.storage.failures import UnreachableError
+from clipfast.storage.patience import unwanted
+
 T = TypeVar("T")
+
+# Seconds between two looks whether anybody still wants an answer.
+_LOOK = 0.2
 
 _lock = Lock()
 _pools: dict[tuple[str, int], ThreadPoolExecutor] = {}
@@ -32,3 +38,18 @@ def submit(
             )
         pool = _pools[name, in_flight]
     return pool.submit(contextvars.copy_context().run, act, *arguments)
+
+
+def result_of(future: "Future[T]") -> T:
+    """What a request gave; no more is waited for than somebody wants it.
+
+    A request that a store never answers ends by its own time limit, on its own thread.
+
+    Raises:
+        UnreachableError: nobody wants it any more (`clipfast.storage.patience.unwanted`).
+    """
+    given_up = unwanted.get()
+    while given_up is not None and not wait([future], _LOOK).done:
+        if given_up.is_set():
+            raise UnreachableError("nobody waits for a store's answer any more")
+    return future.result()

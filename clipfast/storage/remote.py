@@ -17,7 +17,7 @@ from clipfast.storage.cache import Cache
 from clipfast.storage.copies import GAP, Copy
 from clipfast.storage.options import StoreOptions
 from clipfast.storage.patience import Patience
-from clipfast.storage.pool import submit
+from clipfast.storage.pool import result_of, submit
 from clipfast.storage.together import Together, is_worth_it
 
 # Bytes per request of a stream.
@@ -225,7 +225,7 @@ def _collect(
     futures: Sequence["Future[bytes]"],
 ) -> list[bytes]:
     try:
-        return _taken_apart(ranges, joined, [future.result() for future in futures])
+        return _taken_apart(ranges, joined, [result_of(future) for future in futures])
     finally:
         for future in futures:
             future.cancel()

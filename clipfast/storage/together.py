@@ -18,7 +18,7 @@ from typing import Protocol
 
 from clipfast.storage.base import Stat
 from clipfast.storage.failures import PassingError
-from clipfast.storage.pool import submit
+from clipfast.storage.pool import result_of, submit
 
 # Requests that the client makes at a time in one call.
 AT_A_TIME = 10
@@ -93,8 +93,8 @@ class Together:
             ChangedError, OSError: see ``RemoteStorage.fetch``.
         """
         try:
-            found = [data for future in self._futures for data in future.result()]
-            is_same = self._look is not None and self._look.result()
+            found = [data for future in self._futures for data in result_of(future)]
+            is_same = self._look is not None and result_of(self._look)
         finally:
             for future in self._futures:
                 future.cancel()
@@ -105,7 +105,7 @@ class Together:
         ]
         again = {number: self._again(*self._ranges[number]) for number in wrong}
         try:
-            whole = dict(enumerate(found)) | {n: task.result() for n, task in again.items()}
+            whole = dict(enumerate(found)) | {n: result_of(task) for n, task in again.items()}
         finally:
             for task in again.values():
                 task.cancel()

@@ -291,6 +291,24 @@ def test_a_loader_that_is_closed_does_not_wait_for_a_store(s3):
     assert time.monotonic() - start < 10
 
 
+def test_a_loader_that_is_closed_leaves_requests_that_are_never_answered(s3):
+    batches = iter(TrainLoader("s3://shards/set/0*.tar", 2, 6, seed=3))
+    next(batches)
+    before = -1
+    while before != (before := s3.met["GET"]):
+        time.sleep(1)
+    s3.spoil(["stall"] * 400)
+    # One that is there; the next is asked for.
+    next(batches)
+    deadline = time.monotonic() + 60
+    while not s3.met["stall"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 8
+
+
 def test_missing_shards_are_named_and_their_folder_too(s3):
     with pytest.raises(FileNotFoundError, match="2 of 5 shards are missing: s3://shards/set/00003"):
         shards.expand("s3://shards/set/{00000..00004}.tar")
