@@ -261,6 +261,17 @@ def _values(text: str, keys: Sequence[str]) -> list[str]:
 FIELDS = Fields()
 
 
+def check_fields(fields: object) -> Fields:
+    """What was given, if it is Fields.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(fields, Fields):
+        raise WrongKindError(f"fields must be Fields; got {shown(fields)}")
+    return fields
+
+
 def without_captions(fields: Fields) -> Fields:
     """The same, and a sample needs no caption of its own.
 

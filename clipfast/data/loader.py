@@ -28,7 +28,7 @@ from clipfast.data.caption_lengths import mean_tokens
 from clipfast.data.catalogue import look_up, together_for
 from clipfast.data.decode import Decoder
 from clipfast.data.encoded import EncodedBatch, Request, Skipped
-from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.fields import FIELDS, Fields, check_fields
 from clipfast.data.fingerprint import fingerprint
 from clipfast.data.good_order import GoodOrder
 from clipfast.data.order import EpochOrder, MixedOrder
@@ -88,7 +88,7 @@ class _Loader:
         self.device = check_device(device)
         self.dtype = check_dtype(dtype)
         self.threads = whole_number("threads", threads, 1, MOST_THREADS)
-        self.fields = fields
+        self.fields = check_fields(fields)
         self._together = together_for(patterns, together)
         self.sources = self._together.share(partial(find_sources, patterns))
         self.shards = self.sources.shards

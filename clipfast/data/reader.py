@@ -10,12 +10,12 @@ from threading import Lock
 import numpy as np
 import torch
 
-from clipfast.arguments import WrongKindError, shown, whole_number
+from clipfast.arguments import whole_number
 from clipfast.data.captions import draws, pick, saying
 from clipfast.data.check import Limits, check_header, check_size, why_empty
 from clipfast.data.content import caption_id, image_id
 from clipfast.data.encoded import WHOLE, EncodedBatch, Fill, Request, encode
-from clipfast.data.fields import FIELDS, Fields
+from clipfast.data.fields import FIELDS, Fields, check_fields
 from clipfast.data.indexfile import INDEX_COMMAND
 from clipfast.data.order import SampleRefs
 from clipfast.data.plain import plain_size
@@ -94,9 +94,7 @@ class ShardReader:
     ) -> None:
         self.shards = list(shards)
         self.context_length = whole_number("context_length", context_length, 3, why=_CONTEXT)
-        if not isinstance(fields, Fields):
-            raise WrongKindError(f"fields must be Fields; got {shown(fields)}")
-        self.fields = fields
+        self.fields = check_fields(fields)
         self._files = ShardFiles(self.shards)
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._kept_samples = 0
