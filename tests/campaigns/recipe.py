@@ -20,7 +20,7 @@ register_model(
 def config() -> Config:
     """Two steps between checkpoints, no evaluation."""
     return Config(
-        model=ModelOptions(MODEL),
+        model=ModelOptions("RN-least"),
         data=DataConfig(train=("sample/noto",), eval_limit=32),
         schedule=ScheduleConfig(max_steps=8, warmup_steps=2),
         logging=LoggingConfig(name="run", every_steps=1, tensorboard=False, progress=False),
