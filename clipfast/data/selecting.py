@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clipfast.data.fields import FIELDS, Fields
-from clipfast.data.heads import heads
-from clipfast.data.selection import Selection, ShardChoice, read_selection
+from clipfast.data.selection import Selection, ShardChoice
 from clipfast.data.table import Identity
 from clipfast.storage.paths import split
 
@@ -43,30 +41,6 @@ class Selected:
         return words
 
 
-def select(
-    selection: Selection | str, shards: Sequence[str], fields: Fields | Sequence[Fields] = FIELDS
-) -> Selected:
-    """Find what a selection keeps of some shards.
-
-    Args:
-        selection: one, or the path of its file.
-        shards: paths of tars.
-        fields: which members are image and caption, of all shards or of each.
-
-    Raises:
-        ValueError: it was made of another index of a shard, names none of them, or keeps nothing;
-            or see ``read_selection``.
-        OSError: a shard or the file cannot be read.
-    """
-    if isinstance(selection, str):
-        selection = read_selection(selection)
-    each = [fields] * len(shards) if isinstance(fields, Fields) else fields
-    named = [i for i, shard in enumerate(shards) if selection.names(shard)]
-    found = heads([shards[i] for i in named], [each[i] for i in named], marks=True)
-    known = {shards[i]: head.identity for i, head in zip(named, found, strict=True)}
-    return obey(selection, shards, known)
-
-
 def obey(selection: Selection, shards: Sequence[str], known: Mapping[str, Identity]) -> Selected:
     """What a selection keeps of shards that have been looked at.
 
@@ -76,7 +50,7 @@ def obey(selection: Selection, shards: Sequence[str], known: Mapping[str, Identi
         known: of each shard that the selection names.
 
     Raises:
-        ValueError: see ``select``.
+        ValueError: it was made of another index of a shard, names none of them, or keeps nothing.
     """
     choices = [
         selection.choice(shard, known[shard].samples, known[shard].mark) if shard in known else None

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from clipfast.data import EvalLoader, TrainLoader
+from clipfast.data.catalogue import look_up
+from clipfast.data.fields import FIELDS
 from clipfast.data.indexfile import write_index
 from clipfast.data.scan import scan
-from clipfast.data.selecting import select
+from clipfast.data.selecting import Selected
 from clipfast.data.selection import Selection, choose, write_selection
+from clipfast.data.sources import find_sources
 from clipfast.data.table import identify, read_table
 from tests.data.tars import END, member
 from tests.data.test_folders import picture
@@ -130,6 +133,10 @@ def test_a_state_goes_on_with_its_own_selection_alone(whole):
     with pytest.raises(ValueError, match=r"selection was None, is "):
         train(whole, select=everything).load_state_dict(plain)
     train(whole).load_state_dict(plain)
+
+
+def select(selection: Selection, shards: list[str]) -> Selected | None:
+    return look_up(find_sources(shards), FIELDS, select=selection).selected
 
 
 def test_select_refuses_what_does_not_fit(whole, tmp_path):
