@@ -38,12 +38,14 @@ class Catalogue:
 
     Attributes:
         shards: paths of tars.
+        held: ``[len(shards)]`` int64, complete samples; 0 where none is read, and none was counted.
         selected: what a selection keeps; None: there is none.
         captions: those that stand in tables; None: all stand in the tars.
         kept: which samples are read.
     """
 
     shards: Sequence[str]
+    held: np.ndarray
     selected: Selected | None
     captions: Captions | None
     kept: Kept
@@ -96,15 +98,18 @@ def look_up(
         caption_cache,
         together,
     )
+    held = np.zeros(len(shards), np.int64)
+    held[wanted] = [found[i].samples for i in wanted]
     if select is None:
         if together.rank == 0:
             warn_of_scans(list(found.values()))
-        selected, counts = None, np.array([found[i].samples for i in wanted], np.int64)
+        selected, counts = None, held
     else:
         named = {i: head for i, head in found.items() if select.names(shards[i])}
         selected = obey(select, shards, {shards[i]: head.identity for i, head in named.items()})
         counts = selected.counts
-    return Catalogue(shards, selected, captions, kept(shards, counts, selected, captions, fields))
+    used = kept(shards, counts, selected, captions, fields)
+    return Catalogue(shards, held, selected, captions, used)
 
 
 def _looked_at(

@@ -4,10 +4,12 @@ import io
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from clipfast.data.fields import FORMATS
 from clipfast.data.pngkey import mend_key
+
+_PIXELS_OF_A_STRIP = 1 << 20
 
 
 @cache
@@ -43,11 +45,17 @@ def shown(image: ImageFile.ImageFile, encoded: bytes) -> Image.Image:
     if image.format == "PNG":
         mend_key(image, encoded)
     image.load()
+    return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Without a copy where nothing is to be turned."""
     try:
-        upright = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image
+        return ImageOps.exif_transpose(image)
     except Exception:  # Pillow's reader of EXIF raises many kinds, and the picture is sound
-        return to_rgb(image)
-    return to_rgb(upright)
+        return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -61,11 +69,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("image of mode F (floats) has no defined range")
     if _transparent(image):
-        # By way of RGBA alone: to RGB Pillow drops the transparency of a palette, with a warning.
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In strips, since three layers of a large picture would be four times its memory."""
+    flat = Image.new("RGB", image.size)
+    rows = max(1, _PIXELS_OF_A_STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        # By way of RGBA alone: to RGB Pillow drops the transparency of a palette, with a warning.
+        layer = strip.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        flat.paste(Image.alpha_composite(white, layer).convert("RGB"), (0, top))
+    return flat
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:

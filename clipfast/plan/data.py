@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from clipfast.data.caption_lengths import mean_tokens
 from clipfast.data.catalogue import look_up
-from clipfast.data.heads import counts
 from clipfast.data.random_pairs import WEB_MEAN
 from clipfast.data.reader import ShardReader
 from clipfast.data.sources import find_sources, order_of
@@ -57,12 +56,7 @@ def contents(options: DataConfig) -> Contents:
         caption_tables=options.training_captions or None,
         caption_cache=options.caption_cache,
     )
-    captions, used = known.captions, known.kept
-    fields = [
-        options.fields if captions is None else captions.fields(i, options.fields)
-        for i in range(len(shards))
-    ]
-    held = counts(shards, fields=fields)
+    used, held = known.kept, known.held
     order = order_of(
         sources,
         used.counts,
@@ -73,7 +67,8 @@ def contents(options: DataConfig) -> Contents:
         units=used.units,
     )
     pairs = len(order)
-    size = sum(storage_of(shard).size(shard) for shard in shards) / max(1, int(held.sum()))
+    read = [shard for shard, samples in zip(shards, held, strict=True) if samples]
+    size = sum(storage_of(shard).size(shard) for shard in read) / max(1, int(held.sum()))
     source = f"{len(shards)} shard(s) of --data.train"
-    reader = ShardReader(shards, 77, options.fields, captions=captions)
+    reader = ShardReader(shards, 77, options.fields, captions=known.captions)
     return Contents(pairs, mean_tokens(reader), size / 1e3, source)

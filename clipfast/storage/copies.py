@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipfast.storage.local import FileReader
+from clipfast.storage.ranges import join
 
 # Ranges with a gap of up to so many bytes between them are one request: image and caption of a
 # sample lie 512 bytes apart, and a request takes longer than the bytes of the gap.
@@ -54,7 +55,7 @@ class Ranges:
     """
 
     def __init__(self, ranges: np.ndarray) -> None:
-        self._table = _joined(ranges, _GAP_OF_COPY)
+        self._table, _ = join(ranges[ranges[:, 1] > 0], _GAP_OF_COPY)
 
     @property
     def head(self) -> bytes:
@@ -179,20 +180,3 @@ class Copy:
 
 def _digest(table: bytes) -> str:
     return hashlib.sha256(table).hexdigest()[:16]
-
-
-def _joined(ranges: np.ndarray, gap: int) -> np.ndarray:
-    """Ranges that lie close together, as one: ``[R, 2]`` int64, rising.
-
-    Args:
-        ranges: ``[N, 2]`` int64, offset and size.
-        gap: bytes between two of them that are taken too.
-    """
-    ranges = ranges[ranges[:, 1] > 0]
-    ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
-    if not len(ranges):
-        return np.empty((0, 2), np.int64)
-    stops = np.maximum.accumulate(ranges.sum(1))
-    first = np.flatnonzero(np.append(True, ranges[1:, 0] > stops[:-1] + gap))
-    starts = ranges[first, 0]
-    return np.stack([starts, stops[np.append(first[1:], len(ranges)) - 1] - starts], 1)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 
+import numpy as np
+
 from clipfast.storage import counting
 from clipfast.storage.base import Reader, Stat, Storage, Stream
 from clipfast.storage.cache import Cache
@@ -18,10 +20,14 @@ from clipfast.storage.copies import GAP, Copy
 from clipfast.storage.options import StoreOptions
 from clipfast.storage.patience import Patience
 from clipfast.storage.pool import result_of, submit
+from clipfast.storage.ranges import join
 from clipfast.storage.together import Together, is_worth_it
 
 # Bytes per request of a stream.
 _STREAM_BLOCK = 8 << 20
+
+# What `join` gives.
+Joined = tuple[np.ndarray, np.ndarray]
 
 
 class RemoteStorage(Storage):
@@ -167,14 +173,14 @@ class RemoteReader(Reader):
         if found is not None:
             copied = found
             return lambda: copied
-        joined = join_ranges(ranges, GAP)
+        joined = join(np.array(ranges, np.int64).reshape(-1, 2), GAP)
         in_flight = self._store.options.in_flight
         self._store.require_answers(self._path)
-        each = [(at, min(size, stop - at)) for at, size, _ in joined]
+        each = [(at, min(size, stop - at)) for at, size in joined[0].tolist()]
         if self._store.asks_for_many and is_worth_it(each) and all(size > 0 for _, size in each):
             many = Together(self._store, self._path, self._stat, each, in_flight)
             return lambda: _taken_apart(ranges, joined, many.wait())
-        futures = [submit(in_flight, self.read_at, at, size) for at, size, _ in joined]
+        futures = [submit(in_flight, self.read_at, at, size) for at, size in each]
         return partial(_collect, ranges, joined, futures)
 
     def _from_cache(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
@@ -197,32 +203,8 @@ class RemoteReader(Reader):
         return io.BufferedReader(Stream(self), _STREAM_BLOCK)
 
 
-def join_ranges(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:
-    """Ranges that lie close together, as one.
-
-    Args:
-        ranges: (offset, size), in any order; they may overlap.
-        gap: bytes between two of them that are read too.
-
-    Returns:
-        (offset, size, positions in `ranges`), by offset.
-    """
-    joined: list[tuple[int, int, list[int]]] = []
-    for number in sorted(range(len(ranges)), key=lambda i: ranges[i]):
-        offset, size = ranges[number]
-        if joined and offset <= joined[-1][0] + joined[-1][1] + gap:
-            at, length, numbers = joined.pop()
-            stop = max(at + length, offset + size)
-            joined.append((at, stop - at, [*numbers, number]))
-        else:
-            joined.append((offset, size, [number]))
-    return joined
-
-
 def _collect(
-    ranges: Sequence[tuple[int, int]],
-    joined: Sequence[tuple[int, int, list[int]]],
-    futures: Sequence["Future[bytes]"],
+    ranges: Sequence[tuple[int, int]], joined: Joined, futures: Sequence["Future[bytes]"]
 ) -> list[bytes]:
     try:
         return _taken_apart(ranges, joined, [result_of(future) for future in futures])
@@ -232,14 +214,11 @@ def _collect(
 
 
 def _taken_apart(
-    ranges: Sequence[tuple[int, int]],
-    joined: Sequence[tuple[int, int, list[int]]],
-    found: Sequence[bytes],
+    ranges: Sequence[tuple[int, int]], joined: Joined, found: Sequence[bytes]
 ) -> list[bytes]:
     """What was asked for, of what was read."""
-    parts = [b""] * len(ranges)
-    for (at, _, numbers), data in zip(joined, found, strict=True):
-        for number in numbers:
-            offset, size = ranges[number]
-            parts[number] = data[offset - at : offset - at + size]
-    return parts
+    starts, rows = joined[0][:, 0].tolist(), joined[1].tolist()
+    return [
+        found[row][offset - starts[row] : offset - starts[row] + size]
+        for (offset, size), row in zip(ranges, rows, strict=True)
+    ]

@@ -1,11 +1,13 @@
 """Pictures as they are shown: transparency on white, upright, without Pillow's warnings."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from clipfast.data import rgb
 from clipfast.data.plain import plain_size
 from clipfast.data.prepare import prepare
 from clipfast.data.rgb import open_rgb, to_rgb
@@ -69,3 +71,34 @@ def test_open_rgb_turns_a_picture_upright():
     data = encoded(picture(), "PNG", exif=rotated_exif())
     assert open_rgb(data).size == (40, 60)
     assert open_rgb(data) == ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("size", [(7, 5), (40, 1), (1, 33)])
+def test_strips_of_a_clear_picture_are_those_of_the_whole(mode, size, monkeypatch):
+    rng = np.random.default_rng(0)
+    channels = {"RGBA": (4,), "LA": (2,), "P": ()}[mode]
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], *channels), np.uint8), mode)
+    if mode == "P":
+        image.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+        image.info["transparency"] = rng.integers(0, 256, 256, np.uint8).tobytes()
+    layer = image.convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", size, "white"), layer).convert("RGB")
+    for pixels_of_a_strip in (1, 21, 1 << 20):
+        monkeypatch.setattr(rgb, "_PIXELS_OF_A_STRIP", pixels_of_a_strip)
+        assert to_rgb(image) == whole
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts the peak")
+def test_a_large_clear_picture_is_held_twice_at_most():
+    file = io.BytesIO()
+    Image.new("RGBA", (3000, 2000), (10, 20, 30, 128)).save(file, "PNG")
+    status = Path("/proc/self/status")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _kilobytes(status, "VmRSS")
+    open_rgb(file.getvalue())
+    assert 1024 * (_kilobytes(status, "VmHWM") - before) < 3 * 4 * 3000 * 2000
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return int(status.read_text().split(f"{name}:")[1].split()[0])

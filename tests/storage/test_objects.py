@@ -19,7 +19,6 @@ from clipfast.data.table import read_table
 from clipfast.storage import ObjectStorage, StoreOptions, storage_of
 from clipfast.storage.failures import ChangedError, RefusedError, UnreachableError
 from clipfast.storage.patience import Patience, under_way
-from clipfast.storage.remote import join_ranges
 from tests.storage.conftest import SIZES, address
 from tests.storage.httpfolder import serve
 from tests.storage.proxy import FAULTS
@@ -154,16 +153,6 @@ def test_requests_of_a_batch_are_under_way_together(s3):
         started = [reader.start_many([(at, 5)]) for at in range(0, 8000, 1000)]
         assert [len(wait()[0]) for wait in started] == [5] * 8
     assert s3.most_at_once > 3
-
-
-def test_ranges_close_together_are_one_request():
-    ranges = [(5000, 10), (0, 100), (100, 50), (1200, 10), (20, 300)]
-    assert join_ranges(ranges, 0) == [
-        (0, 320, [1, 4, 2]),
-        (1200, 10, [3]),
-        (5000, 10, [0]),
-    ]
-    assert join_ranges(ranges, 1000)[0] == (0, 1210, [1, 4, 2, 3])
 
 
 def test_a_shard_that_changes_while_it_is_read_ends_the_run(s3, folder):
