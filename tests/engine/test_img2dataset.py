@@ -51,6 +51,7 @@ def test_what_img2dataset_writes_trains_as_it_is(tmp_path):
     quiet = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
     subprocess.run(command, check=True, env=quiet, stdout=subprocess.DEVNULL)
     server.shutdown()
+    server.server_close()
     told = [json.loads(path.read_text()) for path in sorted(out.glob("*_stats.json"))]
     assert [each["count"] for each in told] == [15, 11]
     assert sum(each["failed_to_download"] for each in told) == len(MISSING)

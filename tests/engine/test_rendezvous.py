@@ -74,6 +74,7 @@ def test_a_server_of_another_kind_is_not_taken_for_rank_0():
         (said,) = verdicts(start(1, 2, server.server_port, patience=3.0))
     finally:
         server.shutdown()
+        server.server_close()
     assert "is not rank 0 of this run, but another program or another run" in said
 
 

@@ -72,6 +72,7 @@ def web_proxy(folder: Path) -> Iterator[Proxy]:
     yield proxy
     proxy.close()
     server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,7 @@ def test_a_changed_shard_is_seen_by_its_time_where_a_server_gives_no_etag(tmp_pa
         with pytest.raises(ChangedError, match="its time was"):
             reader.read_at(0, 100)
     server.shutdown()
+    server.server_close()
 
 
 class Clock:
