@@ -151,6 +151,7 @@ THINGS: dict[str, Callable[[], str | None]] = {
     "cuda-device": _cuda_device,
     "cuda-operators": _cuda_operators,
     "emulator": _emulator,
+    "azurite-blob": functools.partial(_program, "azurite-blob"),
     "extension": _extension,
     "g++": functools.partial(_program, "g++"),
     "hosts": _hosts,

@@ -319,5 +319,8 @@ def _stat_of(meta: Any) -> Stat:
     etag = meta.get("e_tag")
     # A weak one says that two objects mean the same, not that they have the same bytes.
     strong = etag if etag and not etag.startswith("W/") else None
+    # Azure's listings leave out the quotes that its answers have.
+    if strong and not strong.startswith('"'):
+        strong = f'"{strong}"'
     seconds = meta["last_modified"].timestamp()
     return Stat(int(meta["size"]), strong, round(seconds * 1e9))

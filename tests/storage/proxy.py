@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 # What may happen to one answer.
 FAULTS = ("reset", "503", "429", "cut", "short", "stall", "half", "etag", "no etag")
 _STALL = 30.0
+# What a server of S3's protocol looks for and does not check.
+_SIGNED = (
+    b"\r\nAuthorization: AWS4-HMAC-SHA256 Credential=me/20260101/eu-west-1/s3/aws4_request, "
+    b"SignedHeaders=host, Signature=0\r\n"
+)
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Proxy:
         spoils: the method whose answers these are.
         latency: seconds before each request is passed on.
         away: every connection is closed at once.
+        signs: requests get a signature of S3's kind in place of what they have.
         met: what has happened, counted; "GET" and "HEAD" are requests that were passed on.
         sent: bytes of bodies that were passed back.
         port: where it listens.
@@ -34,6 +40,7 @@ class Proxy:
     spoils: str = "GET"
     latency: float = 0.0
     away: bool = False
+    signs: bool = False
     met: Counter[str] = field(default_factory=Counter)
     sent: int = 0
     most_at_once: int = 0
@@ -139,6 +146,9 @@ class Proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
         try:
             head = re.sub(rb"\r\n[Cc]onnection: [^\r]*", b"", head)
+            if self.signs:
+                head = re.sub(rb"(?i)\r\nauthorization: [^\r]*", b"", head)
+                head = head.replace(b"\r\n", _SIGNED, 1)
             writer.write(head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
             await writer.drain()
             answer = await reader.readuntil(b"\r\n\r\n")
