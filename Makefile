@@ -1,7 +1,7 @@
 # Everything is installed into .venv, on top of the active Python's torch where it has one.
 #
 #   make demo                    train, evaluate and plot on this machine
-#   make test                    all tests
+#   make test                    the tests; make test-thorough also runs the further cases
 #   PYTHON=python3.12 make test  another Python (3.10 or newer; only while .venv does not exist)
 
 PYTHON ?= python3
@@ -37,13 +37,14 @@ TYPES := "mypy>=2.4,<2.5"
 # The site's generator; setup.py's [docs] says the same. A test compares them.
 SITE := "mkdocs>=1.6,<2" "mkdocs-material>=9.7,<10" "mkdocstrings[python]>=1.0,<2"
 
-.PHONY: help setup test sanitize lint format demo suite bench docs env clean
+.PHONY: help setup test test-thorough sanitize lint format demo suite bench docs env clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    install into $(VENV) (again only after setup.py, pyproject.toml or csrc change)"
 	@echo "make demo     setup, then train the small recipe, evaluate it, and write demo/*.png"
-	@echo "make test     setup, then all tests (PYTEST_ARGS='-k loss -x' to choose)"
+	@echo "make test     setup, then the tests (PYTEST_ARGS='-k loss -x' to choose)"
+	@echo "make test-thorough  the same with the further cases that are marked thorough"
 	@echo "make sanitize csrc's CPU half under AddressSanitizer and UBSan, and calls of all its operators"
 	@echo "make lint     ruff, clang-format and mypy, changing nothing"
 	@echo "make format   ruff and clang-format, in place"
@@ -112,6 +113,9 @@ test: setup
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  set -x; CUDA_VISIBLE_DEVICES= $(RUN_TESTS) && { $(RUN_TESTS) -m gpu || test $$? = 5; }; \
 	else set -x; $(RUN_TESTS); fi
+
+test-thorough:
+	@$(MAKE) test PYTEST_ARGS='--thorough $(PYTEST_ARGS)'
 
 # The installed extension stays as it is; torch itself is not built for it, so its runtime is loaded
 # before Python.

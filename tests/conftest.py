@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +41,10 @@ def compile_threads(cores: int, workers: int) -> int:
     return max(1, cores // workers) if cores > MOST_WORKERS else 1
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also the tests marked thorough")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     needs.required()  # a name that nobody knows ends the run here
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(4, cores()))))
@@ -66,9 +71,33 @@ def group_of(item: pytest.Item) -> str | None:
     return None
 
 
+# How many thorough tests each process has left out: one, or each of xdist's.
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def leave_out_thorough(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Drop what is marked ``thorough``, unless ``--thorough`` or an expression of ``-m`` asks."""
+    if config.option.thorough or "thorough" in config.option.markexpr:
+        return
+    dropped = [item for item in items if "thorough" in item.keywords]
+    items[:] = [item for item in items if "thorough" not in item.keywords]
+    config.hook.pytest_deselected(items=dropped)
+    config.stash[LEFT_OUT] = len(dropped)
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = len(dropped)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    # Every process of xdist collects all tests.
+    if "left_out" in getattr(node, "workeroutput", {}):
+        node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]
+
+
 # Before xdist reads the groups.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_out_thorough(config, items)
     # The longest first, so that no process waits for another at the end.
     items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
@@ -109,7 +138,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if left_out := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{left_out} thorough tests left out: make test-thorough")
     for told in needs.unmet():
         terminalreporter.write_line(f"ERROR {needs.REQUIRE}: {told}", red=True)
 

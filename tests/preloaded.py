@@ -2,8 +2,18 @@
 thread: a fork would lack it."""
 
 import contextlib
+import gc
 import importlib
+import os
 
-for _name in ("torch._dynamo", "deepspeed", "nvidia.dali.fn", "pytest", "clipfast.engine"):
+# What the imports below have found: ``tests/commands.py`` compares.
+ENVIRONMENT = dict(os.environ)
+
+for _name in (
+    *("torch._dynamo", "deepspeed", "nvidia.dali.fn", "pytest", "clipfast.engine"),
+    *("tests.commands", "tyro", "PIL.Image", "safetensors.torch", "tqdm"),
+):
     with contextlib.suppress(ImportError):
         importlib.import_module(_name)
+# Collections of the children leave alone, and do not copy, what is here already.
+gc.freeze()

@@ -38,7 +38,7 @@ def run_ranks(
     if not fresh:
         multiprocessing.set_forkserver_preload(["tests.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
-        surroundings = (dict(os.environ), _Descriptor(1), _Descriptor(2))
+        surroundings = (dict(os.environ), Descriptor(1), Descriptor(2))
         mp.start_processes(
             _child,
             (surroundings, world_size, folder, function, arguments),
@@ -48,7 +48,7 @@ def run_ranks(
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world_size)]
 
 
-class _Descriptor:
+class Descriptor:
     """A file that is open here, for a process that the fork server starts: it has files of its own.
 
     Args:

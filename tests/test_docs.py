@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-import subprocess
 import sys
 from functools import cache
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from clipfast.engine import openclip
 from clipfast.engine.cli import parse
 from clipfast.engine.recipes import PLAN
 from clipfast.plan.command import build_parser
+from tests import commands
 from tests.docs_pages import PAGES, ROOT, Block, blocks_of, commands_of, name_of
 from tests.needs import need
 
@@ -50,12 +50,7 @@ def test_docs_code_blocks_run(page):
         need("open_clip")
     if "clipfast.curate" in page.read_text():
         need("pyarrow")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs_pages", str(page)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = commands.run([sys.executable, "-m", "tests.docs_pages", str(page)], cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -66,9 +61,9 @@ def test_docs_python_blocks_compile(block):
 
 @pytest.mark.parametrize("block", [b for b in CHECKED if b.language == "sh"], ids=str)
 def test_docs_commands_exist(block):
-    commands = commands_of(block)
-    assert commands
-    for words in commands:
+    lines = commands_of(block)
+    assert lines
+    for words in lines:
         check_command(block, words)
 
 
@@ -130,7 +125,7 @@ def options_in(words: list[str]) -> set[str]:
 def options_of(module: str, *subcommand: str) -> set[str]:
     """The options that ``python -m module --help`` names."""
     command = [sys.executable, "-m", module, *subcommand, "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = commands.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return set(re.findall(r"--[a-z][a-z-]*", done.stdout))
 
@@ -263,17 +258,15 @@ def test_docs_from_openclip_says_what_the_command_line_says():
 @cache
 def all_options() -> set[str]:
     """Every option of a recipe, of the programs beside it, of its launchers and the benchmarks."""
-    done = subprocess.run(
-        [sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = commands.run([sys.executable, "recipes/vit_b32.py", "--help"], cwd=ROOT)
     found = set(re.findall(r"--[a-z][a-z0-9.-]*", done.stdout)) | {PLAN}
     for module in ("clipfast.data.pack", "clipfast.data.index", "clipfast.doctor", "clipfast.plan"):
         found |= options_of(module)
     found |= set(re.findall(r"--[a-z][a-z-]*", launcher_help()))
     for script in (ROOT / "recipes" / "launch").glob("*.sbatch"):
         found |= set(re.findall(r"(?m)^#SBATCH (--[a-z-]+)", script.read_text()))
-    commands = (ROOT / "clipfast").glob("*/commands/*.py")
-    for script in (*(ROOT / "benchmarks").rglob("*.py"), *commands):
+    programs = (ROOT / "clipfast").glob("*/commands/*.py")
+    for script in (*(ROOT / "benchmarks").rglob("*.py"), *programs):
         found |= set(re.findall(r'add_argument\(\s*"(--[a-z][a-z0-9.-]*)"', script.read_text()))
     return found
 

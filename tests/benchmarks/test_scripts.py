@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 # The package's two faces, and what scripts beside the benchmarks import; all say what they are.
@@ -48,9 +50,7 @@ def test_scripts_parts_cannot_be_run_and_leave_the_path_alone():
 )
 def test_scripts_run_by_path_and_as_modules(command):
     # This one imports the recipes, too.
-    done = subprocess.run(
-        [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = commands.run([sys.executable, *command, "--help"], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "--trace-steps" in done.stdout
 

@@ -4,14 +4,13 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import commands
 from tests.ranks import run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,23 +53,16 @@ def environment() -> dict[str, str]:
 
 def run(recipe: str, *options: str, ranks: int = 0, timeout: float = 600) -> str:
     """Run to the end; returns what was printed, raises with it when the run failed."""
-    done = subprocess.run(
-        command(recipe, *options, ranks=ranks),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    # A launcher starts its ranks itself.
+    line = command(recipe, *options, ranks=ranks)
+    done = commands.run(line, env=environment(), timeout=timeout)
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
 def fail(recipe: str, *options: str) -> str:
     """Run a command that must be refused; returns the reason it gave."""
-    done = subprocess.run(
-        command(recipe, *options), env=environment(), capture_output=True, text=True, check=False
-    )
+    done = commands.run(command(recipe, *options), env=environment())
     assert done.returncode == 2, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
@@ -161,13 +153,7 @@ def norms(folder: Path) -> list[float]:
 
 def signal_when(marker: Path, number: int, recipe: str, *options: str, timeout: float = 300) -> int:
     """Start a run, send it a signal as soon as ``marker`` exists; returns its exit status."""
-    process = subprocess.Popen(
-        command(recipe, *options),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = commands.Started(command(recipe, *options), env=environment())
     deadline = time.monotonic() + timeout
     try:
         while not marker.exists():
@@ -178,5 +164,4 @@ def signal_when(marker: Path, number: int, recipe: str, *options: str, timeout: 
         return process.wait(timeout)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()

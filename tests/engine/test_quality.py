@@ -1,7 +1,6 @@
 """A short run that must learn: it retrieves the pairs that it was trained on."""
 
 import io
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from clipfast.data import ShardReader
 from clipfast.data.shards import expand
+from tests import commands
 from tests.engine.launching import QUICK, command, environment
 
 PAIRS, STEPS, FLOOR = 32, 60, 0.8
@@ -39,13 +39,7 @@ def test_a_short_run_learns_its_pairs_and_a_floor_above_it_ends_with_status_1(tm
         # Chance is 1 of 32 for the first place; nothing exceeds 1.
         *("--eval.floors", f"{recall}1", str(FLOOR), f"{recall}10", "1.01"),
     ]
-    done = subprocess.run(
-        command("emoji.py", *options),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run(command("emoji.py", *options), env=environment())
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
     assert f"{recall}10 is 1.000, below its floor of 1.01" in output

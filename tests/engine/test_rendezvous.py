@@ -5,11 +5,11 @@ import json
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
 
+from tests import commands
 from tests.engine import meeting
 from tests.engine.launching import REPOSITORY, free_port
 
@@ -129,13 +129,10 @@ def test_an_address_that_is_none_and_one_where_nobody_is():
 
 
 def test_a_recipe_ends_with_the_remedy_and_without_a_traceback():
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, str(REPOSITORY / "recipes" / "emoji.py")],
         env={**os.environ, "RANK": "one", "WORLD_SIZE": "2"},
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
     )
     assert done.returncode == 2
     assert "RANK='one', which is no whole number" in done.stderr

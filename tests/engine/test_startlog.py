@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 PROGRAM = """
 import logging, os, subprocess, sys, warnings
 from pathlib import Path
@@ -30,12 +32,7 @@ warnings.warn("what counts", UserWarning)
 
 
 def run(folder: Path, fails: str = "pass") -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM.replace("FAILS", fails), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return commands.run([sys.executable, "-c", PROGRAM.replace("FAILS", fails), str(folder)])
 
 
 def test_start_log_takes_noise_and_leaves_what_clipfast_says(tmp_path):

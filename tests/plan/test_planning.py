@@ -1,7 +1,6 @@
 """A run planned is the run: its decisions, its memory, its length; and what is said of it."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from clipfast.plan.question import decided, on_machine
 from clipfast.plan.record import record
 from clipfast.plan.report import report
 from clipfast.plan.text import size
+from tests import commands
 from tests.plan.questions import question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,11 +165,9 @@ def test_command_refuses_in_words(arguments, said, capsys, monkeypatch):
 def test_plan_on_a_recipe_prints_the_plan_and_trains_nothing(tmp_path):
     path = tmp_path / "plan.json"
     arguments = ["--plan", "--gpus", "4", "--gpu", "h100", "--json", str(path), "--zero-stage", "2"]
-    done = subprocess.run(
+    done = commands.run(
         [sys.executable, "recipes/emoji.py", *arguments, "--logging.dir", str(tmp_path / "runs")],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
