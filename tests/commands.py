@@ -39,6 +39,11 @@ MAY_DIFFER = (
     # Of the shell and of pytest; programs are looked for on PATH when they are started.
     *("PATH", "PWD", "OLDPWD", "SHLVL", "_", "COLUMNS", "LINES", "PYTEST_CURRENT_TEST"),
     *("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"),
+    # What DeepSpeed, scikit-learn, OpenCLIP and torch write for themselves, once they are imported.
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
+    *("TOKENIZERS_PARALLELISM", "CUBLAS_WORKSPACE_CONFIG", "TORCHINDUCTOR_CACHE_DIR"),
+    *("DISABLE_CUPTI_LAZY_REINIT", "TEARDOWN_CUPTI", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"),
+    *("TRITON_PTXAS_PATH", "TRITON_LIBDEVICE_PATH"),
 )
 
 

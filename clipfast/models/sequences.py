@@ -113,7 +113,8 @@ class GroupedLayout(SequenceLayout):
         self.groups, self.ends, self.inverse, self.masks = groups, ends, inverse, masks
 
     # The shapes of the groups differ from batch to batch: compiled, each would be another graph.
-    @torch.compiler.disable
+    # `torch.compiler.disable` would say the same, and import the compiler here, which takes seconds.
+    @torch._disable_dynamo
     def attend(self, qkv: Tensor, heads: int) -> Tensor:
         """See `SequenceLayout.attend`."""
         parts = qkv.split([n * length for n, length in self.groups])
@@ -124,7 +125,7 @@ class GroupedLayout(SequenceLayout):
             ]
         )
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def attend_read(self, q: Tensor, kv: Tensor, heads: int) -> Tensor:
         """See `SequenceLayout.attend_read`."""
         queries = q.split([n for n, _ in self.groups])
@@ -138,7 +139,7 @@ class GroupedLayout(SequenceLayout):
             ]
         )
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def read(self, x: Tensor) -> Tensor:
         """See `SequenceLayout.read`."""
         return x.index_select(0, self.ends)
