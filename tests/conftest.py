@@ -75,9 +75,20 @@ def group_of(item: pytest.Item) -> str | None:
 LEFT_OUT = pytest.StashKey[int]()
 
 
+def asks_for_thorough(config: pytest.Config) -> bool:
+    """Whether ``--thorough`` or an expression of ``-m`` asks for them."""
+    return config.option.thorough or "thorough" in config.option.markexpr
+
+
+@pytest.fixture(scope="session")
+def is_thorough(pytestconfig: pytest.Config) -> bool:
+    """For fixtures that prepare what only thorough tests read."""
+    return asks_for_thorough(pytestconfig)
+
+
 def leave_out_thorough(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Drop what is marked ``thorough``, unless ``--thorough`` or an expression of ``-m`` asks."""
-    if config.option.thorough or "thorough" in config.option.markexpr:
+    """Drop what is marked ``thorough``, unless asked for."""
+    if asks_for_thorough(config):
         return
     dropped = [item for item in items if "thorough" in item.keywords]
     items[:] = [item for item in items if "thorough" not in item.keywords]

@@ -8,13 +8,10 @@ from tests.engine.equality import Case, distance, engine_changes, truth_of
 
 CASES = [
     Case("ViT", "fp32", 1, 4, keep_graphs=2),
-    Case("ViT", "fp32", 3, 4),
     Case("ViT", "bf16", 2, 4, keep_graphs=4),
     Case("RN bn-batch", "fp32", 0, 4, keep_graphs=1),
-    Case("RN bn-batch", "fp32", 2, 1),
     Case("RN sync-bn", "fp32", 1, 1),
-    Case("near", "fp32", 2, 4, keep_graphs=1),
-    Case("near", "fp32", 3, 1),
+    Case("near", "fp32", 3, 4, keep_graphs=1),
 ]
 
 

@@ -4,7 +4,7 @@ import json
 import runpy
 import shutil
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from unittest import mock
 
@@ -51,8 +51,24 @@ UNEVEN = (
     *("--zero-stage", "3", "--max-steps", "1"),
     *("--data.eval-limit", "33", "--data.eval-batch-size", "16"),
 )
-SCALES = [(0, "fp32"), (1, "fp32"), (3, "fp32"), (0, "bf16"), (2, "bf16")]
-RECOMPUTED = {0: "none", 1: "selective", 2: "full", 3: "selective"}
+# With --thorough every stage and precision; without it one of each kind.
+SCALES = [(1, "fp32"), (2, "bf16")]
+MORE_SCALES = [(0, "fp32"), (3, "fp32"), (0, "bf16")]
+RECOMPUTED = {1: "full", 3: "selective"}
+MORE_RECOMPUTED = {0: "none", 2: "selective"}
+RESUMED = ["saved-1-micro", "saved-3-mixed"]
+MORE_RESUMED = ["saved-0-fp32", "saved-0", "saved-2-micro"]
+
+
+def with_more(some: Iterable, more: Iterable) -> list:
+    """The values of a parameter, of which ``more`` are for ``--thorough``."""
+    return [*some, *(pytest.param(*_words(one), marks=pytest.mark.thorough) for one in more)]
+
+
+def _words(one: object) -> tuple:
+    return one if isinstance(one, tuple) else (one,)
+
+
 # Of the recipe that most runs here train.
 MODEL = "RN-least"
 pytestmark = pytest.mark.slow
@@ -90,7 +106,7 @@ def drop_files(folder: Path, step: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Generator[Path]:
+def alone(tmp_path_factory, is_thorough) -> Generator[Path]:
     """Runs of one process. Those to compare with two ranks have batch norm in groups of a rank's
     size."""
     folder = tmp_path_factory.mktemp("alone")
@@ -112,7 +128,7 @@ def alone(tmp_path_factory) -> Generator[Path]:
         "uninterrupted": ["--max-steps", "8"],
         "uneven": [*UNEVEN, *EVAL],
     }
-    for stage, precision in SCALES:
+    for stage, precision in SCALES + MORE_SCALES * is_thorough:
         options = [*hot, "--zero-stage", str(stage), "--precision", precision]
         runs[f"hot-{stage}-{precision}"] = [*options, *PAPER] if stage % 2 == 0 else options
     saved = {
@@ -123,6 +139,8 @@ def alone(tmp_path_factory) -> Generator[Path]:
         "saved-3-mixed": [*SAVED, *BF16, *MIXED, *parts, "--zero-stage", "3"],
         "background": [*IN_BACKGROUND, *parts, "--zero-stage", "1"],
     }
+    for name in MORE_RESUMED * (not is_thorough):
+        del saved[name]
     other = {
         "converted": [
             *(*FOUR, *BF16, *PAPER, *parts, "--zero-stage", "3", "--resume-with-changes"),
@@ -143,19 +161,20 @@ def alone(tmp_path_factory) -> Generator[Path]:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory) -> Generator[Path]:
+def together(tmp_path_factory, is_thorough) -> Generator[Path]:
     """Runs of two ranks."""
     folder = tmp_path_factory.mktemp("together")
     runs = {}
-    for stage, checkpoint in RECOMPUTED.items():
+    recomputed = RECOMPUTED | (MORE_RECOMPUTED if is_thorough else {})
+    for stage, checkpoint in recomputed.items():
         options = [*FOUR, "--zero-stage", str(stage), "--model.recompute", checkpoint]
         # A trace changes nothing, and its own test reads it.
         runs[f"fp32-{stage}"] = [*options, "--profile", "2"]
     saved = {
         f"paper-{stage}": [*SAVED, *BF16, *PAPER, "--zero-stage", str(stage)]
-        for stage in RECOMPUTED
+        for stage in recomputed
     }
-    saved["background"] = [*IN_BACKGROUND, "--zero-stage", "2", "--model.recompute", RECOMPUTED[2]]
+    saved["background"] = [*IN_BACKGROUND, "--zero-stage", "1", "--model.recompute", RECOMPUTED[1]]
     least = {**runs, **saved, **resumed(folder, saved)}
     train_in_turn(folder, least, ranks=2, recipe=str(RECIPE))
     drop_files(folder, "step*")
@@ -175,7 +194,7 @@ def assert_repeats(folder: Path, name: str) -> None:
 
 
 def test_runs_that_save_in_the_background_train_the_same_bits_and_go_on(together, alone):
-    for folder, same in ((alone, "fp32"), (together, "fp32-2")):
+    for folder, same in ((alone, "fp32"), (together, "fp32-1")):
         assert losses(folder / "background") == losses(folder / same)
         ours, theirs = weights(folder / "background"), weights(folder / same)
         assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
@@ -184,7 +203,7 @@ def test_runs_that_save_in_the_background_train_the_same_bits_and_go_on(together
         assert kept == ["step00000002", "step00000004"]
 
 
-@pytest.mark.parametrize("stage", RECOMPUTED)
+@pytest.mark.parametrize("stage", with_more(RECOMPUTED, MORE_RECOMPUTED))
 def test_two_ranks_equal_one_process_at_every_zero_stage(together, alone, stage):
     ours, theirs = together / f"fp32-{stage}", alone / "fp32"
     assert losses(ours) == pytest.approx(losses(theirs), abs=1e-3)
@@ -203,7 +222,7 @@ def test_two_ranks_equal_one_process_at_every_zero_stage(together, alone, stage)
             assert change.mean() < 1e-4, name
 
 
-@pytest.mark.parametrize("stage", RECOMPUTED)
+@pytest.mark.parametrize("stage", with_more(RECOMPUTED, MORE_RECOMPUTED))
 def test_a_profile_says_where_the_time_of_a_step_went(together, stage):
     folder = together / f"fp32-{stage}" / "profile"
     traces = sorted(path.name for path in folder.glob("*.json.gz"))
@@ -225,7 +244,7 @@ def test_a_profile_says_where_the_time_of_a_step_went(together, stage):
     assert "aten::" in (folder / "summary.txt").read_text()
 
 
-@pytest.mark.parametrize("stage", RECOMPUTED)
+@pytest.mark.parametrize("stage", with_more(RECOMPUTED, MORE_RECOMPUTED))
 def test_two_ranks_train_the_papers_combination_as_one_and_resume_bit_for_bit(
     together, alone, stage
 ):
@@ -241,9 +260,7 @@ def test_two_ranks_train_the_papers_combination_as_one_and_resume_bit_for_bit(
     assert not torch.equal(written["logit_scale"], written["logit_scale"].bfloat16().float())
 
 
-@pytest.mark.parametrize(
-    "name", ["saved-0-fp32", "saved-0", "saved-1-micro", "saved-2-micro", "saved-3-mixed"]
-)
+@pytest.mark.parametrize("name", with_more(RESUMED, MORE_RESUMED))
 def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(alone, name):
     assert losses(alone / name) == pytest.approx(losses(alone / "fp32"), rel=0.1)
     assert_repeats(alone, name)
@@ -272,7 +289,7 @@ def test_a_checkpoint_gives_its_weights_and_takes_other_statistics_and_weights(a
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["saved-0", "saved-1-micro", "saved-3-mixed"])
+@pytest.mark.parametrize("name", with_more(RESUMED, ["saved-0"]))
 def test_a_checkpoint_gives_the_weights_of_the_run_and_what_they_are_of(alone, tmp_path, name):
     folder = alone / name / "checkpoints" / "step00000004"
     assert export_weights(folder, Manifest.read(folder), tmp_path / "out.safetensors")
@@ -358,7 +375,7 @@ def test_a_new_run_of_the_same_name_moves_the_old_one_aside(tmp_path):
     assert "ZeRO stage 1 -> 3" in run("emoji.py", *QUICK, *resume)
 
 
-@pytest.mark.parametrize(("stage", "precision"), SCALES)
+@pytest.mark.parametrize(("stage", "precision"), with_more(SCALES, MORE_SCALES))
 def test_the_logit_scale_stays_at_100_on_the_master_under_every_stage(alone, stage, precision):
     folder = alone / f"hot-{stage}-{precision}"
     after = rows(folder)[1]["logit_scale"]

@@ -55,7 +55,11 @@ def assert_equal_training(model: CLIP, plain: CLIP, seeds: range) -> None:
 
 @pytest.mark.parametrize(
     ("name", "mode"),
-    [("RN-tiny", "none"), ("RN-tiny", "full"), ("ViT-tiny", "none"), ("ViT-tiny", "full")],
+    [
+        *(("RN-tiny", "full"), ("ViT-tiny", "none")),
+        pytest.param("RN-tiny", "none", marks=pytest.mark.thorough),
+        pytest.param("ViT-tiny", "full", marks=pytest.mark.thorough),
+    ],
 )
 def test_compile_blocks_trains_as_eager_blocks_do(name: str, mode: str) -> None:
     model = compile_blocks(small_model(name, recompute=mode).double(), backend="aot_eager")
@@ -120,7 +124,14 @@ def test_compile_blocks_refuses_a_model_without_blocks() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mode"), [("RN-tiny", "full"), ("ViT-tiny", "none")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("RN-tiny", "full"),
+        # Code of a ViT's blocks also trains in tests/engine/test_training.py.
+        pytest.param("ViT-tiny", "none", marks=pytest.mark.thorough),
+    ],
+)
 def test_compile_blocks_generates_code_that_trains_as_eager_blocks_do(name: str, mode: str) -> None:
     layers = {"text_layers": 1, "vision_layers": (1, 1, 1, 1) if name == "RN-tiny" else 2}
     model = small_model(name, recompute=mode, **layers).double()

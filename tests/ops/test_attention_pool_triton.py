@@ -84,15 +84,28 @@ def compiled_kernels(arch, element, name, batch, positions):
         yield kernel.__name__, shape, made
 
 
+FURTHER = [
+    *((90, "bf16", name, 256, "bf16") for name in HEADS if name != "RN50x64"),
+    *((80, "bf16", name, 256, "bf16") for name in HEADS),
+    *((90, "bf16", name, 16, "bf16") for name in ("RN50", "RN50x64")),
+    (80, "bf16", "RN50x64", 16, "bf16"),
+    *((90, "fp32", name, 256, "fp32") for name in ("RN50", "RN50x4")),
+    (80, "fp32", "RN50", 256, "fp32"),
+    (80, "fp16", "RN50x64", 256, "fp16"),
+    *((arch, "bf16", "RN50x64", 256, "fp32") for arch in (80, 90)),
+]
+
+
 # A batch that does not fill the device has other tiles. Under autocast positions are fp32.
 @pytest.mark.parametrize(
     ("arch", "element", "name", "batch", "positions"),
     [
-        *((arch, "bf16", name, 256, "bf16") for arch in (80, 90) for name in HEADS),
-        *((arch, "bf16", name, 16, "bf16") for arch in (80, 90) for name in ("RN50", "RN50x64")),
-        *((arch, "fp32", name, 256, "fp32") for arch in (80, 90) for name in ("RN50", "RN50x4")),
-        (80, "fp16", "RN50x64", 256, "fp16"),
-        *((arch, "bf16", "RN50x64", 256, "fp32") for arch in (80, 86, 90)),
+        # Wide tiles and narrow ones, both widths of elements, each architecture.
+        (90, "bf16", "RN50x64", 256, "bf16"),
+        (80, "bf16", "RN50", 16, "bf16"),
+        (80, "fp32", "RN50x4", 256, "fp32"),
+        (86, "bf16", "RN50x64", 256, "fp32"),
+        *(pytest.param(*words, marks=pytest.mark.thorough) for words in FURTHER),
     ],
 )
 def test_triton_attention_pool_compiles_within_registers_and_shared_memory(

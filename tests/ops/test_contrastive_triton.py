@@ -65,7 +65,14 @@ SHARED_KIB = {80: 163, 86: 99, 90: 227}  # a program's limit; sm_86 stands for t
 
 @pytest.mark.parametrize("kernel", ["statistics", "statistics_keep", "maxima", "gradients", "kept"])
 @pytest.mark.parametrize(
-    ("arch", "width"), [(80, "half"), (80, "fp32"), (86, "half"), (90, "half"), (90, "fp32")]
+    ("arch", "width"),
+    [
+        *((80, "fp32"), (90, "half")),
+        *(
+            pytest.param(*words, marks=pytest.mark.thorough)
+            for words in ((80, "half"), (86, "half"), (90, "fp32"))
+        ),
+    ],
 )
 def test_triton_contrastive_products_compile_without_spills(arch, width, kernel):
     need("triton")
@@ -107,7 +114,7 @@ def test_triton_contrastive_products_compile_without_spills(arch, width, kernel)
         assert ("wgmma" if arch == 90 else "mma.sync") in made.asm["ptx"]
 
 
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.thorough), 90])
 def test_triton_contrastive_walk_compiles_with_a_second_rule(arch):
     need("triton")
     from clipfast.kernels.contrastive import configs, strip
