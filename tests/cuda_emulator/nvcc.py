@@ -10,7 +10,6 @@ import pytest
 
 from tests.cuda_emulator import CSRC, SWITCHES
 
-
 # Compiling is nearly all that a test does: the newest we name, and with --thorough the others.
 newest_and_others = pytest.mark.parametrize(
     "archs",
