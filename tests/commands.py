@@ -63,6 +63,7 @@ class Started:
         cwd: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         merged: bool = False,
+        piped: bool = False,
     ) -> None:
         """Start a program.
 
@@ -72,11 +73,18 @@ class Started:
             cwd: its working folder.
             env: its environment; this process's own where none is given.
             merged: what it prints on stderr goes where its stdout goes.
+            piped: `stdin` and `stdout` are pipes, to talk with it.
         """
         self.args = [os.fspath(word) for word in command]
         self.returncode: int | None = None
         self._files = [_unnamed_file() for _ in range(1 if merged else 2)]
-        descriptors = [Descriptor(self._files[-1 if n else 0].fileno()) for n in range(2)]
+        numbers = {1: self._files[0].fileno(), 2: self._files[-1].fileno()}
+        if piped:
+            numbers[0], ours = os.pipe()
+            self.stdin = open(ours, "w")  # noqa: SIM115
+            ours, numbers[1] = os.pipe()
+            self.stdout = open(ours)  # noqa: SIM115
+        descriptors = {target: Descriptor(number) for target, number in numbers.items()}
         environment = dict(os.environ if env is None else env)
         multiprocessing.set_forkserver_preload(["tests.preloaded"])
         self._process = multiprocessing.get_context("forkserver").Process(
@@ -84,6 +92,9 @@ class Started:
             args=(self.args, os.fspath(cwd or os.getcwd()), environment, path(), descriptors),
         )
         self._process.start()
+        if piped:
+            os.close(numbers[0])
+            os.close(numbers[1])
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -212,13 +223,15 @@ def _child(
     cwd: str,
     environment: dict[str, str],
     import_path: list[str],
-    descriptors: list[Any],
+    descriptors: dict[int, Any],
 ) -> None:
     os.setsid()
-    for target, descriptor in enumerate(descriptors, start=1):
+    for target, descriptor in descriptors.items():
         os.dup2(descriptor, target)
-    for descriptor in descriptors:
+    for descriptor in descriptors.values():
         os.close(descriptor)
+    if 0 in descriptors:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.chdir(cwd)
     if not _fits(command, environment):
         os.execvpe(command[0], command, environment)

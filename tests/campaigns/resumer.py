@@ -3,13 +3,13 @@
 import json
 import os
 import selectors
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import commands
 from tests.campaigns.subject import RECIPE, Subject, free_port
 
 _WORKER = Path(__file__).with_name("resume_worker.py")
@@ -47,7 +47,7 @@ class Resumer:
 
     def __init__(self, subject: Subject, ranks: int, seconds: float = 25.0) -> None:
         self._subject, self._ranks, self._seconds = subject, ranks, seconds
-        self._workers: list[subprocess.Popen[str]] = []
+        self._workers: list[commands.Started] = []
 
     def __enter__(self) -> "Resumer":
         return self
@@ -69,7 +69,6 @@ class Resumer:
         if not self._workers:
             self._start()
         for worker in self._workers:
-            assert worker.stdin is not None
             worker.stdin.write(json.dumps(job) + "\n")
             worker.stdin.flush()
         answers = self._answers(self._seconds)
@@ -97,7 +96,7 @@ class Resumer:
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self._ranks}
             names = {**numbers, "LOCAL_WORLD_SIZE": self._ranks}
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            worker = subprocess.Popen(
+            worker = commands.Started(
                 [str(self._subject.python), str(_WORKER), str(RECIPE)],
                 cwd=self._subject.repository,
                 env={
@@ -105,14 +104,10 @@ class Resumer:
                     **{name: str(value) for name, value in names.items()},
                     **address,
                 },
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
+                piped=True,
             )
             self._workers.append(worker)
         for worker in self._workers:
-            assert worker.stdout is not None
             while worker.stdout.readline() not in ("ready\n", ""):
                 pass
 
@@ -122,7 +117,6 @@ class Resumer:
         lines: list[bytes] = []
         with selectors.DefaultSelector() as selector:
             for worker in self._workers:
-                assert worker.stdout is not None
                 selector.register(worker.stdout.fileno(), selectors.EVENT_READ, bytearray())
             while selector.get_map() and (left := deadline - time.monotonic()) > 0:
                 for key, _ in selector.select(left):
@@ -136,5 +130,6 @@ class Resumer:
     def _end(self) -> None:
         for worker in self._workers:
             worker.kill()
-            worker.communicate()
+            worker.stdin.close()
+            worker.stdout.close()
         self._workers = []

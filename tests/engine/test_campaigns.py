@@ -30,9 +30,7 @@ SHORT = {
     # Each kind once.
     "data": (data.campaign, 13),
     "kill": (kill.short, 2),
-    # A rank is killed, and torchrun starts the ranks again.
-    "ranks": (ranks.campaign, 1),
-    "torn": (torn.short, 8),
+    "torn": (torn.short, 5),
     "hostile": (hostile.campaign, 22),
     "fuzz": (fuzz.campaign, 150),
     "images": (images.campaign, 150),
@@ -40,10 +38,19 @@ SHORT = {
 }
 
 
+THOROUGH = {
+    # A rank is killed, and torchrun starts the ranks again. tests/engine/test_slurm.py has ranks
+    # that start again and go on, tests/engine/test_failure.py one that is killed.
+    "ranks": (ranks.campaign, 1),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name", [*SHORT, *(pytest.param(name, marks=pytest.mark.thorough) for name in THOROUGH)]
+)
 def test_a_short_campaign_loses_nothing(tmp_path, name):
-    campaign, count = SHORT[name]
+    campaign, count = (SHORT | THOROUGH)[name]
     table = campaign(Setting(Subject(), tmp_path, count, random.Random(0)))
     assert [(row.attack, row.outcome) for row in table.lost] == []
     assert len(table.rows) == count
