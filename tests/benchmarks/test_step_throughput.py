@@ -40,13 +40,20 @@ def run(tmp_path, *options: str) -> list[dict]:
     return read_file(path)
 
 
-def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys):
+# A wrong gradient is looked for in fp32, below.
+@pytest.mark.parametrize(
+    "precisions",
+    [["amp_bf16"], pytest.param(["fp32", "amp_bf16"], marks=pytest.mark.thorough)],
+    ids=len,
+)
+def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys, precisions):
     picture = tmp_path / "plot.png"
     keys = ["clipfast", "patched", "openclip", "openclip-checkpoint"]
-    rows = run(tmp_path, "--plot", str(picture), "--contenders", *keys)
+    options = ["--contenders", *keys, "--precisions", *precisions]
+    rows = run(tmp_path, "--plot", str(picture), *options)
     told = capsys.readouterr().out
     assert picture.stat().st_size > 1000
-    assert [row["contender"] for row in rows] == 2 * keys
+    assert [row["contender"] for row in rows] == len(precisions) * keys
     for row in rows:
         assert (row["model"], row["batch"], row["runs"]) == ("RN-tiny", 4, 1)
         assert row["peak_bytes"] == row["state_bytes"] + row["peak_extra_bytes"]
@@ -63,7 +70,7 @@ def test_step_throughput_times_ours_and_open_clip(tmp_path, capsys):
         assert min(row["parts_ms"].values()) > 0
         assert digits(row["median_ms"]) in told
     by_key = {(row["precision"], row["contender"]): row for row in rows}
-    for precision in ("fp32", "amp_bf16"):
+    for precision in precisions:
         ours, theirs = (by_key[precision, key] for key in ("clipfast", "openclip"))
         ratio = theirs["median_ms"] / ours["median_ms"]
         assert theirs["ratio_to_clipfast"] == pytest.approx(ratio)

@@ -19,11 +19,17 @@ def run(tmp_path, *options: str) -> list[dict]:
     return read_file(path)
 
 
-def test_text_tower_times_ours_and_open_clips(tmp_path, capsys):
+# A wrong tower is looked for in fp32, below.
+@pytest.mark.parametrize(
+    "precisions",
+    [["amp_bf16"], pytest.param(["fp32", "amp_bf16"], marks=pytest.mark.thorough)],
+    ids=len,
+)
+def test_text_tower_times_ours_and_open_clips(tmp_path, capsys, precisions):
     picture = tmp_path / "plot.png"
     contenders = ["--contenders", "clipfast", "patched", "openclip"]
-    rows = run(tmp_path, "--plot", str(picture), *contenders)
-    assert len(rows) == 2 * 2 * 3
+    rows = run(tmp_path, "--plot", str(picture), *contenders, "--precisions", *precisions)
+    assert len(rows) == len(precisions) * 2 * 3
     assert picture.stat().st_size > 1000
     told = capsys.readouterr().out
     for row in rows:

@@ -10,13 +10,24 @@ from tests.needs import need
 from tests.ops import contrastive_triton_cases as cases
 from tests.ops.triton_tools import assemble, interpret
 
+# Other dtypes, scales and layouts of what "fp16", "not_normalized", "waves" and "second_rule..."
+# walk through. The CUDA form, emulated, and the plain form have all of them in any case.
+FURTHER = (
+    *("fp32", "bf16", "largest_scale", "nearly_fitted_at_the_largest_scale"),
+    *("some_sums_underflow", "strided_features", "least_workspace"),
+)
+
 
 @pytest.fixture(scope="module")
-def interpreted():
-    return interpret("tests.ops.contrastive_triton_cases")
+def interpreted(is_thorough):
+    chosen = cases.CASES if is_thorough else [c for c in cases.CASES if c not in FURTHER]
+    return interpret("tests.ops.contrastive_triton_cases", chosen)
 
 
-@pytest.mark.parametrize("case", cases.CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.thorough] * (c in FURTHER)) for c in cases.CASES],
+)
 def test_triton_contrastive_interpreted_agrees_with_fp64(case, interpreted):
     failures, errors = interpreted
     assert case in failures, errors

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,19 @@ from tests.needs import need
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def interpret(module: str) -> tuple[dict[str, str], str]:
+def interpret(module: str, cases: Iterable[str] = ()) -> tuple[dict[str, str], str]:
     """Run a module of cases in a process whose Triton interprets.
 
     Args:
         module: its name; run as a program, it calls `run_cases`.
+        cases: these alone; all where none is named.
 
     Returns:
         Each case's traceback, empty where it passed, and what the process wrote to stderr.
     """
     need("triton")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", module],
+        [sys.executable, "-W", "ignore", "-m", module, *cases],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -40,7 +41,8 @@ def interpret(module: str) -> tuple[dict[str, str], str]:
 
 
 def run_cases(cases: Mapping[str, Callable[[str], Any]]) -> None:
-    """Print a line of JSON a case: its name, and the traceback of what failed in it.
+    """Print a line of JSON a case: its name, and the traceback of what failed in it. Where the
+    command line names some, those alone run.
 
     Args:
         cases: by name; each takes the device.
@@ -63,7 +65,8 @@ def run_cases(cases: Mapping[str, Callable[[str], Any]]) -> None:
     )
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty with NaN
     deterministic.fill_uninitialized_memory = True
-    for name, case in cases.items():
+    chosen = sys.argv[1:] or cases
+    for name, case in ((name, cases[name]) for name in chosen):
         torch.manual_seed(0)
         try:
             case("cpu")
