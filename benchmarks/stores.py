@@ -11,7 +11,8 @@ decoded. clipfast reads files, ranges of a store, and through a cache that is em
 start. webdataset reads files, and ``pipe:curl`` as OpenCLIP does, with OpenCLIP's shuffling.
 
 In each timed epoch every sample must come once, with the bytes of the file, and clipfast's in the
-order of the local files to the bit; else there is no row.
+order of the local files to the bit; else there is no row. "broken" is a place that cuts an answer
+each 10 MB, and counts the samples that are lost. clipfast may lose none there either.
 
 Rows go to ``benchmarks/results/stores.jsonl`` under the default options or with --save.
 """
@@ -41,13 +42,13 @@ from benchmarks.parts.common.text import align
 from benchmarks.parts.data.pictures import SHARDS, Pictures, is_here, make
 from benchmarks.parts.stores.loaders import Task, everything
 from benchmarks.parts.stores.measure import Contender, Epoch, seen_once
-from benchmarks.parts.stores.servers import BUCKET, KEYS, PROTOCOLS, Servers, serve
+from benchmarks.parts.stores.servers import BREAKS, BUCKET, KEYS, PROTOCOLS, Servers, serve
 from clipfast.storage import StoreOptions
 
 SUBJECT = "stores"
 DEFAULTS = {"cpu": {"runs": 3, "count": 8000}}
 _SIZE = (320, 256)
-_WHAT = ("read", "decoded")
+_WHAT = ("read", "decoded", "broken")
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,18 @@ FORMS = (
 )
 
 
+# Where answers are cut, the first says what is right.
+_BROKEN = tuple(form for form in FORMS if form.title in ("clipfast, files", "clipfast, ranges"))
+_BROKEN += FORMS[-1:]
+
+
 @dataclass(frozen=True)
 class Place:
     """Where shards are.
 
     Attributes:
         protocol: "http" or "s3".
-        latency_ms: By which an answer is later.
+        latency_ms: By which an answer is later; BREAKS: some are cut.
         address: Of the server.
         folder: Of the local files.
         cache: For copies.
@@ -130,7 +136,7 @@ class Case:
     Args:
         servers: That run.
         place: Where.
-        decoded: Whether pictures are decoded.
+        what: Of _WHAT.
         contenders: Processes, by the names of loaders.
         everything: Digests of all samples.
     """
@@ -139,11 +145,11 @@ class Case:
         self,
         servers: Servers,
         place: Place,
-        decoded: bool,
+        what: str,
         contenders: dict[str, Contender],
         everything: Sequence[bytes],
     ) -> None:
-        self._servers, self._place, self._decoded = servers, place, decoded
+        self._servers, self._place, self._what = servers, place, what
         self._contenders, self._everything = contenders, everything
         self._expected: Epoch | None = None
 
@@ -154,22 +160,26 @@ class Case:
             runs: Epochs of each.
             rate: Bytes per second of loopback.
         """
-        epochs: dict[Form, list[Epoch]] = {form: [] for form in FORMS}
-        traffic: dict[Form, list[tuple[int, int, float]]] = {form: [] for form in FORMS}
+        forms = _BROKEN if self._what == "broken" else FORMS
+        epochs: dict[Form, list[Epoch]] = {form: [] for form in forms}
+        traffic: dict[Form, list[tuple[float, ...]]] = {form: [] for form in forms}
         for _ in range(runs):
-            for form in FORMS:
+            for form in forms:
                 if form.place == "cold":
                     shutil.rmtree(self._place.cache, ignore_errors=True)
-                task = self._place.task(form, self._decoded)
-                before, cpu = self._servers.traffic(), self._servers.cpu_seconds()
+                task = self._place.task(form, self._what == "decoded")
+                before = self._seen()
                 epoch = self._contenders[form.loader].run(task)
-                after, used = self._servers.traffic(), self._servers.cpu_seconds() - cpu
+                spent = [after - then for after, then in zip(self._seen(), before, strict=True)]
                 self._check(form, epoch)
                 epochs[form].append(epoch)
-                traffic[form].append(
-                    (after.requests - before.requests, after.bytes - before.bytes, used)
-                )
-        return [self._row(form, epochs[form], traffic[form], rate, epochs) for form in FORMS]
+                traffic[form].append(tuple(spent))
+        return [self._row(form, epochs[form], traffic[form], rate, epochs) for form in forms]
+
+    def _seen(self) -> tuple[float, ...]:
+        """Requests, bytes, seconds of the server's core, answers that were cut."""
+        breaks, traffic = self._servers.breaks(), self._servers.traffic()
+        return traffic.requests, traffic.bytes, self._servers.cpu_seconds(), breaks
 
     def _check(self, form: Form, epoch: Epoch) -> None:
         if self._expected is None:
@@ -179,7 +189,12 @@ class Case:
         if form.loader == "clipfast":
             if (epoch.samples, epoch.crops) != (wanted.samples, wanted.crops):
                 raise CheckFailed(f"{form.title}: other samples, order or pixels than of files")
-        elif wrong := seen_once(epoch.samples, self._known(wanted)):
+            return
+        known = self._known(wanted)
+        if self._what == "broken":
+            # What is lost is counted.
+            known = [each for each in known if each in set(epoch.samples)]
+        if wrong := seen_once(epoch.samples, known):
             raise CheckFailed(f"{form.title}: {wrong}")
 
     def _known(self, ours: Epoch) -> Sequence[bytes]:
@@ -188,11 +203,17 @@ class Case:
             raise CheckFailed("clipfast, files: a sample that is in no file")
         return self._everything
 
+    def _lost(self, form: Form, epoch: Epoch) -> int:
+        if form.loader == "clipfast":
+            assert self._expected is not None
+            return len(set(self._expected.samples) - set(epoch.samples))
+        return len(set(self._everything) - set(epoch.samples))
+
     def _row(
         self,
         form: Form,
         mine: Sequence[Epoch],
-        traffic: Sequence[tuple[int, int, float]],
+        traffic: Sequence[tuple[float, ...]],
         rate: float,
         epochs: dict[Form, list[Epoch]],
     ) -> Row:
@@ -200,7 +221,8 @@ class Case:
         requests, sent = (statistics.median(each[i] for each in traffic) for i in (0, 1))
         in_flight = self._place.workers if form.loader == "webdataset" else self._place.in_flight
         seconds = sorted(each.seconds for each in mine)
-        floor = max(sent / rate, self._place.latency_ms / 1e3 * requests / in_flight)
+        latency_ms = max(0, self._place.latency_ms)
+        floor = max(sent / rate, latency_ms / 1e3 * requests / in_flight)
         times = torch.tensor(seconds, dtype=torch.float64)
         low, high = times.quantile(torch.tensor([0.2, 0.8], dtype=torch.float64)).tolist()
         row: Row = {
@@ -208,8 +230,8 @@ class Case:
             "form": form.title.partition(", ")[2],
             "loader": form.loader,
             "protocol": self._place.protocol,
-            "latency_ms": self._place.latency_ms,
-            "what": "decoded" if self._decoded else "read",
+            "latency_ms": latency_ms,
+            "what": self._what,
             "checked": True,
             "device": "cpu",
             "runs": len(mine),
@@ -222,9 +244,11 @@ class Case:
             "server_cpu_s": statistics.median(each[2] for each in traffic),
             "in_flight": in_flight,
             "workers": self._place.workers if form.loader == "webdataset" else 0,
-            "case": f"{self._place.protocol}, {self._place.latency_ms} ms, "
-            + ("decoded" if self._decoded else "read"),
+            "case": f"{self._place.protocol}, {latency_ms} ms, {self._what}",
         }
+        if self._what == "broken":
+            row["breaks"] = statistics.median(each[3] for each in traffic)
+            row["lost"] = statistics.median(self._lost(form, epoch) for epoch in mine)
         # Of a full cache they are those of its filling, which is not timed.
         if form.place != "warm":
             row |= {"requests": requests, "bytes": sent}
@@ -254,7 +278,8 @@ def loopback_rate(servers: Servers, latency_ms: int) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """One case as text."""
-    lines = [["", "samples/s", "us of a core", "requests", "MB", "x floor", "server's core"]]
+    head = ["", "samples/s", "us of a core", "requests", "MB", "x floor", "server's core"]
+    lines = [[*head, "lost"] if "lost" in rows[0] else head]
     for row in rows:
         floor = row.get("floor_ms")
         lines.append(
@@ -266,6 +291,7 @@ def table(rows: Sequence[Row]) -> str:
                 f"{row.get('bytes', 0) / 1e6:,.0f}",
                 f"{row['median_ms'] / floor:.1f}" if floor else "",
                 f"{row['server_cpu_s'] / row['median_ms'] * 1e3:.0%}",
+                *([f"{row['lost']:,.0f} by {row['breaks']:.0f} breaks"] if "lost" in row else []),
             ]
         )
     return align(lines)
@@ -325,7 +351,8 @@ def _run(
             contenders = {"clipfast": ours, "webdataset": theirs}
             for what in options.what:
                 for protocol in options.protocols:
-                    for latency_ms in options.latencies:
+                    latencies = [BREAKS] if what == "broken" else options.latencies
+                    for latency_ms in latencies:
                         address = servers.address(protocol, latency_ms)
                         place = Place(
                             protocol,
@@ -336,7 +363,7 @@ def _run(
                             options.workers,
                             options.in_flight,
                         )
-                        case = Case(servers, place, what == "decoded", contenders, known)
+                        case = Case(servers, place, what, contenders, known)
                         new = case.measure(options.runs, rate)
                         rows.add(new)
                         print(f"\n{new[0]['case']}\n{table(new)}", flush=True)

@@ -7,7 +7,7 @@ are fetched instead of the whole.
 
 import contextvars
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
@@ -67,8 +67,12 @@ class Ahead:
         self._wanted: deque[int] = deque()
         # Of shards that were looked at: the version, and the ranges where they are worth it.
         self._known: dict[int, tuple[Stat, Part | None]] = {}
-        # What has a place in the cache, or will have.
+        # What has a place in the cache, or will have: bytes, and how many batches ahead need it.
         self._placed: dict[int, Wanted] = {}
+        self._used = 0
+        # Whether that is another than what was said to the cache.
+        self._is_new = True
+        self._needed: Counter[int] = Counter()
         # Something had no place: nothing further is looked at before a batch is over.
         self._is_full = False
         self._told = False
@@ -100,42 +104,55 @@ class Ahead:
     def _drop_past(self) -> None:
         now = self._position()
         while self._ahead and self._ahead[0].number < now:
-            self._ahead.popleft()
+            for shard in self._ahead.popleft().shards:
+                self._needed[shard] -= 1
+                if not self._needed[shard]:
+                    del self._needed[shard]
+                    self._used -= self._placed.pop(shard).size
+                    self._is_new = True
             self._is_full = False
 
     def _look_ahead(self) -> None:
-        if self._wanted or self._is_full or len(self._ahead) >= _MOST_AHEAD:
-            return
-        needed = {shard for batch in self._ahead for shard in batch.shards}
-        self._placed = {shard: self._placed[shard] for shard in needed}
-        used = sum(wanted.size for wanted in self._placed.values())
         while not self._wanted and not self._is_full and len(self._ahead) < _MOST_AHEAD:
+            # Where all have a place, further batches have nothing to say.
+            if len(self._placed) == len(self._far) and self._ahead:
+                break
             batch = next(self._batches, None)
             if batch is None:
                 break
-            number, shards, kept = batch[0], self._far.intersection(batch[1].tolist()), set()
-            self._meet(shards)
-            copies = {shard: self._placed.get(shard) or self._copy(shard) for shard in shards}
-            # Those that are there first, so that a small cache holds on to what it has.
-            for shard in sorted(shards, key=lambda each: (not self._cache.has(copies[each]), each)):
-                if shard not in self._placed:
-                    wanted = copies[shard]
-                    if used + wanted.size > self._cache.capacity:
-                        self._is_full = True
-                        continue
-                    self._placed[shard] = wanted
-                    used += wanted.size
-                    self._wanted.append(shard)
-                kept.add(shard)
-            self._ahead.append(_Batch(number, frozenset(kept)))
-        self._cache.pin(self._name, self._placed.values())
+            number, shards = batch[0], self._far.intersection(batch[1].tolist())
+            self._place(shards - self._placed.keys())
+            kept = frozenset(shards & self._placed.keys())
+            self._needed.update(kept)
+            self._ahead.append(_Batch(number, kept))
+        if self._is_new:
+            self._cache.pin(self._name, self._placed.values())
+            self._is_new = False
+
+    def _place(self, new: set[int]) -> None:
+        """Give shards a place while there is room, and fetch them."""
+        self._meet(new)
+        copies = {shard: self._copy(shard) for shard in new}
+        # Those that are there first, so that a small cache holds on to what it has.
+        for shard in sorted(new, key=lambda each: (not self._cache.has(copies[each]), each)):
+            size = copies[shard].size
+            if self._used + size > self._cache.capacity:
+                self._is_full = True
+                continue
+            self._placed[shard] = copies[shard]
+            self._used += size
+            self._is_new = True
+            self._wanted.append(shard)
 
     def _fetch_one(self) -> bool:
         """Whether there may be more to do at once."""
         if not self._wanted:
             return False
         shard = self._wanted.popleft()
-        wanted = self._placed[shard]
+        wanted = self._placed.get(shard)
+        # Its batches may be over.
+        if wanted is None:
+            return True
         if self._cache.has(wanted):
             return True
         path, stat, part = wanted
@@ -144,7 +161,7 @@ class Ahead:
             if self._cache.fetch(path, stat, reader, ranges):
                 return True
         # Another rank is at it, or others need the room: again after the rest.
-        if any(shard in batch.shards for batch in self._ahead):
+        if shard in self._placed:
             self._wanted.append(shard)
         return False
 

@@ -88,6 +88,29 @@ def test_a_loader_fetches_the_shards_of_its_next_batches(web, cache):
     assert not list(cache.folder.glob("pins/*"))
 
 
+def test_a_loader_looks_no_further_than_all_shards_are_known(web, cache):
+    position, looked = 0, 0
+
+    def batches():
+        nonlocal looked
+        for number in range(100_000):
+            looked = number + 1
+            yield number, np.array([number // 10 % 3])
+
+    ahead = Ahead(cache, paths(web), batches(), lambda: position)
+    until(lambda: len(copies(cache)) == 3)
+    time.sleep(0.5)
+    assert looked <= 21
+    # The first shard is over, and comes again in the next epoch.
+    position = 10
+    until(lambda: looked > 21)
+    time.sleep(0.5)
+    assert looked <= 31
+    position = 95
+    until(lambda: looked > 95 and len(ahead._placed) == 3)
+    ahead.close()
+
+
 def test_a_cache_holds_what_is_needed_next_and_never_more_than_it_may(web, folder, tmp_path):
     sizes = [stat(web, number).size for number in range(3)]
     cache = Cache(str(tmp_path), sizes[0] + sizes[1])

@@ -117,6 +117,7 @@ def webdataset(task: Task) -> Iterator[Read]:
         wds.split_by_worker,
         wds.tarfile_to_samples(handler=wds.warn_and_continue),
         wds.shuffle(_SAMPLES[0], initial=_SAMPLES[1]),
+        wds.select(_is_whole),
         wds.rename(image="jpg;png;jpeg;webp", text="txt"),
         wds.to_tuple("image", "text"),
         wds.batched(BATCH, partial=True, collation_fn=list),
@@ -126,6 +127,10 @@ def webdataset(task: Task) -> Iterator[Read]:
     read = Read()
     _take(map(_encoded, loader), ShardReader([]), task.decoded, read)
     yield read
+
+
+def _is_whole(sample: dict[str, Any]) -> bool:
+    return "txt" in sample and bool({"jpg", "png", "jpeg", "webp"} & sample.keys())
 
 
 def _counted(batches: Iterable[EncodedBatch], loader: TrainLoader) -> Iterator[EncodedBatch]:

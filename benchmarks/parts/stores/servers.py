@@ -4,6 +4,9 @@ It answers ranges of files over HTTP, and as S3 does, whose clients ask for BUCK
 they ask: signatures are made, and not looked at. A request that is to take longer waits in nginx's
 own loop, so that the client's cores have nothing to do with it. nginx's log has a line per request:
 requests and bytes are counted there, whoever asked.
+
+A further port of each protocol breaks connections: each time that it has sent so many bytes in all,
+the answer that is on its way ends in the middle.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +34,9 @@ _MODULES = [
     Path("/usr/lib/nginx/modules") / f"{name}_module.so" for name in ("ndk_http", "ngx_http_lua")
 ]
 _PATIENCE = 30.0
+# Latency of the port that breaks connections, and after how many bytes it does.
+BREAKS = -1
+BYTES_PER_BREAK = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Servers:
     """What runs.
 
     Attributes:
-        ports: Of nginx, by protocol ("http", "s3") and milliseconds.
+        ports: Of nginx, by protocol ("http", "s3") and milliseconds, or BREAKS.
         log: Of nginx.
         pid: Of nginx.
     """
@@ -64,9 +71,14 @@ class Servers:
 
         Args:
             protocol: "http" or "s3".
-            latency_ms: By which each of its answers is later.
+            latency_ms: By which each of its answers is later; BREAKS: some are cut.
         """
         return f"http://127.0.0.1:{self.ports[protocol, latency_ms]}"
+
+    def breaks(self) -> int:
+        """Answers that were cut, since the start."""
+        with urllib.request.urlopen(f"{self.address('http', BREAKS)}/breaks") as answer:
+            return int(answer.read())
 
     def cpu_seconds(self) -> float:
         """Of nginx, since the start."""
@@ -78,6 +90,17 @@ class Servers:
         time.sleep(0.3)  # the log is written each 100 ms
         lines = self.log.read_text().splitlines()
         return Traffic(len(lines), sum(int(line.split()[1]) for line in lines))
+
+
+_BREAK = f"""body_filter_by_lua_block {{
+  local broken, size, every = ngx.shared.broken, #ngx.arg[1], {BYTES_PER_BREAK}
+  local sent = broken:incr("bytes", size, 0)
+  if size > 0 and math.floor(sent / every) > math.floor((sent - size) / every) then
+    broken:incr("breaks", 1, 0)
+    return ngx.ERROR
+  end
+}}"""
+_COUNT = 'content_by_lua_block { ngx.print(ngx.shared.broken:get("breaks") or 0) }'
 
 
 def require_nginx() -> None:
@@ -103,8 +126,8 @@ def serve(
         cores: That it may use.
     """
     require_nginx()
-    free = _free_ports(len(PROTOCOLS) * len(latencies_ms))
-    ports = {(protocol, ms): free.pop() for protocol in PROTOCOLS for ms in latencies_ms}
+    kinds = [(protocol, ms) for protocol in PROTOCOLS for ms in (*latencies_ms, BREAKS)]
+    ports = dict(zip(kinds, _free_ports(len(kinds)), strict=True))
     (work / "listing.xml").write_text(_listing(folder))
     conf = work / "nginx.conf"
     conf.write_text(_configuration(folder, work, ports))
@@ -123,10 +146,13 @@ def _configuration(folder: Path, work: Path, ports: dict[tuple[str, int], int]) 
     )
     servers = []
     for (protocol, latency_ms), port in ports.items():
-        wait = f"access_by_lua_block {{ ngx.sleep({latency_ms / 1e3}) }}" if latency_ms else ""
+        wait = f"access_by_lua_block {{ ngx.sleep({latency_ms / 1e3}) }}" if latency_ms > 0 else ""
+        if latency_ms == BREAKS:
+            wait = _BREAK
         path = f"/{BUCKET}/" if protocol == "s3" else "/"
         servers.append(
             f"server {{ listen 127.0.0.1:{port}; "
+            f"location = /breaks {{ access_log off; {_COUNT} }} "
             f"location = /{BUCKET} {{ {wait} default_type application/xml; "
             f"alias {work}/listing.xml; }} "
             f"location {path} {{ {wait} alias {folder.resolve()}/; }} }}"
@@ -136,6 +162,7 @@ def _configuration(folder: Path, work: Path, ports: dict[tuple[str, int], int]) 
 daemon off; master_process off; pid {work / "nginx.pid"};
 events {{ worker_connections 8192; }}
 http {{
+lua_shared_dict broken 1m;
 log_format count '$status $body_bytes_sent $request';
 access_log {work / "access.log"} count buffer=64k flush=100ms;
 {temporary}

@@ -31,7 +31,7 @@ from benchmarks.parts.tables.planning import (
     plan_592_travel,
     plan_published,
 )
-from benchmarks.parts.tables.stores import stores, stores_costs
+from benchmarks.parts.tables.stores import stores, stores_broken, stores_costs
 from benchmarks.parts.tables.towers import (
     attention_pool,
     patch_gain,
@@ -71,6 +71,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "near": near,
     "near_kinds": near_kinds,
     "stores": stores,
+    "stores_broken": stores_broken,
     "stores_costs": stores_costs,
     "plan_592_time": plan_592_time,
     "plan_592_travel": plan_592_travel,

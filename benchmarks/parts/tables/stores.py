@@ -35,8 +35,32 @@ def _stores(runs: Sequence[Run]) -> str:
                 ),
             ]
             for case in _cases(runs)
+            if case.rows[0]["what"] != "broken"
         ],
     )
+
+
+def stores_broken() -> str:
+    """What is lost where answers are cut."""
+    return by_machine(read_runs("stores"), _broken)
+
+
+def _broken(runs: Sequence[Run]) -> str:
+    head = ["place", "form", "answers cut in an epoch", "samples lost", "of", "samples/s"]
+    lines = [
+        [
+            case.rows[0]["protocol"],
+            f"{loader}, {form}",
+            f"{row['breaks']:,.0f}",
+            f"{row['lost']:,.0f}",
+            f"{row['lost'] + row['samples']:,.0f}",
+            number(row, "items_per_s"),
+        ]
+        for case in _cases(runs)
+        for loader, form in _FORMS[1:]
+        if (row := case.find(loader=loader, form=form)) is not None and "lost" in row
+    ]
+    return markdown(head, lines)
 
 
 def stores_costs() -> str:
@@ -50,7 +74,7 @@ def _costs(runs: Sequence[Run]) -> str:
     for case in _cases(runs):
         for loader, form in _FORMS:
             row = case.find(loader=loader, form=form)
-            if row is None or "requests" not in row or form == "files":
+            if row is None or "requests" not in row or "lost" in row or form == "files":
                 continue
             floor = row.get("floor_ms")
             lines.append(
@@ -69,7 +93,7 @@ def _costs(runs: Sequence[Run]) -> str:
 
 def _cases(runs: Sequence[Run]) -> list[Run]:
     cases = [case for run in runs for case in run.cases("case")]
-    order = ("read", "decoded")
+    order = ("read", "decoded", "broken")
     return sorted(
         cases,
         key=lambda case: (
