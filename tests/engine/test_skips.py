@@ -10,6 +10,7 @@ import torch
 from clipfast.data import TrainLoader
 from clipfast.engine.config import DataConfig
 from clipfast.engine.skips import SKIPPED, Skips
+from tests.campaigns.subject import RECIPE
 from tests.data.broken import good, kinds, write_shard
 from tests.engine.launching import losses, rows, train_in_turn
 from tests.ranks import run_ranks
@@ -94,6 +95,7 @@ def test_a_run_that_leaves_samples_out_goes_on_bit_for_bit(tmp_path):
             "resumed": (*common, "--resume", str(saved)),
         },
         ranks=2,
+        recipe=str(RECIPE),
     )
     whole = losses(tmp_path / "whole")
     assert losses(tmp_path / "saved") == whole

@@ -15,6 +15,7 @@ from clipfast.engine.evaluate import Evaluations
 from clipfast.engine.launch import Process
 from clipfast.engine.plan import decide
 from clipfast.engine.typed import idle_options
+from tests.campaigns.subject import RECIPE
 from tests.engine.launching import _trainings, free_port, losses
 from tests.ranks import run_ranks
 
@@ -25,7 +26,7 @@ def _without_packages(folder: str, runs: list[dict], port: int) -> None:
     for name in FOR_DATA:
         sys.modules[name] = None
     for entry in runs:
-        _trainings(folder, entry, port)
+        _trainings(folder, entry, port, str(RECIPE))
 
 
 @pytest.fixture(scope="module")

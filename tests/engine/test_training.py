@@ -1,5 +1,6 @@
 """Whole runs as a user starts them: ZeRO stages, micro-batches, resume, precision, outputs."""
 
+import functools
 import json
 import runpy
 import shutil
@@ -16,12 +17,15 @@ from clipfast.checkpoint import Manifest
 from clipfast.checkpoint.contents import export_weights
 from clipfast.engine.requests import INTERRUPTED
 from clipfast.models import catalogue, create_model, export, load_weights, read_metadata
+from clipfast.models.compile import compile_blocks
 from tests.campaigns.subject import RECIPE
 from tests.engine.launching import (
     PAPER,
     QUICK,
+    _trainings,
     documented,
     fail,
+    free_port,
     losses,
     norms,
     rows,
@@ -29,6 +33,7 @@ from tests.engine.launching import (
     signal_when,
     train_in_turn,
 )
+from tests.ranks import run_ranks
 
 EVAL = ("--data.eval", "sample/noto")
 FOUR = ("--max-steps", "4")
@@ -71,6 +76,7 @@ def _words(one: object) -> tuple:
 
 # Of the recipe that most runs here train.
 MODEL = "RN-least"
+LEAST = (*QUICK, "--logging.name", "emoji")
 pytestmark = pytest.mark.slow
 
 
@@ -305,12 +311,24 @@ def test_a_checkpoint_gives_the_weights_of_the_run_and_what_they_are_of(alone, t
     create_model.from_file(tmp_path / "out.safetensors")
 
 
-def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_path, alone):
+def trained_without_code(folder: str, options: list[str], port: int) -> None:
+    """On a rank: trace blocks that are to be compiled, and run them as they were traced."""
+    traced = functools.partial(compile_blocks, backend="aot_eager")
+    with mock.patch("clipfast.engine.builders.compile_blocks", traced):
+        _trainings(folder, {"emoji": options}, port)
+
+
+@pytest.mark.parametrize("code", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_micro_batches_of_compiled_blocks_equal_the_whole_batch_with_a_vit(tmp_path, alone, code):
+    # tests/models/test_compile.py also trains with the code that is generated.
     whole = alone / "vit"
-    options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.recompute", "auto"]
-    folder = ["--logging.dir", str(tmp_path), "--model.name", "ViT-tiny", *FOUR]
-    output = run("emoji.py", *QUICK, *folder, *options)
-    assert "recompute: auto -> none (activations 0." in output
+    options = ["--micro-batch", "8", "--model.compile", "blocks", "--model.name", "ViT-tiny", *FOUR]
+    if code:
+        options += ["--model.recompute", "auto", "--logging.dir", str(tmp_path)]
+        output = run("emoji.py", *QUICK, *options)
+        assert "recompute: auto -> none (activations 0." in output
+    else:
+        run_ranks(1, trained_without_code, str(tmp_path), options, free_port())
     quarter = tmp_path / "emoji"
     assert losses(quarter) == pytest.approx(losses(whole), abs=1e-4)
     scales = [[row["logit_scale"] for row in rows(folder)] for folder in (whole, quarter)]
@@ -345,34 +363,34 @@ def test_a_killed_run_resumes_and_repeats_the_uninterrupted_one(tmp_path, alone)
 
 
 def test_a_terminated_run_saves_a_checkpoint_and_resumes(tmp_path):
-    arguments = [*QUICK, "--logging.dir", str(tmp_path)]
+    arguments = [*LEAST, "--logging.dir", str(tmp_path)]
     folder = tmp_path / "emoji"
     long = [*arguments, "--max-steps", "5000"]
     rows_of = folder / "metrics.jsonl"
-    assert signal_when(rows_of, signal.SIGTERM, "emoji.py", *long) == INTERRUPTED
+    assert signal_when(rows_of, signal.SIGTERM, str(RECIPE), *long) == INTERRUPTED
     (checkpoint,) = (folder / "checkpoints").glob("step*")
     step = Manifest.read(checkpoint).step
     assert json.loads((folder / "run.json").read_text())["starts"][0]["ended"]["step"] == step
     assert not (folder / "final.safetensors").exists()
     shorter = [*arguments, "--max-steps", str(step + 1), "--resume", "latest"]
-    assert "--max-steps was 5000, is" in fail("emoji.py", *shorter)
-    output = run("emoji.py", *shorter, "--resume-with-changes")
+    assert "--max-steps was 5000, is" in fail(str(RECIPE), *shorter)
+    output = run(str(RECIPE), *shorter, "--resume-with-changes")
     assert f"resumed after step {step}" in output
     assert [row["step"] for row in rows(folder)] == list(range(1, step + 2))
 
 
 def test_a_new_run_of_the_same_name_moves_the_old_one_aside(tmp_path):
-    options = ["--max-steps", "1", "--checkpoint.every-steps", "1"]
-    first = train(tmp_path, *options)
+    options = ["--max-steps", "1", "--checkpoint.every-steps", "1", "--zero-stage", "1"]
+    first = train(tmp_path, *LEAST, *options, recipe=str(RECIPE))
     old = losses(first)
-    output = run("emoji.py", *QUICK, "--logging.dir", str(tmp_path), *options, "--seed", "1")
+    output = run(str(RECIPE), *LEAST, "--logging.dir", str(tmp_path), *options, "--seed", "1")
     assert "emoji.1" in output
     assert losses(tmp_path / "emoji.1") == old
     assert losses(first) != old
     resume = [*options, "--logging.dir", str(tmp_path), "--resume", "latest"]
-    assert "--seed was 1, is 0" in fail("emoji.py", *QUICK, *resume)
+    assert "--seed was 1, is 0" in fail(str(RECIPE), *LEAST, *resume)
     resume += ["--seed", "1", "--zero-stage", "3"]
-    assert "ZeRO stage 1 -> 3" in run("emoji.py", *QUICK, *resume)
+    assert "ZeRO stage 1 -> 3" in run(str(RECIPE), *LEAST, *resume)
 
 
 @pytest.mark.parametrize(("stage", "precision"), with_more(SCALES, MORE_SCALES))

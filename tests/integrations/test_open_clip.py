@@ -374,7 +374,13 @@ def test_patched_training_step_is_open_clips(patch_and_undo):
     torch.testing.assert_close(*trajectories, rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("vision", [SHRUNK_VIT, SHRUNK_RESNET], ids=["ViT", "ResNet"])
+@pytest.mark.parametrize(
+    "vision",
+    [
+        pytest.param(SHRUNK_VIT, id="ViT"),
+        pytest.param(SHRUNK_RESNET, id="ResNet", marks=pytest.mark.thorough),
+    ],
+)
 def test_patched_model_compiles_with_few_graphs(patch_and_undo, vision):
     model = tiny(vision).float()
     batches = [make_batch(model) for _ in range(6)]

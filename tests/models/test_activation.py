@@ -42,7 +42,7 @@ def test_activation_is_one_of_two() -> None:
         create_model("ViT-tiny", activation="relu")
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50"])
+@pytest.mark.parametrize("name", [pytest.param("ViT-B-32", marks=pytest.mark.thorough), "RN50"])
 def test_gelu_features_equal_openclips_default_models(name: str, tmp_path: Path) -> None:
     open_clip = import_open_clip()
     config = open_clip.get_model_config(name)

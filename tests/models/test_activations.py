@@ -60,7 +60,7 @@ def test_activation_bytes_beside_gradients_equal_what_the_allocator_saw(name: st
     assert counted.peak + gradients - counted.overlap == pytest.approx(peak, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+@pytest.mark.parametrize("name", ["RN50", pytest.param("ViT-B/32", marks=pytest.mark.thorough)])
 def test_activation_bytes_fall_from_mode_to_mode(name: str) -> None:
     config = get_config(name)
     modes = ("none", "selective", "full")

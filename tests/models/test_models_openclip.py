@@ -95,9 +95,9 @@ def test_list_models_holds_the_nine_and_two_tiny_ones() -> None:
     ("name", "vision"),
     [
         ("RN50", {}),
-        ("RN50x4", {}),
+        pytest.param("RN50x4", {}, marks=pytest.mark.thorough),
         ("ViT-B/32", {}),
-        ("ViT-L/14@336px", {"image_size": 42}),
+        pytest.param("ViT-L/14@336px", {"image_size": 42}, marks=pytest.mark.thorough),
     ],
     ids=["RN50", "RN50x4", "ViT-B/32", "ViT-L/14 at 42 px"],
 )

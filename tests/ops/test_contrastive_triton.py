@@ -11,7 +11,7 @@ from tests.ops import contrastive_triton_cases as cases
 from tests.ops.triton_tools import assemble, interpret
 
 # Other dtypes, scales and layouts of what "fp16", "not_normalized", "waves" and "second_rule..."
-# walk through. The CUDA form, emulated, and the plain form have all of them in any case.
+# walk through. The other forms have most of them in any case.
 FURTHER = (
     *("fp32", "bf16", "largest_scale", "nearly_fitted_at_the_largest_scale"),
     *("some_sums_underflow", "strided_features", "least_workspace"),

@@ -177,7 +177,9 @@ def test_plan_on_a_recipe_prints_the_plan_and_trains_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("gpus", "column"), [(592, 3), (64, 1)])
+@pytest.mark.parametrize(
+    ("gpus", "column"), [(592, 3), pytest.param(64, 1, marks=pytest.mark.thorough)]
+)
 def test_memory_on_the_page_is_what_is_counted(gpus, column):
     """One mode of each table, counted whole; times and transfers are among the page's tables."""
     asked = page.question_of(gpus)
