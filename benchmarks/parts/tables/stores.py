@@ -46,14 +46,13 @@ def stores_broken() -> str:
 
 
 def _broken(runs: Sequence[Run]) -> str:
-    head = ["place", "form", "answers cut in an epoch", "samples lost", "of", "samples/s"]
+    head = ["place", "form", "answers cut in an epoch", "samples lost", "samples/s"]
     lines = [
         [
             case.rows[0]["protocol"],
             f"{loader}, {form}",
             f"{row['breaks']:,.0f}",
             f"{row['lost']:,.0f}",
-            f"{row['lost'] + row['samples']:,.0f}",
             number(row, "items_per_s"),
         ]
         for case in _cases(runs)
