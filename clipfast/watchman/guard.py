@@ -157,6 +157,7 @@ class Guard:
         setup = self._setup
         deadline = time.monotonic() + min(setup.patience, 60.0)
         reason = ""
+        said: list[Message] = []
         while True:
             for address in setup.addresses:
                 try:
@@ -167,7 +168,15 @@ class Guard:
                 self._line = Line(connection)
                 who = {"rank": setup.rank, "host": setup.host, "pid": setup.pid}
                 self._line.send(token=setup.token, **who)
+                for message in said:
+                    self._line.send(**message)
                 self._heard = time.monotonic()
+                return
+            for message in self._rank.receive():
+                self._from_rank(message)
+                said.append(message)
+            if self._left:
+                # A short run is over before this guard has come to it.
                 return
             if time.monotonic() > deadline or self._watched.has_ended:
                 self._decide(

@@ -63,6 +63,9 @@ def main() -> None:
     # A process cannot be forked once torch has threads.
     torch.set_num_threads(1)
     build(1)
+    # What a model without memory, to compare a file with, has to import.
+    with torch.device("meta"):
+        build(1)
     for line in sys.stdin:
         path = line.rstrip("\n")
         print(json.dumps({"path": path, **_in_child(path, reference, limit)}), flush=True)

@@ -4,6 +4,8 @@ import errno
 import os
 import selectors
 import socket
+import threading
+import time
 
 import pytest
 
@@ -18,13 +20,11 @@ from clipfast.watchman.wire import Line
 from tests.engine.plans import plan
 
 
-def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
-    """The goodbye and the end of the connection come at once."""
-    rank, rank_end = socket.socketpair()
-    hub, hub_end = socket.socketpair()
+def guard_of(rank_end: socket.socket, port: int | None = None) -> Guard:
+    """The guard of this process as rank 1, whose hub is asked for at a port, or is there."""
     record, stacks = os.memfd_create("place"), os.memfd_create("stacks")
     os.ftruncate(record, SIZE)
-    guard = Guard(
+    return Guard(
         Setup(
             rank=1,
             world_size=2,
@@ -33,7 +33,7 @@ def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
             pid=os.getpid(),
             process=os.pidfd_open(os.getpid()),
             token="",
-            addresses=[],
+            addresses=[] if port is None else [("127.0.0.1", port)],
             first_host="node0",
             patience=60.0,
             number=0,
@@ -44,6 +44,13 @@ def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
             remains=[],
         )
     )
+
+
+def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
+    """The goodbye and the end of the connection come at once."""
+    rank, rank_end = socket.socketpair()
+    hub, hub_end = socket.socketpair()
+    guard = guard_of(rank_end)
     guard._line = Line(hub_end)
     last = Line(hub)
     last.send(k="bye")
@@ -54,6 +61,36 @@ def test_guard_hears_the_hub_end_well_and_lets_its_rank_finish(capsys):
         assert not guard._goes_on(selector)
     assert [message["k"] for message in Line(rank).receive()] == ["bye"]
     assert capsys.readouterr().err == ""
+
+
+def test_guard_that_comes_after_a_short_run_says_nothing(capsys):
+    rank, rank_end = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    guard = guard_of(rank_end, port)
+    line = Line(rank)
+    line.send(k="logs", folder="somewhere")
+    line.send(k="bye")
+    guard._connect()
+    assert guard._left
+    assert line.receive() == []
+    assert capsys.readouterr().err == ""
+
+
+def test_guard_that_comes_late_passes_on_what_its_rank_has_said():
+    rank, rank_end = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    guard = guard_of(rank_end, port)
+    Line(rank).send(k="leaves", text="why")
+    connecting = threading.Thread(target=guard._connect)
+    connecting.start()
+    time.sleep(0.6)
+    with socket.create_server(("127.0.0.1", port)) as server:
+        hub = Line(server.accept()[0])
+        connecting.join()
+        messages = hub.receive()
+    assert [message.get("k") for message in messages] == [None, "leaves"]
 
 
 def test_hub_does_not_count_the_time_that_a_person_stopped_a_rank():
