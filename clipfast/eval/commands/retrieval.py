@@ -35,6 +35,12 @@ def add(subparsers: Any) -> None:
     group.add_argument("--split", default="test")
     group.add_argument("--root", help="folder that image paths start from")
     group.add_argument(
+        "--captions",
+        nargs="+",
+        default=(),
+        help="of shards, where captions are, as --data.captions; default .txt, a caption a line",
+    )
+    group.add_argument(
         "--prefix", default=PREFIX, help=f"before each caption, for a second row ({PREFIX!r})"
     )
     add_output_options(parser)
@@ -53,7 +59,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ValueError: data or weights cannot be read or do not fit.
         OSError: the result cannot be written.
     """
-    captioned = open_captions(options.data, split=options.split, root=options.root)
+    captioned = open_captions(
+        options.data, split=options.split, root=options.root, captions=options.captions
+    )
     file, loaded, existing = begin(options, captioned.name, TASK)
     if loaded is None:
         return existing

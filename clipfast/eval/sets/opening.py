@@ -1,9 +1,11 @@
 """Open a data set from what a person wrote: its place on disk, and perhaps its name."""
 
 import re
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 
+from clipfast.data.fields import Fields
 from clipfast.eval.sets.captionfolders import find_caption_file
 from clipfast.eval.sets.captionjson import read_caption_json
 from clipfast.eval.sets.captiontable import read_caption_table
@@ -75,7 +77,11 @@ def open_set(
 
 
 def open_captions(
-    source: str | PathLike[str], *, split: str = "test", root: str | Path | None = None
+    source: str | PathLike[str],
+    *,
+    split: str = "test",
+    root: str | Path | None = None,
+    captions: Sequence[str] = (),
 ) -> CaptionedSet:
     """Open images with captions.
 
@@ -87,6 +93,7 @@ def open_captions(
         split: which part, where the source has several.
         root: folder that relative paths start from; default that of the table, or a folder of
             images below it.
+        captions: of shards, where captions are, see ``clipfast.data.Fields``.
 
     Raises:
         ValueError: the source cannot be read, or a row has no image or no caption. Says where, and
@@ -97,7 +104,12 @@ def open_captions(
         raise ValueError(f"data set {name!r} has classes and no captions: measure zero-shot on it")
     shards = find_shards(place, split)
     if shards is not None:
-        return read_captioned(shards, name or shards.name, split)
+        fields = Fields(captions=tuple(captions)) if captions else None
+        return read_captioned(shards, name or shards.name, split, fields)
+    if captions:
+        raise ValueError(
+            f"captions={list(captions)} says where shards hold them, and {place!r} is none"
+        )
     path = Path(place).expanduser()
     if path.is_dir():
         path, folder = find_caption_file(path, split), path

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from clipfast.data.fields import FIELDS, Member, clean_caption
+from clipfast.data.fields import FIELDS, Fields, Member, clean_caption
+from clipfast.data.heads import counts
 from clipfast.data.kinds import image_extensions
 from clipfast.data.patterns import expand
+from clipfast.data.reader import ShardReader
 from clipfast.data.reasons import Reasons
 from clipfast.data.scan import runs
 from clipfast.data.shardfiles import ShardFiles
@@ -114,13 +116,17 @@ def read_labelled(shards: Shards) -> FoundSet:
     return FoundSet(shards.name, np.array(labels, kind), images, beside=shards.beside)
 
 
-def read_captioned(shards: Shards, name: str, split: str) -> CaptionedSet:
-    """Images and captions of shards, a caption a line; samples without both are counted in the log.
+def read_captioned(
+    shards: Shards, name: str, split: str, fields: Fields | None = None
+) -> CaptionedSet:
+    """Images and captions of shards; samples without both are counted in the log.
 
     Args:
         shards: to read.
         name: of the data set.
         split: of it.
+        fields: where captions are, read as for training, all of a sample; None: ``.txt``, a caption
+            a line.
 
     Raises:
         ValueError: no sample is complete, a caption is not UTF-8, or a shard cannot be read.
@@ -130,15 +136,42 @@ def read_captioned(shards: Shards, name: str, split: str) -> CaptionedSet:
             f"data set {shards.name!r} holds labels ({TYPE_FILE} says {shards.kind}): measure "
             "zero-shot on it"
         )
-    images, captions = read_samples(shards, "txt", _captions)
-    counts = [len(each) for each in captions]
+    images: Callable[[int], bytes]
+    if fields is None:
+        images, captions = read_samples(shards, "txt", _captions)
+    else:
+        images, captions = _as_trained(shards, fields)
+    each_has = [len(each) for each in captions]
     return CaptionedSet(
         name=name,
         split=split,
         encoded=images,
         captions=[caption for each in captions for caption in each],
-        image_of=np.repeat(np.arange(len(counts), dtype=np.int64), counts),
+        image_of=np.repeat(np.arange(len(each_has), dtype=np.int64), each_has),
     )
+
+
+def _as_trained(
+    shards: Shards, fields: Fields
+) -> tuple[Callable[[int], bytes], list[Sequence[str]]]:
+    """Images and all captions, as a training run of these fields reads them."""
+    reader = ShardReader(shards.paths, fields=fields)
+    try:
+        said = {
+            (shard, row): [text for text in reader.captions(shard, row) if text.strip()]
+            for shard, held in enumerate(counts(shards.paths, fields))
+            for row in range(held)
+        }
+    except OSError as error:
+        raise ValueError(f"data set {shards.name!r}: {error}") from None
+    places = [place for place, texts in said.items() if texts]
+    if len(places) < len(said):
+        _log.warning(
+            "%s: %d samples are left out: no caption says anything",
+            shards.name,
+            len(said) - len(places),
+        )
+    return lambda i: reader.image(*places[i]), [said[place] for place in places]
 
 
 def _in_folder(path: Path, split: str) -> Shards | None:

@@ -1,6 +1,7 @@
 """Data sets in webdataset shards, written here by tarfile."""
 
 import io
+import json
 import pickle
 import tarfile
 
@@ -178,6 +179,26 @@ def test_open_captions_names_bad_captions_in_shards(tmp_path, text, message):
     shard = write_tar(tmp_path / "x.tar", [("a.png", image(1)), ("a.txt", text)])
     with pytest.raises(ValueError, match=message):
         open_captions(shard)
+
+
+def test_open_captions_reads_captions_from_json_as_training_does(tmp_path, caplog):
+    members = []
+    for number, said in enumerate(({"caption": "one"}, {"alt": ["two", "three"]}, {"caption": ""})):
+        members += [(f"{number}.jpg", image(number)), (f"{number}.json", json.dumps(said).encode())]
+    shard = write_tar(tmp_path / "x.tar", members)
+    opened = open_captions(shard, captions=["json:caption,alt"])
+    assert list(opened.captions) == ["one", "two", "three"]
+    assert opened.image_of.tolist() == [0, 1, 1]
+    assert [opened.encoded(i) for i in range(len(opened))] == [image(i) for i in range(2)]
+    assert "1 samples are left out: no caption says anything" in caplog.text
+    with pytest.raises(ValueError, match=r"no sample of 1 shards has an image and a \.txt"):
+        open_captions(shard)
+
+
+def test_open_captions_takes_places_of_captions_for_shards_alone(tmp_path):
+    (tmp_path / "set.csv").write_text("image,caption\n")
+    with pytest.raises(ValueError, match="says where shards hold them"):
+        open_captions(str(tmp_path / "set.csv"), captions=["txt"])
 
 
 def test_open_captions_reads_the_embedded_shards():
