@@ -37,14 +37,14 @@ _VERSION = "2021-08-06"
 @pytest.fixture
 def google(moto, tmp_path, monkeypatch) -> Iterator[str]:
     """moto again: Google's XML requests are S3's, with a token for a signature."""
-    key = {"gcs_base_url": "", "disable_oauth": True, "client_email": "", "private_key": ""}
-    key["gcs_base_url"] = f"http://127.0.0.1:{moto.port}"
-    key["private_key_id"] = ""
+    address = f"http://127.0.0.1:{moto.port}"
+    key = {"gcs_base_url": address, "disable_oauth": True}
+    key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
     (tmp_path / "key.json").write_text(json.dumps(key))
     monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
     moto.faults.clear()
     moto.signs = True
-    storage.configure(StoreOptions(endpoint=key["gcs_base_url"], patience=5))
+    storage.configure(StoreOptions(endpoint=address, patience=5))
     yield "gs://shards"
     moto.signs = False
     storage.configure(StoreOptions())
