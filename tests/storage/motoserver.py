@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.campaigns.subject import free_port
+from tests.storage.program import running
 from tests.storage.proxy import Proxy
 
 
@@ -23,24 +23,14 @@ def served(folder: Path, environment: Mapping[str, str]) -> Iterator[Proxy]:
         folder: of tars and indexes.
         environment: of the server, beside that of this process.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
+    port = free_port()
+    with running(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        port,
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end, "moto's server does not start"
-                time.sleep(0.1)
+    ):
         _put(port, "shards", None)
         for path in folder.iterdir():
             if path.suffix in (".tar", ".idx"):
@@ -48,9 +38,6 @@ def served(folder: Path, environment: Mapping[str, str]) -> Iterator[Proxy]:
         proxy = Proxy(port)
         yield proxy
         proxy.close()
-    finally:
-        server.terminate()
-        server.wait(20)
 
 
 def _put(port: int, key: str, data: bytes | None) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.campaigns.subject import free_port
 from tests.needs import nginx
+from tests.storage.program import running
 
 _CONFIGURATION = """
 daemon off;
@@ -41,27 +40,11 @@ def serve(folder: Path, own: Path) -> Iterator[int]:
         folder: what it hands out.
         own: where its files are.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     configuration = own / "nginx.conf"
     configuration.write_text(_CONFIGURATION.format(own=own, port=port, folder=folder))
     program = nginx()
     assert program is not None
-    server = subprocess.Popen(
-        [program, "-p", str(own), "-e", str(own / "error.log"), "-c", str(configuration)]
-    )
-    try:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert server.poll() is None, (own / "error.log").read_text()
-                assert time.monotonic() < end, "nginx does not start"
-                time.sleep(0.05)
+    command = [program, "-p", str(own), "-e", str(own / "error.log"), "-c", str(configuration)]
+    with running(command, port, why=(own / "error.log").read_text):
         yield port
-    finally:
-        server.terminate()
-        server.wait(20)

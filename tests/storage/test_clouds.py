@@ -8,9 +8,7 @@ import hmac
 import json
 import os
 import shutil
-import socket
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -22,8 +20,10 @@ from clipfast.data import index, shards
 from clipfast.storage import Cache, StoreOptions, objects, storage_of
 from clipfast.storage.failures import ChangedError
 from clipfast.storage.transfer import bring, send
+from tests.campaigns.subject import free_port
 from tests.needs import need
 from tests.storage.conftest import SIZES
+from tests.storage.program import running
 from tests.storage.test_objects import assert_equal, take
 
 pytestmark = pytest.mark.xdist_group("stores")
@@ -54,30 +54,14 @@ def google(moto, tmp_path, monkeypatch) -> Iterator[str]:
 def azurite(tmp_path_factory) -> Iterator[int]:
     """Azurite's port, with an empty container "shards"."""
     need("obstore", "azurite-blob")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = shutil.which("azurite-blob")
     where = str(tmp_path_factory.mktemp("azurite"))
     options = ["--disableTelemetry", "--skipApiVersionCheck", "--inMemoryPersistence"]
-    server = subprocess.Popen(
-        [str(program), "--blobPort", str(port), *options],
-        stdout=subprocess.DEVNULL,
-        cwd=where,
-    )
-    end = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            assert server.poll() is None, "azurite ended"
-            assert time.monotonic() < end, "azurite does not start"
-            time.sleep(0.1)
-    _make_container(port, "shards")
-    yield port
-    server.terminate()
-    server.wait(20)
+    command = [str(program), "--blobPort", str(port), *options]
+    with running(command, port, stdout=subprocess.DEVNULL, cwd=where):
+        _make_container(port, "shards")
+        yield port
 
 
 def _make_container(port: int, name: str) -> None:
